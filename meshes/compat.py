@@ -1,0 +1,210 @@
+"""Every difference between TensorFlow versions, in one file.
+
+The last release of mesh-tensorflow (0.1.21) was written against TensorFlow 2.8. Importing this module makes it import and
+work under both versions the project is tested with, and no other file asks which one it has:
+
+* TensorFlow 2.21 (Python 3.10-3.13): CPU and GPU. TPUEstimator left TensorFlow with 2.16.
+* TensorFlow 2.15.1 with tensorflow-estimator 2.15.0 (Python 3.10-3.11): Cloud TPU through TPUEstimator.
+
+Write `from meshes.compat import mtf` instead of `import mesh_tensorflow`, and before any `import tensorflow`: what
+TensorFlow prints while it loads can only be held back from here.
+
+Quiet by default. TensorFlow's C++ lines below ERROR and mesh-tensorflow's remarks (one per variable, at every
+lowering) are not shown; errors always are. `TF_CPP_MIN_LOG_LEVEL=0` in the environment brings all of them back:
+TensorFlow's and XLA's own messages, and mesh-tensorflow's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import re
+import sys
+import tempfile
+import types
+from collections.abc import Iterator
+from typing import Any
+
+from errors import InputError
+
+# The names of TensorFlow's levels: 0 everything, 1 no INFO, 2 no WARNING either, 3 no ERROR either.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+_VERBOSE = os.environ["TF_CPP_MIN_LOG_LEVEL"].strip() == "0"
+
+# Lines the C++ side writes before it has read TF_CPP_MIN_LOG_LEVEL, the INFO and WARNING ones ("I0000 00:00:17…").
+_START_UP_NOISE = re.compile(rb"WARNING: All log messages before absl::InitializeLog|[IW]\d{4} |To enable the following")
+# A machine without an NVIDIA driver is told so as an ERROR when devices are first listed. (/dev/dxg: Windows' WSL 2.)
+_NO_NVIDIA_NOISE = re.compile(_START_UP_NOISE.pattern + rb"|E\d{4} .*cuInit|.*: E external/local_xla/.*cuInit")
+
+
+@contextlib.contextmanager
+def _without_stderr_lines(noise: re.Pattern[bytes]) -> Iterator[None]:
+    """Hold back what is written to file descriptor 2, then write it again without the lines that match `noise`.
+
+    Python's `sys.stderr` is no help: the writers are C++ static initialisers, which run while a library loads.
+    """
+    try:
+        original = os.dup(2)
+    except OSError:  # a daemon with its standard error closed has nothing to keep clean
+        yield
+        return
+    with tempfile.TemporaryFile() as held:
+        sys.stderr.flush()
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(original, 2)
+            os.close(original)
+            held.seek(0)
+            for line in held:
+                if not noise.match(line):
+                    os.write(2, line)
+
+
+@contextlib.contextmanager
+def _without_keras() -> Iterator[None]:
+    """Keep `import tensorflow` from importing Keras (0.6 s, and matplotlib with it): nothing here uses it.
+
+    TensorFlow imports Keras eagerly only to register its optimizers for SavedModels, and goes on when that fails.
+    `tf.keras` still loads when it is first touched.
+    """
+    if "keras" in sys.modules or "tensorflow" in sys.modules:
+        yield
+        return
+    sys.modules["keras"] = None  # type: ignore[assignment]  # Python's way to say "this import fails"
+    try:
+        yield
+    finally:
+        del sys.modules["keras"]
+
+
+def _import_tensorflow() -> types.ModuleType:
+    if _VERBOSE:
+        with _without_keras():
+            return importlib.import_module("tensorflow")
+    has_driver = any(os.path.exists(device) for device in ("/dev/nvidiactl", "/dev/dxg"))
+    with _without_stderr_lines(_START_UP_NOISE if has_driver else _NO_NVIDIA_NOISE), _without_keras():
+        tensorflow = importlib.import_module("tensorflow")
+        if not has_driver:
+            # The driver is looked for once in a process: let it be now. With a driver the devices stay untouched, so
+            # that importing this module never takes a GPU.
+            tensorflow.config.list_physical_devices("GPU")
+    return tensorflow
+
+
+def _restore_conversion_registry() -> None:
+    """`mesh_tensorflow.tpu_variables` registers its variables through `ops`; the function moved in TensorFlow 2.13."""
+    ops: Any = importlib.import_module("tensorflow.python.framework.ops")
+    if hasattr(ops, "register_tensor_conversion_function"):
+        return
+    registry: Any = importlib.import_module("tensorflow.python.framework.tensor_conversion_registry")
+    ops.register_tensor_conversion_function = registry.register_tensor_conversion_function
+
+
+class _Removed:
+    """Stands for a class that TensorFlow no longer has, where it is only named, subclassed or annotated with."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        raise InputError(_NEEDS_TPU_ENVIRONMENT)
+
+
+def _restore_estimator(tf: Any) -> None:
+    """Put back the names under `tf.estimator` that mesh-tensorflow and gin need at import.
+
+    `mesh_tensorflow.ops` subclasses two hook classes, which live on in `tf.compat.v1.train`. `gin.tf` (used by
+    `mesh_tensorflow.transformer`) subclasses `tf.estimator.SessionRunHook`. The transformer compares with `ModeKeys`, and
+    imports two modules of `tensorflow.python.tpu`.
+    """
+    v1 = tf.compat.v1
+    if hasattr(v1, "estimator"):
+        return
+
+    class ModeKeys:
+        TRAIN = "train"
+        EVAL = "eval"
+        PREDICT = "infer"
+
+    class Estimator(_Removed):
+        pass
+
+    class EstimatorSpec(_Removed):
+        pass
+
+    estimator: Any = types.ModuleType("tensorflow.compat.v1.estimator")
+    estimator.ModeKeys = ModeKeys
+    estimator.Estimator = Estimator
+    estimator.EstimatorSpec = EstimatorSpec
+    hooks = ("SessionRunHook", "CheckpointSaverListener", "CheckpointSaverHook", "LoggingTensorHook", "StopAtStepHook")
+    for name in hooks:
+        setattr(estimator, name, getattr(v1.train, name))
+    v1.estimator = tf.estimator = estimator
+    sys.modules["tensorflow.compat.v1.estimator"] = estimator
+
+    tpu = importlib.import_module("tensorflow.python.tpu")
+    for name in ("tpu_config", "tpu_estimator"):
+        module = types.ModuleType(f"tensorflow.python.tpu.{name}")
+        sys.modules[module.__name__] = module
+        setattr(tpu, name, module)
+
+
+class _MeshTensorFlowRemarks(logging.Filter):
+    """Drops what mesh-tensorflow itself logs below ERROR: the size of every variable, "not cloning random operation", …
+
+    It logs through TensorFlow's one logger, so records are told apart by the file they come from (the level of the
+    logger, and everybody else's records, stay as the user has them). TensorFlow's deprecation notices about calls made
+    inside mesh-tensorflow name that file in the message instead.
+    """
+
+    def __init__(self, directory: str) -> None:
+        super().__init__()
+        self._directory = directory
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.ERROR:
+            return True
+        from_it = record.pathname.startswith(self._directory)
+        return not from_it and f"From {self._directory}" not in record.getMessage()
+
+
+def _import_mesh_tensorflow() -> types.ModuleType:
+    module = importlib.import_module("mesh_tensorflow")
+    logger = logging.getLogger("tensorflow")
+    if not _VERBOSE and not any(isinstance(f, _MeshTensorFlowRemarks) for f in logger.filters):
+        logger.addFilter(_MeshTensorFlowRemarks(os.path.dirname(str(module.__file__)) + os.sep))
+    return module
+
+
+_tf: Any = _import_tensorflow()
+
+HAS_TPU_ESTIMATOR: bool = hasattr(_tf.compat.v1, "estimator") and hasattr(_tf.compat.v1.estimator, "tpu")
+
+_NEEDS_TPU_ENVIRONMENT = (
+    f"--tpu needs TPUEstimator, which TensorFlow {_tf.__version__} no longer has: run `make tpu-env` (TensorFlow 2.15.1, "
+    "Python 3.10 or 3.11), then use .venv-tpu/bin/python"
+)
+
+_restore_conversion_registry()
+_restore_estimator(_tf)
+mtf: Any = _import_mesh_tensorflow()
+
+
+def tpu_estimator() -> types.ModuleType:
+    """The module with `TPUEstimator`, `TPUEstimatorSpec`, `TPUConfig` and `RunConfig`.
+
+    Raises:
+        InputError: this TensorFlow has none; the message says what to install.
+    """
+    if not HAS_TPU_ESTIMATOR:
+        raise InputError(_NEEDS_TPU_ENVIRONMENT)
+    module: types.ModuleType = _tf.compat.v1.estimator.tpu
+    return module
+
+
+def tensorflow_version() -> tuple[int, int]:
+    """(major, minor) of the TensorFlow in use, for reports; code elsewhere does not branch on it."""
+    major, minor = _tf.__version__.split(".")[:2]
+    return int(major), int(minor)
