@@ -1,0 +1,112 @@
+# `make help` lists what there is. GNU make; needs only Python 3.10-3.13.
+
+PYTHON ?= python3
+VENV ?= .venv
+TPU_VENV ?= .venv-tpu
+# GPU=1 adds NVIDIA's libraries to the environment (Linux, driver 525 or newer): make demo GPU=1
+GPU ?=
+
+BIN := $(VENV)/bin
+RUNTIME := $(VENV)/.runtime$(if $(filter-out 0,$(GPU)),-gpu)
+RUNTIME_LOCK := requirements$(if $(filter-out 0,$(GPU)),-gpu).lock
+DEV := $(VENV)/.dev
+TPU := $(TPU_VENV)/.tpu
+TOOLS := .venv-tools
+
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+# The project itself: a link to this folder, built with the locked setuptools.
+THIS_PROJECT := --no-deps --no-build-isolation --config-settings editable_mode=compat -e .
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv demo test test-slow test-all test-tpu tpu-env lint types docs docs-check lock clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
+	@echo "  GPU=1 adds NVIDIA's libraries; PYTHON=python3.12 picks the interpreter."
+
+venv: $(RUNTIME)  ## make .venv with the locked versions
+
+demo: $(RUNTIME)  ## train and sample a small model on this machine
+	$(BIN)/python examples/demo.py
+
+test: $(DEV)  ## quick tests
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(DEV)  ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+test-all: $(DEV)  ## every test
+	$(BIN)/python -m pytest
+
+test-tpu: $(TPU)  ## the tests marked tpu_env, under TensorFlow 2.15 (TPUEstimator)
+	$(TPU_VENV)/bin/python $(PIP_INSTALL) -r requirements-dev.lock
+	$(TPU_VENV)/bin/python -m pytest -m tpu_env
+
+tpu-env: $(TPU)  ## make .venv-tpu, what --tpu runs in (Python 3.10 or 3.11)
+
+lint: $(DEV)  ## ruff: mistakes, style, import order
+	$(BIN)/ruff check .
+
+types: $(DEV)  ## mypy
+	$(BIN)/mypy
+
+docs: $(RUNTIME)  ## write docs/parameters.md from config.py
+	mkdir -p docs
+	$(BIN)/python config.py > docs/parameters.md.new
+	mv docs/parameters.md.new docs/parameters.md
+
+docs-check: $(RUNTIME)  ## fail when docs/parameters.md is not what config.py says
+	$(BIN)/python config.py | diff -u docs/parameters.md - || { echo "error: run 'make docs'" >&2; exit 1; }
+
+# --- environments -----------------------------------------------------------------------------------------------------
+
+# Each stamp is written last, so an interrupted installation is taken up again, and a changed lock installs the change.
+$(VENV)/.runtime $(VENV)/.runtime-gpu: $(RUNTIME_LOCK) pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || { echo \
+	  "error: $(PYTHON) is $$($(PYTHON) --version 2>&1), this needs Python 3.10-3.13: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python $(PIP_INSTALL) -r $(RUNTIME_LOCK)
+	$(BIN)/python $(PIP_INSTALL) $(THIS_PROJECT)
+	@touch $@
+
+$(DEV): $(RUNTIME) requirements-dev.lock
+	$(BIN)/python $(PIP_INSTALL) -r requirements-dev.lock
+	@touch $@
+
+# The first of these that is a working Python 3.11 or 3.10 (a pyenv shim may be on the PATH and yet not run).
+TPU_PYTHONS = python3.11 python3.10 $(PYTHON) $(wildcard $(HOME)/.pyenv/versions/3.11.*/bin/python) \
+              $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/python)
+TPU_PYTHON ?= $(shell for python in $(TPU_PYTHONS); do \
+    $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in {(3, 10), (3, 11)})' 2>/dev/null \
+    && echo $$python && break; done)
+
+$(TPU): requirements-tpu.lock pyproject.toml
+	@test -n "$(TPU_PYTHON)" || { echo \
+	  "error: TensorFlow 2.15 needs Python 3.10 or 3.11, and none was found: make tpu-env TPU_PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(TPU_VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(TPU_PYTHON) -m venv --clear $(TPU_VENV)
+	$(TPU_VENV)/bin/python $(PIP_INSTALL) -r requirements-tpu.lock
+	$(TPU_VENV)/bin/python $(PIP_INSTALL) $(THIS_PROJECT)
+	@touch $@
+
+# --- versions ---------------------------------------------------------------------------------------------------------
+
+# One lock for every supported Python and system, from the public index alone whatever this machine's settings are.
+COMPILE := env -u UV_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_URL -u UV_FIND_LINKS $(TOOLS)/bin/uv pip compile \
+    --no-config --default-index https://pypi.org/simple --universal --python-version 3.10 --upgrade --no-annotate \
+    --quiet --custom-compile-command "make lock"
+
+lock: $(TOOLS)/.uv  ## resolve requirements*.txt to the newest versions into requirements*.lock
+	$(COMPILE) requirements.txt -o requirements.lock
+	$(COMPILE) requirements-dev.txt -o requirements-dev.lock
+	$(COMPILE) requirements-gpu.txt -o requirements-gpu.lock
+	$(COMPILE) requirements-tpu.txt -o requirements-tpu.lock
+
+$(TOOLS)/.uv:
+	$(PYTHON) -m venv --clear $(TOOLS)
+	$(TOOLS)/bin/python $(PIP_INSTALL) "uv>=0.5"
+	@touch $@
+
+clean:  ## remove the environments and caches
+	rm -rf $(VENV) $(TPU_VENV) $(TOOLS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
