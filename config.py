@@ -49,6 +49,9 @@ TENSOR_DIMENSIONS = (
 
 # Stitch, sampling mode and weight of a dataset that is named without them.
 DATASET_DEFAULTS = (25, "documents_random", 1.0)
+# A JSON list, or what Python callers give for one.
+LIST = (list, tuple)
+
 MAX_LAYERS = 10_000
 MAX_INT = 2**63 - 1
 
@@ -129,29 +132,27 @@ class _Refused(Exception):
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    """`did you mean …?` for the known name nearest to `name`, or nothing when none is near."""
+    """`; did you mean …?` for the known name nearest to `name`, or nothing when none is near."""
     near = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {near[0]}?" if near else ""
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _one_of(name: str, known: Sequence[str], what: str) -> _Refused:
     """The refusal of a name that is not in `known`."""
     listed = ", ".join(known) if len(known) <= 12 else "the names listed in docs/parameters.md"
-    return _Refused(
-        f"unknown {what}; use {'one of ' if len(known) > 1 else ''}{listed}. {_nearest(name, known)}".rstrip()
-    )
+    return _Refused(f"unknown {what}; use {'one of ' if len(known) > 1 else ''}{listed}{_nearest(name, known)}")
 
 
 def _parse_attention_types(value: Any) -> tuple[str, ...]:
     """`[[["global", "local"], 2]]` -> `("global", "local", "global", "local")`."""
     shape = _Refused('must be a list of [list of types, repeats] pairs such as [[["global", "local"], 12]]')
-    if not isinstance(value, list) or not value:
+    if not isinstance(value, LIST) or not value:
         raise shape
     types: list[str] = []
     for pair in value:
-        if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], list) or not pair[0]:
+        if not isinstance(pair, LIST) or len(pair) != 2 or not isinstance(pair[0], LIST) or not pair[0]:
             raise shape
-        names, repeats = pair[0], _convert(int, pair[1], Key("", interval=AT_LEAST_ONE))
+        names, repeats = list(pair[0]), _element("number of repeats", int, pair[1], Key("", interval=AT_LEAST_ONE))
         for name in names:
             if not isinstance(name, str):
                 raise shape
@@ -167,9 +168,9 @@ def _parse_axial(value: Any) -> tuple[int, int] | None:
     """`[d1, d2]`, or null for learned positions."""
     if value is None:
         return None
-    if not isinstance(value, list) or len(value) != 2:
+    if not isinstance(value, LIST) or len(value) != 2:
         raise _Refused("must be a pair [d1, d2] with d1 * d2 = n_ctx, or null")
-    first, second = (_convert(int, size, Key("", interval=AT_LEAST_ONE)) for size in value)
+    first, second = (_element("size", int, size, Key("", interval=AT_LEAST_ONE)) for size in value)
     return first, second
 
 
@@ -178,7 +179,7 @@ def _parse_globs(value: Any) -> tuple[str, ...]:
     globs = [value] if isinstance(value, str) else value
     if value is None or value == "":
         return ()
-    if not isinstance(globs, list) or not all(isinstance(item, str) and item for item in globs):
+    if not isinstance(globs, LIST) or not all(isinstance(item, str) and item for item in globs):
         raise _Refused("must be a path or glob, or a list of them")
     return tuple(globs)
 
@@ -186,12 +187,12 @@ def _parse_globs(value: Any) -> tuple[str, ...]:
 def _parse_datasets(value: Any) -> tuple[tuple[str, int, str, float], ...]:
     """`[[id, stitch, sampling_mode, weight], ...]` or `[id, ...]`; null stands for a default."""
     shape = _Refused('must be a list such as [["my_dataset", 25, "documents_random", 1.0]] or ["my_dataset"]')
-    if not isinstance(value, list) or not value:
+    if not isinstance(value, LIST) or not value:
         raise shape
     uses = []
     for entry in value:
         fields = [entry] if isinstance(entry, str) else entry
-        if not isinstance(fields, list) or not 1 <= len(fields) <= 4 or not isinstance(fields[0], str) or not fields[0]:
+        if not isinstance(fields, LIST) or not 1 <= len(fields) <= 4 or not isinstance(fields[0], str) or not fields[0]:
             raise shape
         given = [*fields, None, None, None][1:4]
         stitch, mode, weight = (
@@ -263,7 +264,7 @@ def _parse_moe_params(value: Any) -> MoeParams:
     known = _keys(MoeParams)
     for name in value:
         if name not in known:
-            raise _Refused(f"unknown key {_show(name)} in it; remove it. {_nearest(name, known)}".rstrip())
+            raise _Refused(f"unknown key {_show(name)} in it{_nearest(str(name), known) or '; remove it'}")
     converted = {name: _element(name, known[name].hint, given, known[name].key) for name, given in value.items()}
     return MoeParams(**converted)
 
@@ -798,7 +799,7 @@ def _convert(hint: Any, value: Any, declared: Key) -> Any:
     if value is None and nullable:
         return None
     if get_origin(hint) is tuple:
-        if not isinstance(value, list):
+        if not isinstance(value, LIST):
             raise _Refused("must be a list")
         return tuple(_element("element", get_args(hint)[0], item, declared) for item in value)
     number = _SCALARS[hint](value, declared)
@@ -963,8 +964,9 @@ def _check_datasets(config: Config) -> None:
             _refuse(config.source, "n_vocab", n_vocab, problem)
         # padding_id may lie outside the vocabulary: GPT-2's is 50257 of 50257, and padding never reaches the model.
         if dataset.eos_id is not None and dataset.eos_id >= dataset.n_vocab:
-            problem = f"outside the vocabulary; it must be less than n_vocab = {dataset.n_vocab}"
-            _refuse(dataset.source, "eos_id", dataset.eos_id, problem)
+            source = config.source if dataset.eos_id == config.data.eos_id else dataset.source
+            problem = f"outside the vocabulary; it must be less than the dataset's n_vocab = {dataset.n_vocab}"
+            _refuse(source, "eos_id", dataset.eos_id, problem)
 
 
 def _check(config: Config) -> None:
@@ -995,10 +997,10 @@ def load_config(name_or_path: str, *, allow_unbuilt: bool = False) -> Config:
         InputError: the file is missing, is not JSON, or holds something that cannot work.
     """
     path = Path(name_or_path) if name_or_path.endswith(".json") else CONFIG_DIRECTORY / f"{name_or_path}.json"
-    if not path.is_file():
+    if not os.path.isfile(path):
         known = _names(CONFIG_DIRECTORY)
-        hint = _nearest(path.stem, known) or f"shipped configs: {', '.join(known)}"
-        raise InputError(f"{_display(str(path))}: no such model config; give a path ending in .json or a name. {hint}")
+        hint = _nearest(path.stem, known) or f"; shipped configs: {', '.join(known)}"
+        raise InputError(f"{_display(str(path))}: no such model config; give a path ending in .json or a name{hint}")
     return parse_config(_read_json(path), str(path), path.resolve().parent, allow_unbuilt=allow_unbuilt)
 
 
@@ -1066,12 +1068,12 @@ def _known(
         if name in keys:
             continue
         if name in elsewhere:
-            remedy = f"belongs in the {elsewhere_name}; move it there"
+            remedy = f"; it belongs in the {elsewhere_name}, move it there"
         elif name in RETIRED_KEYS:
-            remedy = RETIRED_KEYS[name]
+            remedy = f"; {RETIRED_KEYS[name]}"
         else:
-            remedy = _nearest(str(name), [*keys, *ALIASES]) or "remove it; docs/parameters.md lists the keys"
-        _refuse(source, name, value, f"unknown key; {remedy}")
+            remedy = _nearest(str(name), [*keys, *ALIASES]) or "; remove it: docs/parameters.md lists the keys"
+        _refuse(source, name, value, f"unknown key{remedy}")
     return values
 
 
@@ -1083,13 +1085,13 @@ def _resolve_dataset(
     roots = [root / "dataset_configs" for root in (directory, CONFIG_DIRECTORY) if root is not None]
     places = list(dict.fromkeys(root.resolve() for root in roots))
     for place in places:
-        if (place / f"{name}.json").is_file():
+        if name in _names(place):
             dataset = _load_dataset(place / f"{name}.json")
             return DatasetUse(*use, dataset=_fill_ids(dataset, values, source))
     known = sorted({known for place in places for known in _names(place)})
     looked = " and ".join(_display(str(place)) for place in places)
-    problem = f"no {name}.json in {looked}; create it or use one of: {', '.join(known) or 'none exist'}"
-    _refuse(source, "datasets", name, f"{problem}. {_nearest(name, known)}".rstrip())
+    problem = f"no dataset config {_show(f'{name}.json')} in {looked}; create it or use one of the ids that exist"
+    _refuse(source, "datasets", name, f"{problem} ({', '.join(known) or 'none'}){_nearest(name, known)}")
 
 
 def _load_dataset(path: Path) -> DatasetConfig:
