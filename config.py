@@ -1141,10 +1141,14 @@ def _read_json(path: Path) -> Any:
     def constant(name: str) -> NoReturn:
         raise InputError(f"{source}: {name} is not JSON; write a finite number")
 
+    def integer(digits: str) -> int:
+        if len(digits) > 400:  # longer than any float, and past 4300 int() itself refuses
+            raise InputError(f"{source}: {digits[:20]}... has {len(digits)} digits; write a smaller number")
+        return int(digits)
+
     try:
-        return json.loads(path.read_text("utf-8-sig"), object_pairs_hook=unique, parse_constant=constant)
-    except InputError:
-        raise
+        text = path.read_text("utf-8-sig")
+        return json.loads(text, object_pairs_hook=unique, parse_constant=constant, parse_int=integer)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise InputError(f"{source}: not valid JSON at {place}: {error.msg}; correct it there") from None
@@ -1152,8 +1156,8 @@ def _read_json(path: Path) -> Any:
         raise InputError(f"{source}: cannot be read: {error.strerror}; check the path and its permissions") from None
     except RecursionError:
         raise InputError(f"{source}: not a config: brackets are nested too deeply; remove them") from None
-    except ValueError as error:
-        raise InputError(f"{source}: not a config: {error}; write JSON as UTF-8 text") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{source}: not UTF-8 text (byte {error.start}); write JSON as UTF-8 text") from None
 
 
 def _names(directory: Path) -> list[str]:
@@ -1187,11 +1191,10 @@ def _show(value: Any) -> str:
 
 
 def _display(source: str) -> str:
-    """A path as short as it can be said: relative where it lies under the working directory."""
-    if not os.path.isabs(source):
-        return source
-    relative = os.path.relpath(source)
-    return source if relative.startswith("..") else relative
+    """A path on one line, and relative where it lies under the working directory."""
+    if os.path.isabs(source) and not os.path.relpath(source).startswith(".."):
+        source = os.path.relpath(source)
+    return source if source.isprintable() else ascii(source)[1:-1]
 
 
 def _to_json(value: Any) -> Any:
