@@ -1,0 +1,188 @@
+"""The data files of one dataset, as one numbered sequence of records."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from config import DatasetConfig
+from data import storage
+from data.progress import Progress
+from data.tfrecords import RecordIndex, load_index, parse_records, read_records
+from errors import InputError
+
+Ints = NDArray[np.int64]
+
+_REMOTE_READERS = 32
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Records 0 … len-1: those of paths[0] in file order, then those of paths[1], and so on.
+
+    Of each record the index knows where it lies and how many tokens it holds; the tokens themselves stay on disk.
+    Large sets have hundreds of millions of records, so the index is kept at 16 bytes each: sizes and lengths fit int32
+    because a protobuf, which a record is, cannot exceed 2 GiB.
+    """
+
+    paths: tuple[str, ...]
+    first_records: Ints  # [files + 1]: the number of each file's first record; the last entry is len(self)
+    offsets: Ints  # [records]: where the payload begins in its file, bytes
+    sizes: NDArray[np.int32]  # [records]: bytes of payload
+    lengths: NDArray[np.int32]  # [records]: tokens
+    id_ranges: tuple[tuple[int, int], ...]  # least and greatest token id of each file
+
+    @staticmethod
+    def from_indexes(indexes: Sequence[RecordIndex]) -> Corpus:
+        return Corpus(
+            paths=tuple(index.path for index in indexes),
+            first_records=np.cumsum([0] + [len(index.tokens) for index in indexes]).astype(np.int64),
+            offsets=_concatenate([index.offsets for index in indexes], np.int64),
+            sizes=_concatenate([index.sizes for index in indexes], np.int32),
+            lengths=_concatenate([index.tokens for index in indexes], np.int32),
+            id_ranges=tuple((index.min_id, index.max_id) for index in indexes),
+        )
+
+    def __len__(self) -> int:
+        return int(self.first_records[-1])
+
+    @property
+    def n_tokens(self) -> int:
+        return int(self.lengths.sum(dtype=np.int64))
+
+    def where(self, record: int) -> str:
+        """`FILE, record N`, as messages name a record; N counts from 0 within the file."""
+        file = int(np.searchsorted(self.first_records, record, side="right")) - 1
+        return f"{self.paths[file]}, record {record - int(self.first_records[file])}"
+
+    def read(self, records: Ints) -> list[bytes]:
+        """The serialized records of these numbers, which must increase (so that each file is opened once)."""
+        files = np.searchsorted(self.first_records, records, side="right") - 1
+        numbers, begins = np.unique(files, return_index=True)
+        requests = [
+            (self.paths[number], self.offsets[part], self.sizes[part])
+            for number, part in zip(numbers, np.split(records, begins[1:]), strict=True)
+        ]
+        if not any(storage.is_url(path) for path, _, _ in requests):
+            return [record for request in requests for record in read_records(*request)]
+        # A read from a bucket waits tens of milliseconds on the network; many at once hide that.
+        single = [
+            (path, offsets[i : i + 1], sizes[i : i + 1])
+            for path, offsets, sizes in requests
+            for i in range(len(offsets))
+        ]
+        with ThreadPoolExecutor(_REMOTE_READERS) as pool:
+            return [record for found in pool.map(lambda request: read_records(*request), single) for record in found]
+
+
+def _concatenate(arrays: list[Ints], dtype: type) -> NDArray:
+    return np.concatenate([array.astype(dtype) for array in arrays]) if arrays else np.empty(0, dtype)
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Stretches of records, and where each goes in a batch: one entry per piece in each of five int64 arrays."""
+
+    records: Ints  # which record of the corpus
+    starts: Ints  # its first token that is taken
+    rows: Ints  # the row of the batch it goes to
+    columns: Ints  # and the column of that first token
+    lengths: Ints  # tokens taken
+
+    def moved_to(self, rows: Ints) -> Pieces:
+        """The same pieces, those of row r now going to rows[r]."""
+        return dataclasses.replace(self, rows=rows[self.rows])
+
+
+def copy_pieces(parts: Sequence[tuple[Corpus, Pieces]], batch: NDArray[np.int32]) -> None:
+    """Read every record that the pieces need, once, and copy the pieces into `batch` [rows, columns]."""
+    serialized: list[bytes] = []
+    wanted: list[tuple[Corpus, Ints]] = []
+    placed: list[tuple[Pieces, Ints]] = []
+    for corpus, pieces in parts:
+        records, slots = np.unique(pieces.records, return_inverse=True)
+        placed.append((pieces, slots + len(serialized)))
+        wanted.append((corpus, records))
+        serialized += corpus.read(records)
+    if not serialized:
+        return
+    values, splits = parse_records(serialized)
+    _check_lengths(wanted, np.diff(splits))
+    for pieces, slots in placed:
+        begins = splits[slots] + pieces.starts
+        for row, column, begin, length in zip(
+            pieces.rows.tolist(), pieces.columns.tolist(), begins.tolist(), pieces.lengths.tolist(), strict=True
+        ):
+            batch[row, column : column + length] = values[begin : begin + length]
+
+
+def _check_lengths(wanted: list[tuple[Corpus, Ints]], found: Ints) -> None:
+    """A file that is rewritten during a run would otherwise give silently shifted text."""
+    expected = np.concatenate([corpus.lengths[records] for corpus, records in wanted])
+    if (differing := np.flatnonzero(expected != found)).size:
+        places = [corpus.where(int(record)) for corpus, records in wanted for record in records]
+        first = int(differing[0])
+        raise InputError(
+            f"{places[first]}: holds {found[first]} tokens where {expected[first]} were found before; the file changed "
+            "while it was in use: start again"
+        )
+
+
+def data_files(dataset: DatasetConfig, key: str) -> list[str]:
+    """The data files under `key` ("path" or "eval_path") of a dataset config, in natural order.
+
+    Natural order, part_2 before part_10, is the order in which numbered files were written. Raises InputError when a
+    glob matches nothing.
+    """
+    paths = [path for path in dataset.files(key) if not path.endswith(".tmp")]  # .tmp: still being written
+    if not paths:
+        raise InputError(f"{dataset.source}: {key}: only unfinished .tmp files match; wait until they are written")
+    return sorted(paths, key=_natural_key)
+
+
+def load_indexes(paths: Sequence[str], *, progress: bool = True) -> Iterator[RecordIndex | InputError]:
+    """The index of each file, or what is wrong with it. `progress` shows how far, where files must be read whole."""
+    with contextlib.ExitStack() as stack:
+        shown: list[Progress] = []
+        for number, path in enumerate(paths):
+
+            def update(size: int, rest: Sequence[str] = paths[number:]) -> None:
+                if progress and not shown:  # only now is it known that there is something to wait for
+                    shown.append(stack.enter_context(Progress(sum(map(_size, rest)), "indexing")))
+                for bar in shown:
+                    bar.update(size)
+
+            try:
+                yield load_index(path, progress=update)
+            except InputError as error:
+                yield error
+
+
+def load_corpus(paths: Sequence[str], *, progress: bool = True) -> Corpus:
+    """The corpus of these files; raises InputError for a file that is damaged or is not of records with `text`."""
+    indexes = []
+    for found in load_indexes(paths, progress=progress):
+        if isinstance(found, InputError):
+            raise found
+        indexes.append(found)
+    return Corpus.from_indexes(indexes)
+
+
+def _size(path: str) -> int:
+    try:
+        return storage.stat(path).size
+    except storage.errors():
+        return 0  # load_index tells what is wrong with it
+
+
+def _natural_key(path: str) -> list[tuple[int, int, str]]:
+    """Text and runs of digits in turn, the latter compared by value."""
+    parts = re.split(r"([0-9]+)", path)
+    return [(0, int(part), part) if part.isdigit() else (1, 0, part) for part in parts]

@@ -1,0 +1,322 @@
+"""From a config to batches of token windows.
+
+Every window is a pure function of (seed, position), position being the number of samples consumed before it: nothing
+is shuffled in a buffer and no iterator has a state. A run that continues at a position therefore sees exactly the
+samples that it would have seen without the interruption, whatever its batch size is from then on.
+
+A window is n_ctx + 1 tokens, of which the first n_ctx are the inputs and the last n_ctx the labels (`split`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from config import Config, DatasetUse
+from data.bytes import byte_lengths
+from data.check import known_eos_id, misfits
+from data.corpus import Corpus, Ints, Pieces, copy_pieces, data_files, load_corpus
+from data.encoders import Encoder
+from data.mixture import Mixture
+from data.permutation import derive_key, keyed_uint64, permute
+from data.prefetch import Prefetcher
+from errors import InputError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+Tokens = NDArray[np.int32]
+Weights = NDArray[np.float32]
+
+PAD_ID = 0  # fills what carries no weight; any id would do
+
+
+def split(tokens: Tokens) -> tuple[Tokens, Tokens]:
+    """Windows [..., n_ctx + 1] -> (inputs, labels), each [..., n_ctx]: a label is the token after its input."""
+    return tokens[..., :-1], tokens[..., 1:]
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """One dataset as an endless sequence of windows, numbered from 0 ("rank")."""
+
+    corpus: Corpus
+    mode: str  # documents_random, documents_fixed or chunks
+    stitch: int  # documents joined for one sample; 1 for chunks
+    shuffled: bool
+    width: int  # tokens of a window: n_ctx + 1
+    eos_id: int  # between stitched documents; of no effect when stitch is 1
+    name: str  # tells this dataset's random numbers from another's
+    seed: int
+
+    @property
+    def per_epoch(self) -> int:
+        """Samples in one pass over the records.
+
+        Where stitch does not divide the documents, the few left over sit out that epoch (others sit out the next, which
+        is shuffled anew). Fewer documents than `stitch` make one sample, in which they come round again.
+        """
+        return max(1, len(self.corpus) // self.stitch)
+
+    def pieces(self, ranks: Ints) -> Pieces:
+        """What to read for the windows of these ranks; row r of the result belongs to ranks[r]."""
+        epochs, numbers = np.divmod(ranks, self.per_epoch)
+        places = (numbers[:, None] * self.stitch + np.arange(self.stitch)) % len(self.corpus)
+        if self.shuffled:
+            keys = keyed_uint64(derive_key("order", self.seed, self.name), epochs)
+            places = permute(places, len(self.corpus), keys[:, None])
+        lengths = self.corpus.lengths[places].astype(np.int64)  # [samples, stitch]
+        # Document i of a sample lies at [begins, ends) of the joined text, with one eos_id between neighbours.
+        ends = np.cumsum(lengths + 1, axis=1) - 1
+        begins = ends - lengths
+        window_begins = self._window_begins(epochs, numbers, ends[:, -1])[:, None]
+        first = np.maximum(begins, window_begins)
+        last = np.minimum(ends, window_begins + self.width)
+        rows, documents = np.nonzero(first < last)
+        chosen = (rows, documents)
+        return Pieces(
+            records=places[chosen],
+            starts=(first - begins)[chosen],
+            rows=rows,
+            columns=(first - window_begins)[chosen],
+            lengths=(last - first)[chosen],
+        )
+
+    def _window_begins(self, epochs: Ints, numbers: Ints, joined_lengths: Ints) -> Ints:
+        if self.mode != "documents_random":
+            return np.zeros_like(numbers)
+        keys = keyed_uint64(derive_key("window", self.seed, self.name), epochs)
+        choices = (joined_lengths - self.width + 1).astype(np.uint64)
+        return (keyed_uint64(keys, numbers) % choices).astype(np.int64)
+
+
+def _training_samples(config: Config, number: int, progress: bool) -> _Samples:
+    """The samples of entry `number` of `datasets`; raises InputError when its data cannot be used as asked."""
+    use = config.data.datasets[number]
+    corpus = _fitting_corpus(config, use, "path", progress)
+    chunks = use.sampling_mode == "chunks"
+    stitch = 1 if chunks else use.stitch
+    # A dataset that is listed twice is drawn from in two different orders.
+    listed_before = sum(other.id == use.id for other in config.data.datasets[:number])
+    return _Samples(
+        corpus=corpus,
+        mode=use.sampling_mode,
+        stitch=stitch,
+        shuffled=config.data.shuffle_input_filenames or not chunks,
+        width=config.model.n_ctx + 1,
+        eos_id=(known_eos_id(use.dataset) or 0) if stitch > 1 else 0,
+        name=f"{use.id} {listed_before}",
+        seed=config.training.seed,
+    )
+
+
+def _fitting_corpus(config: Config, use: DatasetUse, key: str, progress: bool) -> Corpus:
+    corpus = load_corpus(data_files(use.dataset, key), progress=progress)
+    for misfit in misfits(config, use, corpus, held_out=key == "eval_path"):
+        raise InputError(misfit)
+    return corpus
+
+
+class TrainingData:
+    """The training samples of a config: an endless, fixed sequence, numbered from 0.
+
+    Reads the index of every data file and checks everything that can be checked without training, raising InputError
+    at the first thing that does not fit. `progress` tells on standard error which files are being indexed.
+    """
+
+    fingerprint: str
+    """Of what decides the samples (seed, mixture, modes, and every record's length): hex. A checkpoint that carries
+    another fingerprint was trained on other data, and its position means something else here."""
+
+    def __init__(self, config: Config, *, progress: bool = True) -> None:
+        self.width = config.model.n_ctx + 1
+        self._uses = config.data.datasets
+        self._sources = [_training_samples(config, number, progress) for number in range(len(self._uses))]
+        self._mixture = Mixture([use.weight for use in self._uses], config.training.seed)
+        self.fingerprint = self._fingerprint(config.training.seed)
+
+    def sample(self, position: int) -> Tokens:
+        """The window at `position`: int32 [n_ctx + 1]."""
+        row: Tokens = self.batch(position, 1)[0]
+        return row
+
+    def batch(self, position: int, size: int) -> Tokens:
+        """The windows at position … position + size - 1: int32 [size, n_ctx + 1]."""
+        if position < 0 or size < 1:
+            raise ValueError(f"position {position}, size {size}: a batch has at least one sample, from position 0 on")
+        datasets, ranks = self._mixture.locate(np.arange(position, position + size, dtype=np.int64))
+        tokens = np.empty((size, self.width), np.int32)
+        parts = []
+        for number in np.unique(datasets):
+            source = self._sources[number]
+            rows = np.flatnonzero(datasets == number)
+            tokens[rows] = source.eos_id  # what the pieces leave open is the places between documents
+            parts.append((source.corpus, source.pieces(ranks[rows]).moved_to(rows)))
+        copy_pieces(parts, tokens)
+        return tokens
+
+    def batches(self, position: int, size: int, *, prefetch: int = 4) -> Prefetcher[Tokens]:
+        """Batches from `position` on, without end; a background thread keeps `prefetch` of them ready.
+
+        Close the result, or use it in a `with` statement, to end the thread.
+        """
+
+        def generate() -> Iterator[Tokens]:
+            start = position
+            while True:
+                yield self.batch(start, size)
+                start += size
+
+        return Prefetcher(generate(), prefetch)
+
+    def describe(self) -> list[str]:
+        """One line per dataset: what it holds and how it is sampled."""
+        shares = self._mixture.quotas / self._mixture.block
+        return [
+            f"{use.id}: {len(source.corpus.paths):,} files, {len(source.corpus):,} "
+            f"{'chunks' if source.mode == 'chunks' else 'documents'}, {source.corpus.n_tokens:,} tokens, "
+            f"{source.per_epoch:,} samples per epoch ({source.mode}), {share:.2%} of the samples"
+            for use, source, share in zip(self._uses, self._sources, shares, strict=True)
+        ]
+
+    def _fingerprint(self, seed: int) -> str:
+        facts = {
+            "seed": seed,
+            "width": self.width,
+            "quotas": self._mixture.quotas.tolist(),
+            "datasets": [
+                {
+                    "name": source.name,
+                    "mode": source.mode,
+                    "stitch": source.stitch,
+                    "shuffled": source.shuffled,
+                    "eos_id": source.eos_id,
+                    "records_per_file": np.diff(source.corpus.first_records).tolist(),
+                    "sizes": hashlib.sha256(source.corpus.sizes.data).hexdigest(),
+                    "lengths": hashlib.sha256(source.corpus.lengths.data).hexdigest(),
+                }
+                for source in self._sources
+            ],
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+class EvaluationData:
+    """The held-out text (`eval_path`) of every dataset, as windows in a fixed order, every token predicted once.
+
+    A document is cut into windows of n_ctx + 1 tokens that overlap by one, since the first token of a window is not
+    predicted by it. The first window begins with eos_id where that is known, so that the document's first token is
+    predicted too. A chunk is a window. Weights of datasets play no part.
+    """
+
+    def __init__(self, config: Config, *, progress: bool = True) -> None:
+        self.width = config.model.n_ctx + 1
+        self._sources = [_held_out_windows(config, use, progress) for use in config.data.datasets]
+        self._first_windows = np.cumsum([0] + [source.n_windows for source in self._sources])
+        self.n_windows = int(self._first_windows[-1])
+        if not self.n_windows:
+            names = ", ".join(sorted({use.dataset.source for use in config.data.datasets}))
+            raise InputError(f"{names}: eval_path names files without a single token to predict; give it held-out text")
+
+    def batches(self, size: int, *, limit: int | None = None) -> Iterator[tuple[Tokens, Weights]]:
+        """Batches of (tokens [size, n_ctx + 1], weights [size, n_ctx] of the labels: 1 counts, 0 is padding).
+
+        limit: at most so many batches. Where the windows do not fit in them, the evenly spaced ones that do are taken,
+        the same every time. The last batch is filled up with rows of weight 0, so that all have one shape.
+        """
+        windows = self._select(size, limit)
+        starts = range(0, len(windows), size)
+        with Prefetcher((self._batch(windows[start : start + size], size) for start in starts), 4) as ready:
+            yield from ready
+
+    def token_bytes(self, encoder: Encoder, size: int = 1, *, limit: int | None = None) -> int:
+        """UTF-8 bytes of the text that `batches(size, limit=limit)` scores; special tokens (eos_id) are no text."""
+        table = byte_lengths(encoder)
+        return sum(count_bytes(table, tokens, weights) for tokens, weights in self.batches(size, limit=limit))
+
+    def _select(self, size: int, limit: int | None) -> Ints:
+        if size < 1 or (limit is not None and limit < 1):
+            raise ValueError(f"size {size}, limit {limit}: at least one window and one batch are needed")
+        room = self.n_windows if limit is None else min(self.n_windows, size * limit)
+        return np.arange(room, dtype=np.int64) * self.n_windows // room
+
+    def _batch(self, windows: Ints, size: int) -> tuple[Tokens, Weights]:
+        tokens = np.full((size, self.width), PAD_ID, np.int32)
+        weights = np.zeros((size, self.width - 1), np.float32)
+        datasets = np.searchsorted(self._first_windows, windows, side="right") - 1
+        parts = []
+        for number in np.unique(datasets):
+            source = self._sources[number]
+            rows = np.flatnonzero(datasets == number)
+            pieces, predicted = source.pieces(windows[rows] - self._first_windows[number])
+            if source.eos_id is not None:
+                tokens[rows, 0] = source.eos_id  # overwritten in windows that are not a document's first
+            weights[rows] = np.arange(self.width - 1) < predicted[:, None]
+            parts.append((source.corpus, pieces.moved_to(rows)))
+        copy_pieces(parts, tokens)
+        return tokens, weights
+
+
+def count_bytes(table: Ints, tokens: Tokens, weights: Weights) -> int:
+    """UTF-8 bytes of the labels that have a weight.
+
+    table: `byte_lengths` of the tokenizer. tokens, weights: a batch of `EvaluationData`.
+    """
+    labels = split(tokens)[1][weights > 0]
+    if labels.size and labels.max() >= len(table):
+        raise InputError(
+            f"the held-out data holds token id {labels.max()}, but its tokenizer has only {len(table)} tokens; "
+            "set tokenizer_path to the tokenizer that made the data"
+        )
+    return int(table[labels].sum())
+
+
+class _Windows:
+    """The held-out windows of one dataset, numbered from 0 in the order of the text."""
+
+    def __init__(self, corpus: Corpus, width: int, eos_id: int | None) -> None:
+        self.corpus = corpus
+        self.eos_id = eos_id
+        self._width = width
+        self._lead = 0 if self.eos_id is None else 1  # tokens put before each document
+        predicted = np.maximum(corpus.lengths.astype(np.int64) + self._lead - 1, 0)
+        self._first_windows = np.concatenate([[0], np.cumsum(-(-predicted // (width - 1)))]).astype(np.int64)
+        self.n_windows = int(self._first_windows[-1])
+
+    def pieces(self, windows: Ints) -> tuple[Pieces, Ints]:
+        """What to read for these windows (row r for windows[r]), and how many labels of each count."""
+        records = np.searchsorted(self._first_windows, windows, side="right") - 1
+        # Where the window begins in the document with its leading eos_id, and where what is read of it begins.
+        begins = (windows - self._first_windows[records]) * (self._width - 1)
+        starts = np.maximum(begins - self._lead, 0)
+        columns = starts + self._lead - begins
+        lengths = np.minimum(self.corpus.lengths[records] - starts, self._width - columns)
+        return Pieces(records, starts, np.arange(len(windows)), columns, lengths), columns + lengths - 1
+
+
+def _held_out_windows(config: Config, use: DatasetUse, progress: bool) -> _Windows:
+    corpus = _fitting_corpus(config, use, "eval_path", progress)
+    chunks = use.sampling_mode == "chunks"
+    return _Windows(corpus, config.model.n_ctx + 1, eos_id=None if chunks else known_eos_id(use.dataset))
+
+
+def as_dataset(config: Config, position: int, batch_size: int) -> tf.data.Dataset:
+    """The training batches from `position` on, for TPUEstimator: {"inputs", "labels"}, int32 [batch, n_ctx] each."""
+    import tensorflow as tf
+
+    data = TrainingData(config)
+    spec = tf.TensorSpec([batch_size, config.model.n_ctx], tf.int32)
+
+    def generate() -> Iterator[dict[str, Tokens]]:
+        with data.batches(position, batch_size) as batches:
+            for tokens in batches:
+                inputs, labels = split(tokens)
+                yield {"inputs": inputs, "labels": labels}
+
+    return tf.data.Dataset.from_generator(generate, output_signature={"inputs": spec, "labels": spec})
