@@ -52,25 +52,25 @@ def permute(index: ArrayLike, size: int, key: ArrayLike) -> NDArray[np.int64]:
     indices = np.asarray(index, dtype=np.int64)
     if indices.size and (indices.min() < 0 or indices.max() >= size):
         raise ValueError(f"index {indices.min()}..{indices.max()} is outside [0, {size})")
-    values = _as_uint64(indices.ravel())
-    keys = np.broadcast_to(_as_uint64(key), indices.shape).ravel()
     a = max(1, math.isqrt(max(0, size - 1)) + 1)  # the least a with a·a >= size
     b = max(1, -(-size // a))
-    values = _feistel(values, a, b, keys)
+    # Drawn in the shape of `key`, which is often much smaller than that of `index`.
+    drawn = [keyed_uint64(key, np.uint64(number)) for number in range(_ROUNDS)]
+    round_keys = [np.broadcast_to(keys, np.atleast_1d(indices).shape).ravel() for keys in drawn]
+    values = _feistel(_as_uint64(indices.ravel()), a, b, round_keys)
     while (outside := np.flatnonzero(values >= np.uint64(size))).size:
-        values[outside] = _feistel(values[outside], a, b, keys[outside])
+        values[outside] = _feistel(values[outside], a, b, [keys[outside] for keys in round_keys])
     return values.astype(np.int64).reshape(indices.shape)
 
 
-def _feistel(values: UInts, a: int, b: int, keys: UInts) -> UInts:
+def _feistel(values: UInts, a: int, b: int, round_keys: list[UInts]) -> UInts:
     """One pass: each round adds to one half a keyed function of the other, which any value of the other can undo."""
     left, right = values % np.uint64(a), values // np.uint64(a)
-    for number in range(_ROUNDS):
-        round_keys = keyed_uint64(keys, np.uint64(number))
+    for number, keys in enumerate(round_keys):
         if number % 2 == 0:
-            left = (left + keyed_uint64(round_keys, right) % np.uint64(a)) % np.uint64(a)
+            left = (left + keyed_uint64(keys, right) % np.uint64(a)) % np.uint64(a)
         else:
-            right = (right + keyed_uint64(round_keys, left) % np.uint64(b)) % np.uint64(b)
+            right = (right + keyed_uint64(keys, left) % np.uint64(b)) % np.uint64(b)
     return left + right * np.uint64(a)
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import check, corpus, tfrecords
+from data import check, corpus, progress, tfrecords
 from data.encoders import load_encoder
 from errors import InputError
 from inputs import EvaluationData, TrainingData, as_dataset, count_bytes, split
@@ -59,6 +59,7 @@ def refusal(config, kind=TrainingData) -> str:
 # The same samples at the same positions
 
 
+@pytest.mark.tpu_env
 def test_an_interrupted_run_sees_the_batches_of_an_uninterrupted_one(mixed):
     with training_data(mixed).batches(0, 4) as batches:
         whole = [next(batches) for _ in range(30)]
@@ -192,6 +193,21 @@ def test_fewer_documents_than_stitch_come_round_again(tmp_path):
         assert window[:2] + window[3:5] in ([1, 2, 3, 4], [3, 4, 1, 2])
         assert window[6:8] == window[:2]
         assert window[2] == window[5] == window[8] == EOS
+
+
+def test_only_documents_that_a_window_overlaps_are_read(tmp_path, monkeypatch):
+    add_dataset(tmp_path, "numbers", numbered_documents([WIDTH] * 500), eos_id=EOS)
+    data = training_data(model_config(tmp_path, [["numbers", 100, "documents_random", 1.0]]))
+    counts = []
+
+    def read(path, offsets, sizes):
+        counts.append(len(offsets))
+        return tfrecords.read_records(path, offsets, sizes)
+
+    monkeypatch.setattr(corpus, "read_records", read)
+    for position in range(20):
+        data.sample(position)
+    assert max(counts) == 2  # of 100: the window has the length of one document
 
 
 def test_datasets_come_in_proportion_to_their_weights(mixed):
@@ -370,6 +386,17 @@ def test_description(mixed):
         assert part in lines[1]
 
 
+def test_progress_is_shown_only_while_files_are_indexed(mixed, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
+    TrainingData(mixed)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 9  # one for each file
+    assert all(line.startswith("indexing: ") for line in lines)
+    assert "(100%)" in lines[-1]
+    TrainingData(mixed)
+    assert capsys.readouterr().err == ""
+
+
 # The background thread
 
 
@@ -406,6 +433,7 @@ def test_records_of_a_bucket_are_read_one_by_one_and_kept_in_order(mixed, monkey
 # TPUEstimator's dataset
 
 
+@pytest.mark.tpu_env
 def test_as_dataset_gives_the_same_batches_within_a_graph(mixed):
     import tensorflow as tf
 
