@@ -1,7 +1,7 @@
 """Every difference between TensorFlow versions, in one file.
 
-The last release of mesh-tensorflow (0.1.21) was written against TensorFlow 2.8. Importing this module makes it import and
-work under both versions the project is tested with, and no other file asks which one it has:
+The last release of mesh-tensorflow (0.1.21) was written against TensorFlow 2.8. Importing this module makes it import
+and work under both versions the project is tested with, and no other file asks which one it has:
 
 * TensorFlow 2.21 (Python 3.10-3.13): CPU and GPU. TPUEstimator left TensorFlow with 2.16.
 * TensorFlow 2.15.1 with tensorflow-estimator 2.15.0 (Python 3.10-3.11): Cloud TPU through TPUEstimator.
@@ -33,10 +33,14 @@ from errors import InputError
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 _VERBOSE = os.environ["TF_CPP_MIN_LOG_LEVEL"].strip() == "0"
 
-# Lines the C++ side writes before it has read TF_CPP_MIN_LOG_LEVEL, the INFO and WARNING ones ("I0000 00:00:17…").
-_START_UP_NOISE = re.compile(rb"WARNING: All log messages before absl::InitializeLog|[IW]\d{4} |To enable the following")
+# What the C++ side writes before it has read TF_CPP_MIN_LOG_LEVEL: INFO and WARNING lines ("I0000 00:00:17…"), and in
+# 2.15 three ERRORs about CUDA libraries registered twice, which happen with every installation and mean nothing.
+_START_UP_NOISE = re.compile(
+    rb"WARNING: All log messages before absl::InitializeLog|[IW]\d{4} |To enable the following instructions"
+    rb"|.*: E external/.*Unable to register cu\w+ factory"
+)
 # A machine without an NVIDIA driver is told so as an ERROR when devices are first listed. (/dev/dxg: Windows' WSL 2.)
-_NO_NVIDIA_NOISE = re.compile(_START_UP_NOISE.pattern + rb"|E\d{4} .*cuInit|.*: E external/local_xla/.*cuInit")
+_NO_NVIDIA_NOISE = re.compile(_START_UP_NOISE.pattern + rb"|E\d{4} .*cuInit|.*: E external/.*cuInit")
 
 
 @contextlib.contextmanager
@@ -116,8 +120,8 @@ def _restore_estimator(tf: Any) -> None:
     """Put back the names under `tf.estimator` that mesh-tensorflow and gin need at import.
 
     `mesh_tensorflow.ops` subclasses two hook classes, which live on in `tf.compat.v1.train`. `gin.tf` (used by
-    `mesh_tensorflow.transformer`) subclasses `tf.estimator.SessionRunHook`. The transformer compares with `ModeKeys`, and
-    imports two modules of `tensorflow.python.tpu`.
+    `mesh_tensorflow.transformer`) subclasses `tf.estimator.SessionRunHook`. The transformer compares with `ModeKeys`,
+    and imports two modules of `tensorflow.python.tpu`.
     """
     v1 = tf.compat.v1
     if hasattr(v1, "estimator"):
@@ -183,8 +187,8 @@ _tf: Any = _import_tensorflow()
 HAS_TPU_ESTIMATOR: bool = hasattr(_tf.compat.v1, "estimator") and hasattr(_tf.compat.v1.estimator, "tpu")
 
 _NEEDS_TPU_ENVIRONMENT = (
-    f"--tpu needs TPUEstimator, which TensorFlow {_tf.__version__} no longer has: run `make tpu-env` (TensorFlow 2.15.1, "
-    "Python 3.10 or 3.11), then use .venv-tpu/bin/python"
+    f"--tpu needs TPUEstimator, which TensorFlow {_tf.__version__} no longer has: run `make tpu-env` "
+    "(TensorFlow 2.15.1; Python 3.10 or 3.11), then use .venv-tpu/bin/python"
 )
 
 _restore_conversion_registry()
