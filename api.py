@@ -1,0 +1,292 @@
+"""The library's face: train, evaluate, load a model and use it. `main.py` is written on it.
+
+    import api
+
+    api.train("laptop")                                # a config's name or path, or a Config
+    print(api.evaluate("laptop")["bits_per_byte"])
+    model = api.load("runs/laptop")                    # a run's directory, one of its checkpoints, or a config
+    print(model.generate(["def main("], max_new_tokens=40)[0][0])
+    print(model.score(["import os"])[0].sum)           # log-probability in nats
+    print(model.logits([[5, 7, 11]]).shape)            # (1, 3, n_vocab)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from config import Config, load_config, replace
+from data.encoders import Encoder
+from errors import InputError
+from evaluation.validation import Validation, required_encoder
+from meshes.devices import MeshPlan, choose_devices
+from meshes.layouts import plan_mesh
+from models.dims import Dims
+from sample import Request, Sampler, fit_prompt
+from training import checkpoints
+from training.engine import Engine
+from training.loop import Trainer, TrainResult
+from training.progress import log
+
+DEFAULT_TEMPERATURE = 0.9
+
+
+@dataclass(frozen=True)
+class Score:
+    """How likely a model finds a document.
+
+    Attributes:
+        tokens: ids of the document.
+        logprobs: natural log-probability of each token given those before it; None for the first, which nothing predicts.
+        sum: of the log-probabilities, in nats.
+        bytes: of the document, in UTF-8.
+    """
+
+    tokens: list[int]
+    logprobs: list[float | None]
+    sum: float
+    bytes: int
+
+
+def train(
+    config: Config | str,
+    *,
+    devices: Sequence[str] | None = None,
+    steps_per_checkpoint: int = 5000,
+    sacred_id: str | None = None,
+) -> TrainResult:
+    """Train in the config's `model_path`, going on from its newest checkpoint if there is one.
+
+    Args:
+        config: a Config, or what `load_config` takes.
+        devices: such as ["device:GPU:0"]; default: every visible GPU, else the CPU.
+        steps_per_checkpoint: how often to save (and to evaluate and sample, if the config asks for it).
+        sacred_id: a name for this run's outputs.
+
+    Raises:
+        InputError: something the config names cannot work.
+    """
+    config = _as_config(config)
+    plan = make_plan(config, devices, fit=False)
+    return Trainer(config, plan, steps_per_checkpoint=steps_per_checkpoint, sacred_id=sacred_id).run()
+
+
+def evaluate(
+    config: Config | str, *, devices: Sequence[str] | None = None, checkpoint: str | None = None
+) -> dict[str, float | None]:
+    """Score the config's held-out set (`eval_path`) with a checkpoint; default: the newest of `model_path`.
+
+    Returns:
+        `step`, `nll` (nats a token), `perplexity`, `bits_per_byte` (None without a tokenizer), `accuracy`, `tokens`, `bytes`.
+
+    Raises:
+        InputError: no checkpoint, or no held-out data.
+    """
+    config = _as_config(config)
+    path = _find_checkpoint(config, checkpoint)
+    validation = Validation(config)
+    engine = _restored_engine(config, path, devices)
+    return {"step": checkpoints.step_of(path), **validation.run(engine)}
+
+
+def load(
+    config_or_checkpoint: Config | str, *, devices: Sequence[str] | None = None
+) -> Model:
+    """A trained model, ready to use.
+
+    Args:
+        config_or_checkpoint: a config (its newest checkpoint is taken), the directory of a run, or a checkpoint in it
+            ("runs/laptop/model.ckpt-500").
+        devices: as for `train`; a config made for more devices is fitted to one.
+
+    Raises:
+        InputError: no such config, run or checkpoint.
+    """
+    if isinstance(config_or_checkpoint, Config):
+        return Model(config_or_checkpoint, devices=devices)
+    path = config_or_checkpoint
+    if os.path.isdir(path):
+        return Model(_config_of_run(path), devices=devices)
+    if os.path.exists(path + ".index"):
+        return Model(_config_of_run(os.path.dirname(path) or "."), checkpoint=path, devices=devices)
+    return Model(load_config(path), devices=devices)
+
+
+class Model:
+    """A trained model: NumPy and text in, NumPy and text out."""
+
+    def __init__(
+        self, config: Config, *, checkpoint: str | None = None, devices: Sequence[str] | None = None
+    ) -> None:
+        """`checkpoint`: default: the newest of the config's `model_path`."""
+        self.config = config
+        self.checkpoint = _find_checkpoint(config, checkpoint)
+        self.step = checkpoints.step_of(self.checkpoint)
+        self._engine = _restored_engine(config, self.checkpoint, devices)
+        self._encoder: Encoder | None = None
+        self._samplers: dict[int, Sampler] = {}
+
+    @property
+    def encoder(self) -> Encoder:
+        """The tokenizer of the config's first dataset."""
+        if self._encoder is None:
+            self._encoder = required_encoder(self.config)
+            if self._encoder.n_vocab > self.config.model.n_vocab:
+                raise InputError(
+                    f"{self.config.source}: n_vocab = {self.config.model.n_vocab} is smaller than the tokenizer's vocabulary "
+                    f"({self._encoder.n_vocab}); use the tokenizer that made the training data"
+                )
+        return self._encoder
+
+    @property
+    def eos_id(self) -> int | None:
+        """Where a continuation ends: the dataset's `eos_id`, else the tokenizer's."""
+        own = self.config.data.datasets[0].dataset.eos_id
+        return self.encoder.eos_id if own is None else own
+
+    def logits(self, tokens: ArrayLike) -> NDArray[np.float32]:
+        """Scores of each next token.
+
+        Args:
+            tokens: ids [batch, n] or [n], n at most n_ctx.
+
+        Returns:
+            float32 [batch, n, n_vocab], or [n, n_vocab]; the softmax of [.., i, :] is the distribution of token i + 1.
+
+        Raises:
+            InputError: too long, or an id out of range.
+        """
+        ids = np.asarray(tokens)
+        flat = np.atleast_2d(ids).astype(np.int32)
+        model = self.config.model
+        if ids.ndim not in (1, 2) or not 0 < flat.shape[1] <= model.n_ctx:
+            raise InputError(f"tokens of shape {list(ids.shape)}: give [batch, n] or [n], with n from 1 to n_ctx = {model.n_ctx}")
+        if flat.min() < 0 or flat.max() >= model.n_vocab:
+            raise InputError(f"tokens from {flat.min()} to {flat.max()}: ids must be from 0 to n_vocab - 1 = {model.n_vocab - 1}")
+        scores: NDArray[np.float32] = self._engine.logits(flat).numpy()
+        return scores[0] if ids.ndim == 1 else scores
+
+    def score(self, texts: Sequence[str]) -> list[Score]:
+        """The log-probability of each token of each text, exactly as it stands.
+
+        A text longer than the context is scored in windows, each token once; a window begins with the last token of the
+        one before.
+        """
+        return [self._score_one(text) for text in texts]
+
+    def _score_one(self, text: str) -> Score:
+        tokens = self.encoder.encode_documents([text])[0]
+        found: list[float | None] = [None] if tokens else []
+        for start in range(0, len(tokens) - 1, self.config.model.n_ctx):
+            found += self._score_window(tokens[start : start + self.config.model.n_ctx + 1])
+        total = float(sum(value for value in found if value is not None))
+        return Score(tokens, found, total, len(text.encode()))
+
+    def _score_window(self, tokens: list[int]) -> list[float]:
+        """Log-probabilities of all but the first of at most n_ctx + 1 tokens. Padded, so that few lengths are compiled."""
+        labels = len(tokens) - 1
+        width = min(self.config.model.n_ctx, max(16, 1 << (labels - 1).bit_length()))
+        padded = np.zeros((1, width + 1), np.int32)
+        padded[0, : labels + 1] = tokens
+        found: list[float] = self._engine.log_probabilities(padded).numpy()[0, :labels].tolist()
+        return found
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float = DEFAULT_TEMPERATURE,
+        samples: int = 1,
+        seed: int | None = None,
+    ) -> list[list[str]]:
+        """Continuations of each prompt, without the prompt.
+
+        Args:
+            prompts: texts. An empty one is begun from the end-of-text token.
+            max_new_tokens: at most so many; default: the config's `predict_max_steps`, else until the context is full.
+            temperature: 0 takes the likeliest token each time.
+            samples: continuations of each prompt.
+            seed: default: the config's.
+
+        Returns:
+            `samples` texts for each prompt, each ended by the end-of-text token or its length.
+        """
+        if temperature < 0 or not np.isfinite(temperature):
+            raise InputError(f"temperature = {temperature}: must be 0 (the likeliest token) or more")
+        if samples < 1 or (max_new_tokens is not None and max_new_tokens < 1):
+            raise InputError(f"samples = {samples}, max_new_tokens = {max_new_tokens}: both must be at least 1")
+        seed = self.config.training.seed if seed is None else seed
+        wanted = self.config.training.predict_max_steps if max_new_tokens is None else max_new_tokens
+        requests = []
+        for number, prompt in enumerate(prompts):
+            tokens = self._prompt_tokens(prompt, wanted)
+            room = wanted or self.config.model.n_ctx
+            requests += [Request(tokens, room, seed + 7919 * number + i) for i in range(samples)]
+        texts = [self.encoder.decode(tokens) for tokens in self._sampler(len(requests)).generate(requests, temperature)]
+        return [texts[i : i + samples] for i in range(0, len(texts), samples)]
+
+    def _prompt_tokens(self, prompt: str, max_new_tokens: int | None) -> list[int]:
+        tokens = self.encoder.encode(prompt)
+        if not tokens:
+            if self.eos_id is None:
+                raise InputError("an empty prompt: the tokenizer has no end-of-text token to begin from; give some text")
+            return [self.eos_id]
+        kept, cut = fit_prompt(tokens, self.config.model.n_ctx, max_new_tokens)
+        if cut:
+            log.warning(
+                "the prompt has %d tokens, more than the context of %d leaves room for: its first %d are left out",
+                len(tokens),
+                self.config.model.n_ctx,
+                cut,
+            )
+        return kept
+
+    def _sampler(self, count: int) -> Sampler:
+        """A sampler for batches of a power of two, at most 8 or `predict_batch_size`."""
+        size = min(1 << (max(count, 1) - 1).bit_length(), max(8, self.config.training.predict_batch_size))
+        if size not in self._samplers:
+            self._samplers[size] = Sampler(self._engine, size, self.eos_id)
+        return self._samplers[size]
+
+
+def make_plan(config: Config, devices: Sequence[str] | None, *, fit: bool) -> MeshPlan:
+    """The mesh of a config over the named devices; `fit`: over one of them, if it is made for another number."""
+    dims = Dims.of(config.model, config.training.train_batch_size, config.model.n_ctx)
+    return plan_mesh(config, dims.tensors(), choose_devices(devices), fit=fit, chosen=devices is not None)
+
+
+def _as_config(config: Config | str) -> Config:
+    return load_config(config) if isinstance(config, str) else config
+
+
+def _config_of_run(directory: str) -> Config:
+    """The config that a run left in its directory, wherever that is now."""
+    path = os.path.join(directory, "config.json")
+    if not os.path.exists(path):
+        raise InputError(f"{directory}: no config.json there; give the directory of a run (a config's model_path) or a config")
+    return replace(load_config(path), model_path=directory)
+
+
+def _find_checkpoint(config: Config, checkpoint: str | None) -> str:
+    path = checkpoint or checkpoints.latest(config.training.model_path)
+    if path is None:
+        raise InputError(
+            f"{config.source}: model_path = {config.training.model_path}: there is no checkpoint; train first, or point model_path "
+            f"to a directory that has one"
+        )
+    return path
+
+
+def _restored_engine(config: Config, checkpoint: str, devices: Sequence[str] | None) -> Engine:
+    plan = make_plan(config, devices, fit=True)
+    if plan.notice:
+        log.info(plan.notice)
+    engine = Engine(config, plan)
+    engine.create_variables(training=False)
+    engine.restore(checkpoint)
+    return engine

@@ -1,0 +1,159 @@
+"""Command line: train, evaluate, score and sample language models. `python3 main.py --help` lists the flags."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from config import Config, load_config
+from errors import InputError
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The flags; wrong ones end the program with status 2."""
+    parser = argparse.ArgumentParser(description=__doc__.split(".", 1)[0] + ".")
+    parser.add_argument("--model", required=True, help="config: a path ending in .json, or the name of configs/NAME.json")
+    parser.add_argument("--gpu_ids", nargs="+", metavar="DEVICE", help="devices of the mesh, such as device:GPU:0 device:GPU:1")
+    parser.add_argument("--steps_per_checkpoint", type=_positive, default=5000, metavar="N", help="default: 5000")
+    parser.add_argument("--new", action="store_true", help="delete this run's checkpoints and start at step 0")
+    parser.add_argument("--yes", action="store_true", help="answer yes to what --new asks")
+    parser.add_argument("--sacred_id", metavar="ID", help="names this run's outputs")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--eval", action="store_true", help="evaluate the newest checkpoint, then exit")
+    mode.add_argument("--predict", action="store_true", help="generate text, then exit")
+    mode.add_argument("--score", metavar="FILE", help="log-likelihood of each document of a .txt or .jsonl file, then exit")
+    mode.add_argument("--check_dataset", action="store_true", help="check the config's data, then exit")
+    parser.add_argument("--prompt", metavar="FILE", help="text to continue with --predict; - is standard input")
+    arguments = parser.parse_args(argv)
+    if arguments.predict != (arguments.prompt is not None):
+        parser.error("--predict and --prompt go together")
+    if arguments.new and (arguments.eval or arguments.predict or arguments.score or arguments.check_dataset):
+        parser.error("--new goes with training only")
+    return arguments
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
+    return number
+
+
+def train(config: Config, arguments: argparse.Namespace) -> int:
+    import api
+
+    if arguments.new and not _start_over(config, arguments.yes):
+        return 1
+    api.train(
+        config,
+        devices=arguments.gpu_ids,
+        steps_per_checkpoint=arguments.steps_per_checkpoint,
+        sacred_id=arguments.sacred_id,
+    )
+    return 0
+
+
+def _start_over(config: Config, yes: bool) -> bool:
+    """Delete the run's checkpoints once the user agrees."""
+    from training import checkpoints
+
+    directory = config.training.model_path
+    steps = checkpoints.steps(directory)
+    if steps and not yes:
+        if not sys.stdin.isatty():
+            raise InputError(f"--new would delete {len(steps)} checkpoints in {directory}; add --yes to agree")
+        print(f"Delete {len(steps)} checkpoints (up to step {steps[-1]}) in {directory}? [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            print("nothing deleted", file=sys.stderr)
+            return False
+    checkpoints.delete_all(directory)
+    return True
+
+
+def evaluate(config: Config, arguments: argparse.Namespace) -> int:
+    import api
+    from training.metrics import JsonLines
+
+    metrics = api.evaluate(config, devices=arguments.gpu_ids)
+    for name, value in metrics.items():
+        if value is not None:
+            print(f"{name:14} {value:,.6g}" if isinstance(value, float) else f"{name:14} {value:,}")
+    row = {"step": metrics.pop("step"), "task": "validation", **metrics}
+    JsonLines(f"{config.training.model_path}/eval.jsonl").append(row)
+    return 0
+
+
+def predict(config: Config, arguments: argparse.Namespace) -> int:
+    import api
+    from training.samples import write_predictions
+
+    prompt = _read_text(arguments.prompt, "--prompt")
+    model = api.load(config, devices=arguments.gpu_ids)
+    samples = model.generate([prompt], samples=config.training.predict_batch_size)[0]
+    texts = samples if config.training.remove_partial_sequences else [prompt + text for text in samples]
+    joined = "\n".join(texts) if len(texts) == 1 else "\n".join(f"==== sample {i} ====\n{t}" for i, t in enumerate(texts, 1))
+    print(joined)
+    write_predictions(config.training.model_path, model.step, arguments.sacred_id, joined + "\n")
+    return 0
+
+
+def score(config: Config, arguments: argparse.Namespace) -> int:
+    import api
+
+    documents = list(_documents(Path(arguments.score)))
+    model = api.load(config, devices=arguments.gpu_ids)
+    for document in documents:
+        print(json.dumps(dataclasses.asdict(model.score([document])[0])), flush=True)
+    return 0
+
+
+def check_dataset(config: Config, arguments: argparse.Namespace) -> int:
+    from data.check import check_dataset
+
+    report = check_dataset(config)
+    print("\n".join(report.lines()))
+    return 0 if report.ok else 1
+
+
+def _documents(path: Path) -> Iterator[str]:
+    """What --score scores: a .txt file as one document, exactly as it stands; the `text` of each line of a .jsonl file."""
+    from data.documents import read_documents
+
+    if path.suffix not in (".txt", ".jsonl"):
+        raise InputError(f"--score {path}: give a .txt file (one document) or a .jsonl file (a text each line)")
+    return read_documents(str(path))
+
+
+def _read_text(name: str, flag: str) -> str:
+    try:
+        return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"not UTF-8 at byte {error.start}"
+        raise InputError(f"{flag} {name}: cannot be read ({reason}); give a text file in UTF-8, or - for standard input") from None
+
+
+def run_mode(arguments: argparse.Namespace) -> Callable[[Config, argparse.Namespace], int]:
+    """The function of the mode that the flags ask for."""
+    modes = {evaluate: arguments.eval, predict: arguments.predict, score: arguments.score, check_dataset: arguments.check_dataset}
+    return next((mode for mode, wanted in modes.items() if wanted), train)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0 done, 1 the input cannot work, 2 wrong flags."""
+    arguments = parse_arguments(argv)
+    try:
+        config = load_config(arguments.model)
+        from training.progress import set_up_logging
+
+        set_up_logging()
+        return run_mode(arguments)(config, arguments)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Which devices a run uses, and the mesh over them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import tensorflow as tf
+
+from errors import InputError
+from meshes.compat import mtf
+from meshes.placement import PlacementMesh
+from meshes.variables import VariableStore
+
+
+@dataclass(frozen=True)
+class MeshPlan:
+    """A mesh, laid over devices.
+
+    Attributes:
+        shape: the mesh dimensions and their sizes; empty for one device.
+        rules: which mesh dimension splits a tensor dimension.
+        devices: one name a mesh position, such as "/device:GPU:0".
+        notice: what the user should know of how it came about, or "".
+    """
+
+    shape: Mapping[str, int]
+    rules: Mapping[str, str]
+    devices: tuple[str, ...]
+    notice: str = ""
+
+    @property
+    def master_device(self) -> str:
+        """Where whole variables live: on the device itself when there is one, else on the host."""
+        return self.devices[0] if len(self.devices) == 1 else "/device:CPU:0"
+
+    def implementation(self, store: VariableStore, *, unsplit: Collection[str] = ()) -> PlacementMesh:
+        """The mesh to lower graphs on, leaving the tensor dimensions named in `unsplit` whole."""
+        shape = mtf.Shape([mtf.Dimension(name, size) for name, size in self.shape.items()])
+        layout = mtf.LayoutRules([rule for rule in self.rules.items() if rule[0] not in unsplit])
+        # One device needs no name: a compiled program is placed as a whole.
+        return PlacementMesh(shape, layout, [""] if len(self.devices) == 1 else list(self.devices), store)
+
+
+def visible_devices() -> list[str]:
+    """Names of this machine's devices, in the form of `--gpu_ids`: "device:CPU:0", "device:GPU:0", …"""
+    return [_short(device.name) for device in tf.config.list_logical_devices() if device.device_type in ("CPU", "GPU")]
+
+
+def choose_devices(requested: Sequence[str] | None) -> list[str]:
+    """Full names ("/device:GPU:0") of the requested devices; of every GPU, else of the CPU, when none are requested.
+
+    A CPU can stand for several: asking for "device:CPU:0 device:CPU:1" splits it into two virtual devices.
+
+    Raises:
+        InputError: a device is malformed, absent or named twice.
+    """
+    if not requested:
+        visible = visible_devices()
+        gpus = [name for name in visible if "GPU" in name]
+        return [f"/{name}" for name in gpus or visible[:1]]
+    names = [_parse(text) for text in requested]
+    if len(set(names)) < len(names):
+        raise InputError(f"--gpu_ids {' '.join(requested)}: a device is named twice; name each device once")
+    _split_cpu(1 + max((int(name.rsplit(":", 1)[1]) for name in names if "CPU" in name), default=0))
+    visible = visible_devices()
+    for name in names:
+        if name not in visible:
+            raise InputError(f"--gpu_ids {name}: no such device; visible here: {', '.join(visible)}")
+    return [f"/{name}" for name in names]
+
+
+def _parse(text: str) -> str:
+    match = re.fullmatch(r"/?(?:device:)?(CPU|GPU):(\d+)", text, re.IGNORECASE)
+    if match is None:
+        raise InputError(f"--gpu_ids {text}: not a device name; write device:GPU:0, device:GPU:1, … or device:CPU:0")
+    return f"device:{match[1].upper()}:{int(match[2])}"
+
+
+def _short(name: str) -> str:
+    return name[name.index("device:") :]
+
+
+def _split_cpu(count: int) -> None:
+    """Make the CPU `count` virtual devices, if TensorFlow has not started yet and it is fewer."""
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    configured = tf.config.get_logical_device_configuration(cpu)
+    if count <= len(configured or [None]):
+        return
+    try:
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
+    except RuntimeError:
+        return  # already started with fewer: the caller finds the device missing and says so

@@ -1,0 +1,110 @@
+"""The variables of one run, shared by every graph that is built from it.
+
+Training, evaluation and sampling are separate mesh graphs over the same weights. Each graph asks for its variables by name
+(through `mtf.get_variable`); the store hands out the one variable of that name, so no weight exists twice and nothing is
+copied when a run turns from training to evaluation and back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One device's part of a variable: `region` is the part of the whole array that `variable` holds."""
+
+    region: tuple[slice, ...]
+    variable: tf.Variable
+
+
+class VariableStore:
+    """Variables by name, created on first use, outside of the graph that asks for them.
+
+    A mesh of one device reads and updates the whole ("master") variable itself, on that device. On a larger mesh the
+    masters stay on the host and each device has its slice (`add_slices`); `scatter` and `gather` copy between the two.
+    """
+
+    def __init__(self, master_device: str) -> None:
+        """`master_device`: where whole variables live, such as "/device:GPU:0"."""
+        self._master_device = master_device
+        self._masters: dict[str, tf.Variable] = {}
+        self._slices: dict[str, list[Slice]] = {}
+
+    @contextlib.contextmanager
+    def scope(self) -> Iterator[None]:
+        """Within it, `tf.compat.v1.get_variable` (and so `mtf.get_variable`) finds and creates its variables here."""
+        with tf.compat.v1.variable_scope(tf.compat.v1.get_variable_scope(), custom_getter=self._get):
+            yield
+
+    def _get(
+        self,
+        getter: Callable[..., tf.Variable],
+        name: str,
+        shape: Any = None,
+        dtype: Any = None,
+        initializer: Any = None,
+        trainable: bool = True,
+        **unused: Any,
+    ) -> tf.Variable:
+        del getter, unused
+        if name not in self._masters:
+            self._masters[name] = _create(
+                name, lambda: initializer(shape, dtype), dtype, trainable, self._master_device
+            )
+        return self._masters[name]
+
+    def scalar(self, name: str, dtype: tf.DType) -> tf.Variable:
+        """The scalar variable of that name, 0 when new."""
+        if name not in self._masters:
+            self._masters[name] = _create(name, lambda: tf.zeros([], dtype), dtype, False, self._master_device)
+        return self._masters[name]
+
+    def add_slices(
+        self, name: str, regions: list[tuple[slice, ...]], dtype: tf.DType, devices: list[str]
+    ) -> list[tf.Variable]:
+        """The slice variables of master `name`, one a device, created and filled on first use."""
+        if name not in self._slices:
+            parts = []
+            for i, (region, device) in enumerate(zip(regions, devices, strict=True)):
+                initial = functools.partial(self._part, name, region, dtype)
+                parts.append(Slice(region, _create(f"{name}_slice_{i}", initial, dtype, True, device)))
+            self._slices[name] = parts
+        return [part.variable for part in self._slices[name]]
+
+    def _part(self, name: str, region: tuple[slice, ...], dtype: tf.DType) -> tf.Tensor:
+        return tf.cast(self._masters[name].read_value()[region], dtype)
+
+    def scatter(self) -> None:
+        """Fill every slice from its master: after restoring."""
+        for name, parts in self._slices.items():
+            for part in parts:
+                part.variable.assign(self._part(name, part.region, part.variable.dtype))
+
+    def gather(self) -> None:
+        """Write every slice back into its master: before saving."""
+        for name, parts in self._slices.items():
+            whole = self._masters[name]
+            value = np.empty(whole.shape.as_list(), whole.dtype.as_numpy_dtype)
+            for part in parts:
+                value[part.region] = part.variable.numpy()
+            whole.assign(value)
+
+    @property
+    def masters(self) -> Mapping[str, tf.Variable]:
+        """Whole variables by name. After training steps on several devices, call `gather` before reading them."""
+        return self._masters
+
+
+def _create(
+    name: str, initial_value: Callable[[], Any], dtype: tf.DType, trainable: bool, device: str
+) -> tf.Variable:
+    with tf.init_scope(), tf.device(device):
+        return tf.Variable(initial_value, name=name, dtype=dtype, trainable=trainable)

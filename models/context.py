@@ -1,0 +1,78 @@
+"""What every layer needs to know of the graph that it is built into."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from config import ModelConfig
+from meshes.compat import mtf
+from models.dims import Dims
+from models.dropout import dropout
+
+Initializer = Callable[..., tf.Tensor]
+
+
+@dataclass(frozen=True)
+class Context:
+    """The mesh, the dimensions, the number types and the randomness of one graph.
+
+    Attributes:
+        mesh: where tensors live.
+        dims: every named dimension.
+        model: the architecture.
+        dtype: type of activations. Weights are stored as float32 (float64 in float64 graphs) and cast to it.
+        split: names of the dimensions that the layout splits.
+        init_seed: seeds initial weights, each by its name, so that they do not depend on the order of creation.
+        dropout_seed: int32 scalar on the mesh while training; None switches dropout off.
+    """
+
+    mesh: mtf.Mesh
+    dims: Dims
+    model: ModelConfig
+    dtype: tf.DType
+    split: frozenset[str]
+    init_seed: int
+    dropout_seed: mtf.Tensor | None = None
+
+    @property
+    def statistics_dtype(self) -> tf.DType:
+        """Type of softmax, normalisation statistics and losses: never narrower than float32."""
+        return tf.float32 if self.dtype in (tf.bfloat16, tf.float16) else self.dtype
+
+    def variable(self, name: str, dims: Sequence[mtf.Dimension], initializer: Initializer) -> mtf.Tensor:
+        """The weight `gpt2/<name>`, created on first use, as a tensor of the activation type."""
+        dtype = mtf.VariableDType(self.statistics_dtype, self.statistics_dtype, self.dtype)
+        return mtf.get_variable(self.mesh, f"gpt2/{name}", mtf.Shape(list(dims)), dtype=dtype, initializer=initializer)
+
+    def normal(self, name: str, stddev: float) -> Initializer:
+        """Normally distributed initial values, a function of the seed and the weight's name alone."""
+
+        def initialize(shape: Any, dtype: tf.DType, partition_info: Any = None) -> tf.Tensor:
+            del partition_info
+            key = (self.init_seed, zlib.crc32(name.encode()))
+            return tf.cast(tf.random.stateless_normal(shape, key, stddev=stddev), dtype)
+
+        return initialize
+
+    def is_whole(self, *dims: mtf.Dimension) -> bool:
+        """Whether the layout splits none of these dimensions."""
+        return not any(dim.name in self.split for dim in dims)
+
+    def dropout(self, x: mtf.Tensor, rate: float, site: str) -> mtf.Tensor:
+        """Dropout while training, the identity otherwise. `site` names the place in the model."""
+        return x if self.dropout_seed is None else dropout(x, rate, self.dropout_seed, site)
+
+
+def constant(value: float) -> Initializer:
+    """Initial values that are all `value`."""
+
+    def initialize(shape: Any, dtype: tf.DType, partition_info: Any = None) -> tf.Tensor:
+        del partition_info
+        return tf.fill(shape, tf.cast(value, dtype))
+
+    return initialize

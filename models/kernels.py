@@ -1,0 +1,220 @@
+"""Plain TensorFlow functions run slice by slice on a mesh, and the operations that mesh-tensorflow lacks.
+
+`kernel` is `mtf.slicewise` with a gradient that is right for every layout. mesh-tensorflow's own differentiates slice by slice and
+stops there: a weight that is replicated beside split activations then gets the gradient of one slice only, and an
+input whose all-reduce is still pending fails to lower. Here the gradient of each input is summed over the mesh
+axes along which the work was split and the input was not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from meshes.compat import mtf
+
+SliceFunction = Callable[..., Any]
+
+
+def kernel(
+    fn: SliceFunction,
+    inputs: Sequence[mtf.Tensor],
+    outputs: Sequence[tuple[mtf.Shape, tf.DType]],
+    splittable: Sequence[mtf.Dimension],
+    name: str,
+) -> list[mtf.Tensor]:
+    """Run `fn` on each slice of `inputs`; its results are the slices of the outputs.
+
+    Args:
+        fn: takes one `tf.Tensor` an input, returns one an output (a tuple when there are several). Called again to
+            differentiate it: XLA finds the common part; elsewhere it is recomputed instead of kept.
+        inputs: mesh tensors. Those that lack a split dimension are replicated along it.
+        outputs: shape and type of each output.
+        splittable: dimensions along which slices of the result depend on the matching slices of the inputs alone.
+        name: of the operation in the graph.
+
+    Raises:
+        ValueError: on lowering, when the layout splits another dimension.
+    """
+    return _Kernel(fn, inputs, outputs, splittable, name).outputs
+
+
+class _Kernel(mtf.Operation):
+    def __init__(
+        self,
+        fn: SliceFunction,
+        inputs: Sequence[mtf.Tensor],
+        outputs: Sequence[tuple[mtf.Shape, tf.DType]],
+        splittable: Sequence[mtf.Dimension],
+        name: str,
+    ) -> None:
+        super().__init__(list(inputs), name=name)
+        self.fn = fn
+        self.splittable = [dim.name for dim in splittable]
+        self._outputs = [mtf.Tensor(self, mtf.Shape(shape), dtype, index=i) for i, (shape, dtype) in enumerate(outputs)]
+        self._splittable_dims, self._unsplittable_dims = self._initialize_splittable_and_unsplittable_dims(
+            "unsplittable", self.splittable
+        )
+
+    def gradient(self, grad_ys: list[mtf.Tensor | None]) -> list[mtf.Tensor | None]:
+        return _KernelGradient(self, grad_ys).by_input
+
+    def lower(self, lowering: mtf.Lowering) -> None:
+        mesh_impl = lowering.mesh_impl(self)
+        for tensor in self.inputs + self.outputs:
+            for dim, axis in zip(tensor.shape.dims, mesh_impl.tensor_layout(tensor).tensor_axis_to_mesh_axis, strict=True):
+                if axis is not None and dim.name not in self.splittable:
+                    raise ValueError(f"{self.name}: dimension {dim} of {tensor.shape} is split, but this operation needs it whole")
+        values = mesh_impl.slicewise(self.fn, *[_laid_out(lowering, x) for x in self.inputs])
+        for output, value in zip(self.outputs, values if len(self.outputs) > 1 else (values,), strict=True):
+            lowering.set_tensor_lowering(output, value)
+
+
+class _KernelGradient(mtf.Operation):
+    def __init__(self, forward: _Kernel, grad_ys: list[mtf.Tensor | None]) -> None:
+        self.forward = forward
+        self.given = [dy is not None for dy in grad_ys]
+        super().__init__(forward.inputs + [dy for dy in grad_ys if dy is not None], name=f"{forward.name}_grad")
+        self.wanted = [x for x in forward.inputs if x.dtype.is_floating]
+        self._outputs = [mtf.Tensor(self, x.shape, x.dtype, index=i) for i, x in enumerate(self.wanted)]
+        self._splittable_dims, self._unsplittable_dims = self._initialize_splittable_and_unsplittable_dims(
+            "unsplittable", forward.splittable
+        )
+
+    @property
+    def by_input(self) -> list[mtf.Tensor | None]:
+        gradients = iter(self.outputs)
+        return [next(gradients) if x.dtype.is_floating else None for x in self.forward.inputs]
+
+    def lower(self, lowering: mtf.Lowering) -> None:
+        mesh_impl = lowering.mesh_impl(self)
+        n_inputs = len(self.forward.inputs)
+        floating = [x.dtype.is_floating for x in self.forward.inputs]
+
+        def slice_gradient(*args: tf.Tensor) -> Any:
+            # Fresh copies of the inputs keep `tf.gradients` inside this function: it searches every operation downstream.
+            xs = [tf.identity(x) for x in args[:n_inputs]]
+            ys = self.forward.fn(*xs)
+            ys = ys if isinstance(ys, (tuple, list)) else [ys]
+            grads = tf.gradients(
+                ys=[y for y, given in zip(ys, self.given, strict=True) if given],
+                xs=[x for x, wanted in zip(xs, floating, strict=True) if wanted],
+                grad_ys=list(args[n_inputs:]),
+                unconnected_gradients=tf.UnconnectedGradients.ZERO,
+            )
+            return tuple(grads) if len(grads) > 1 else grads[0]
+
+        values = mesh_impl.slicewise(slice_gradient, *[_laid_out(lowering, x) for x in self.inputs])
+        worked = _split_axes(mesh_impl, self.forward.inputs + self.forward.outputs)
+        for output, value in zip(self.outputs, values if len(self.outputs) > 1 else (values,), strict=True):
+            lowering.set_tensor_lowering(output, _sum_over(mesh_impl, value, worked - _split_axes(mesh_impl, [output])))
+
+
+def _laid_out(lowering: mtf.Lowering, x: mtf.Tensor) -> Any:
+    """The slices of `x`, its pending all-reduce done."""
+    return lowering.tensors[x].to_laid_out_tensor()
+
+
+def _split_axes(mesh_impl: Any, tensors: Sequence[mtf.Tensor]) -> set[int]:
+    """Mesh axes along which any of the tensors is split."""
+    axes = {axis for x in tensors for axis in mesh_impl.tensor_layout(x).tensor_axis_to_mesh_axis}
+    return {axis for axis in axes if axis is not None}
+
+
+def _sum_over(mesh_impl: Any, value: Any, axes: set[int]) -> Any:
+    """`value` summed over mesh axes; done when it is first used, so that sums of such values are reduced once."""
+    return mtf.LazyAllreduceSum(mesh_impl, value, sorted(axes)) if axes else value
+
+
+def embedding_lookup(table: mtf.Tensor, ids: mtf.Tensor, rows: mtf.Dimension) -> mtf.Tensor:
+    """Rows of `table` by id, without a product of one-hot vectors; each dimension may be split.
+
+    Args:
+        table: [rows, ...features].
+        ids: integers in [0, rows), of any shape.
+        rows: the dimension of `table` that ids index.
+
+    Returns:
+        [...ids, ...features]. An id out of range gives zeros.
+    """
+    return _EmbeddingLookup(table, ids, rows).outputs[0]
+
+
+class _EmbeddingLookup(mtf.Operation):
+    """Each slice looks up the ids in its range of rows and leaves zeros for others; summing over slices of rows completes it."""
+
+    def __init__(self, table: mtf.Tensor, ids: mtf.Tensor, rows: mtf.Dimension) -> None:
+        super().__init__([table, ids], name="embedding_lookup")
+        self.rows = rows
+        assert table.shape.dims[0] == rows, (table.shape, rows)
+        self._outputs = [mtf.Tensor(self, mtf.Shape(ids.shape.dims + table.shape.dims[1:]), table.dtype)]
+        self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
+
+    def gradient(self, grad_ys: list[mtf.Tensor]) -> list[mtf.Tensor | None]:
+        table, ids = self.inputs
+        return [_EmbeddingGradient(table, ids, grad_ys[0]).outputs[0], None]
+
+    def lower(self, lowering: mtf.Lowering) -> None:
+        mesh_impl = lowering.mesh_impl(self)
+        table, ids = self.inputs
+
+        def lookup(table_slice: tf.Tensor, ids_slice: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
+            local, inside = _local_rows(ids_slice, first, table_slice.shape[0])
+            found = tf.gather(table_slice, tf.where(inside, local, 0))
+            return found * tf.cast(_expand(inside, found), found.dtype)
+
+        value = mesh_impl.slicewise(
+            lookup, _laid_out(lowering, table), _laid_out(lowering, ids), first_index(mesh_impl, table.shape, self.rows)
+        )
+        axis = mesh_impl.tensor_dimension_to_mesh_axis(self.rows)
+        lowering.set_tensor_lowering(self.outputs[0], _sum_over(mesh_impl, value, set() if axis is None else {axis}))
+
+
+class _EmbeddingGradient(mtf.Operation):
+    """Adds each position's gradient to the row it came from; summed over the mesh axes that split the ids."""
+
+    def __init__(self, table: mtf.Tensor, ids: mtf.Tensor, dy: mtf.Tensor) -> None:
+        super().__init__([ids, dy], name="embedding_lookup_grad")
+        self._outputs = [mtf.Tensor(self, table.shape, dy.dtype)]
+        self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
+
+    def lower(self, lowering: mtf.Lowering) -> None:
+        mesh_impl = lowering.mesh_impl(self)
+        ids, dy = self.inputs
+        shape = self.outputs[0].shape
+        n_rows = mesh_impl.slice_shape(shape)[0]
+
+        def scatter(ids_slice: tf.Tensor, dy_slice: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
+            local, inside = _local_rows(ids_slice, first, n_rows)
+            rows = tf.reshape(tf.where(inside, local, -1), [-1])  # a negative segment is dropped
+            features = dy_slice.shape[ids_slice.shape.rank :]
+            return tf.math.unsorted_segment_sum(tf.reshape(dy_slice, [-1, *features]), rows, n_rows)
+
+        value = mesh_impl.slicewise(
+            scatter, _laid_out(lowering, ids), _laid_out(lowering, dy), first_index(mesh_impl, shape, shape.dims[0])
+        )
+        lowering.set_tensor_lowering(
+            self.outputs[0], _sum_over(mesh_impl, value, _split_axes(mesh_impl, [ids]))
+        )
+
+
+def first_index(mesh_impl: Any, shape: mtf.Shape, dim: mtf.Dimension) -> Any:
+    """For each slice of a tensor of that shape, the global index (int32) of its first element along `dim`."""
+    axis = mesh_impl.tensor_dimension_to_mesh_axis(dim)
+    size = mesh_impl.slice_shape(shape)[shape.dims.index(dim)]
+    if axis is None:
+        return mesh_impl.slicewise(lambda: tf.constant(0, tf.int32))
+    return mesh_impl.slicewise(lambda pcoord: tf.cast(pcoord, tf.int32) * size, mesh_impl.laid_out_pcoord(axis))
+
+
+def _local_rows(ids: tf.Tensor, first: tf.Tensor, n_rows: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Ids counted from this slice's first row, and whether they fall into it."""
+    local = tf.cast(ids, tf.int32) - first
+    return local, tf.logical_and(local >= 0, local < n_rows)
+
+
+def _expand(mask: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+    """`mask` with trailing dimensions of size 1, up to the rank of `like`."""
+    return tf.reshape(mask, mask.shape.as_list() + [1] * (like.shape.rank - mask.shape.rank))

@@ -1,0 +1,47 @@
+"""Normalisation of the residual stream."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from meshes.compat import mtf
+from models.context import Context, constant
+from models.kernels import kernel
+
+EPSILON = 1e-5
+
+
+def layer_norm(ctx: Context, x: mtf.Tensor, name: str) -> mtf.Tensor:
+    """Layer normalisation over `embd` with gain `<name>/g` and bias `<name>/b` (Ba et al., 2016, arXiv:1607.06450).
+
+    Biased variance, epsilon inside the root, statistics in float32.
+
+    Args:
+        x: [..., embd].
+
+    Returns:
+        The same shape and type.
+    """
+    embd = ctx.dims.embd
+    gain = ctx.variable(f"{name}/g", [embd], constant(1.0))
+    bias = ctx.variable(f"{name}/b", [embd], constant(0.0))
+    if not ctx.is_whole(embd):
+        return _by_mesh_operations(ctx, x) * gain + bias
+    others = [dim for dim in x.shape.dims if dim != embd]
+
+    def normalize(x: tf.Tensor, gain: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+        wide = tf.cast(x, ctx.statistics_dtype)
+        centred = wide - tf.reduce_mean(wide, -1, keepdims=True)
+        variance = tf.reduce_mean(tf.square(centred), -1, keepdims=True)
+        return tf.cast(centred * tf.math.rsqrt(variance + EPSILON), x.dtype) * gain + bias
+
+    return kernel(normalize, [x, gain, bias], [(x.shape, x.dtype)], others, "layer_norm")[0]
+
+
+def _by_mesh_operations(ctx: Context, x: mtf.Tensor) -> mtf.Tensor:
+    """The same where the layout splits `embd`: the means become all-reduces."""
+    embd = ctx.dims.embd
+    wide = mtf.cast(x, ctx.statistics_dtype)
+    centred = wide - mtf.reduce_mean(wide, reduced_dim=embd)
+    variance = mtf.reduce_mean(mtf.square(centred), reduced_dim=embd)
+    return mtf.cast(centred * mtf.rsqrt(variance + EPSILON), x.dtype)

@@ -1,0 +1,168 @@
+"""Name-based checkpoints that a kill at any moment leaves whole.
+
+A checkpoint is `model.ckpt-<step>` (TensorFlow's own format: an `.index` and a `.data` file, one entry a variable, under the names
+of the published GPT-Neo checkpoints) and `model.ckpt-<step>.json`, what else a resumed run needs: the position in the data and
+the averages of the current logging interval. Each file is written under a temporary name and then moved into place; the
+`checkpoint` file, which says which one is newest, comes last.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+from google.protobuf import text_format
+
+from errors import InputError
+
+KEEP = 5
+_PREFIX = "model.ckpt-"
+_TEMPORARY = ".writing"
+_SUFFIXES = (".index", ".data-00000-of-00001", ".json")
+
+
+def save(directory: str, step: int, variables: Mapping[str, tf.Variable], state: Mapping[str, Any]) -> str:
+    """Write a checkpoint, make it the newest, and delete all but the newest five.
+
+    Args:
+        directory: of the run; it exists.
+        step: training steps done.
+        variables: by the names they get in the checkpoint.
+        state: JSON-ready, returned by `restore_state`.
+
+    Returns:
+        The checkpoint's path, `<directory>/model.ckpt-<step>`.
+    """
+    io = tf.io.gfile
+    path = io.join(directory, f"{_PREFIX}{step}")
+    temporary = path + _TEMPORARY
+    names = sorted(variables)
+    with tf.device("/device:CPU:0"):
+        tensors = [variables[name].read_value() for name in names]
+        tf.raw_ops.SaveV2(prefix=temporary, tensor_names=names, shape_and_slices=[""] * len(names), tensors=tensors)
+    with io.GFile(temporary + ".json", "w") as file:
+        file.write(json.dumps(dict(state)))
+    for suffix in reversed(_SUFFIXES):  # the index last: without it there is no checkpoint of that name
+        io.rename(temporary + suffix, path + suffix, overwrite=True)
+    _finish(directory, step)
+    return path
+
+
+def _finish(directory: str, step: int) -> None:
+    """Point the `checkpoint` file at this step, then delete old checkpoints and what a killed run left half-written."""
+    io = tf.io.gfile
+    kept = [n for n in steps(directory) if n <= step][-KEEP:]
+    names = [f"{_PREFIX}{n}" for n in kept]
+    proto = tf.compat.v1.train.generate_checkpoint_state_proto(".", names[-1], names)
+    target = io.join(directory, "checkpoint")
+    with io.GFile(target + _TEMPORARY, "w") as file:
+        file.write(text_format.MessageToString(proto))
+    io.rename(target + _TEMPORARY, target, overwrite=True)
+    for name in io.listdir(directory):
+        match = re.match(rf"{re.escape(_PREFIX)}(\d+)\.", name)
+        if match and (int(match[1]) not in kept or _TEMPORARY in name):
+            io.remove(io.join(directory, name))
+
+
+def steps(directory: str) -> list[int]:
+    """Steps of the whole checkpoints in a directory, in ascending order; none if there is no such directory."""
+    if not tf.io.gfile.isdir(directory):
+        return []
+    names = set(tf.io.gfile.listdir(directory))
+    found = [re.fullmatch(rf"{re.escape(_PREFIX)}(\d+)\.index", name) for name in names]
+    return sorted(int(m[1]) for m in found if m and any(n.startswith(f"{_PREFIX}{m[1]}.data-") for n in names))
+
+
+def latest(directory: str) -> str | None:
+    """The newest checkpoint of a directory, as the path that `restore` takes; None if there is none.
+
+    The one that the `checkpoint` file names, if it is whole; else the whole one of the highest step.
+    """
+    io = tf.io.gfile
+    if not io.exists(io.join(directory, "checkpoint")) and not steps(directory):
+        return None
+    named = tf.train.latest_checkpoint(directory) if io.exists(io.join(directory, "checkpoint")) else None
+    if named is not None and io.exists(named + ".index"):
+        return str(named)
+    found = steps(directory)
+    return io.join(directory, f"{_PREFIX}{found[-1]}") if found else None
+
+
+def step_of(path: str) -> int:
+    """The step in a checkpoint's name."""
+    match = re.search(r"-(\d+)$", path)
+    if match is None:
+        raise InputError(f"{path}: not a checkpoint's name; it ends in its step, as in model.ckpt-5000")
+    return int(match[1])
+
+
+def delete_all(directory: str) -> int:
+    """Delete every checkpoint of a directory and the logs that belong to them; returns how many checkpoints there were."""
+    io = tf.io.gfile
+    count = len(steps(directory))
+    if io.isdir(directory):
+        for name in io.listdir(directory):
+            ours = name.startswith((_PREFIX, "events.out.tfevents")) or name in ("checkpoint", "metrics.jsonl", "eval.jsonl")
+            if ours:
+                io.remove(io.join(directory, name))
+    return count
+
+
+def restore(path: str, variables: Mapping[str, tf.Variable], source: str) -> list[str]:
+    """Fill variables from a checkpoint, one at a time.
+
+    Args:
+        path: of the checkpoint, without a suffix.
+        variables: by their names in the checkpoint. Stored bfloat16 weights are widened to the variable's type.
+        source: the config, for messages.
+
+    Returns:
+        Names of optimizer slots that the checkpoint does not have; they keep their values.
+
+    Raises:
+        InputError: no such checkpoint, an unreadable one, a missing weight, or one of another shape.
+    """
+    try:
+        reader = tf.train.load_checkpoint(path)
+        shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
+    except (tf.errors.OpError, ValueError) as error:
+        raise InputError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from None
+    missing = []
+    for name, variable in variables.items():
+        if name not in shapes:
+            if "/adam_" not in name and "/adafactor_" not in name:
+                raise InputError(f"{path}: has no variable {name}, which {source} asks for; is it another model's checkpoint?")
+            missing.append(name)
+        elif list(shapes[name]) != variable.shape.as_list():
+            raise InputError(
+                f"{path}: variable {name} has shape {list(shapes[name])}, but {source} makes it {variable.shape.as_list()}; "
+                f"use the config that the checkpoint was trained with, or another model_path"
+            )
+    with tf.device("/device:CPU:0"):
+        for name, variable in variables.items():
+            if name in missing:
+                continue
+            try:
+                (value,) = tf.raw_ops.RestoreV2(
+                    prefix=path, tensor_names=[name], shape_and_slices=[""], dtypes=[dtypes[name]]
+                )
+            except tf.errors.OpError as error:
+                raise InputError(
+                    f"{path}: variable {name} cannot be read ({error.message.splitlines()[0]}); the file is damaged: delete this "
+                    f"checkpoint to go on from the one before it"
+                ) from None
+            variable.assign(tf.cast(value, variable.dtype))
+    return missing
+
+
+def restore_state(path: str) -> dict[str, Any]:
+    """What `save` was given as `state`; empty for a checkpoint of another program."""
+    name = path + ".json"
+    if not tf.io.gfile.exists(name):
+        return {}
+    with tf.io.gfile.GFile(name) as file:
+        state: dict[str, Any] = json.loads(file.read())
+    return state

@@ -1,0 +1,116 @@
+"""Mesh graphs as compiled functions over one store of variables.
+
+On one device the whole step is compiled by XLA into one program. A mesh of several devices runs as one TensorFlow graph over
+all of them: XLA compiles for one device at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+import model_fns
+from config import Config
+from meshes.devices import MeshPlan
+from meshes.variables import VariableStore
+from training import checkpoints
+
+
+class MeshFunction:
+    """A function that builds a mesh graph: traced once for each shape of its arguments, then run."""
+
+    def __init__(self, build: Callable[..., Any], store: VariableStore, device: str, compiled: bool) -> None:
+        def trace(*args: tf.Tensor) -> Any:
+            with store.scope():
+                return build(*args)
+
+        self._function = tf.function(trace, autograph=False, jit_compile=compiled or None)
+        self._device = device
+
+    def __call__(self, *args: Any) -> Any:
+        with tf.device(self._device):
+            return self._function(*[tf.convert_to_tensor(x) for x in args])
+
+    def trace(self, *args: tf.TensorSpec) -> None:
+        """Build the graph for arguments of this form, which creates its variables, without compiling or running it."""
+        with tf.device(self._device):
+            self._function.get_concrete_function(*args)
+
+
+class Engine:
+    """The functions of one run. Each is traced and compiled when it is first called; all share the weights in `store`."""
+
+    def __init__(self, config: Config, plan: MeshPlan, *, compiled: bool | None = None) -> None:
+        """`compiled`: whether XLA compiles; default: on one device."""
+        self.config, self.plan = config, plan
+        self.compiled = len(plan.devices) == 1 if compiled is None else compiled
+        self.store = VariableStore(plan.master_device)
+        self.global_step = self.store.scalar("global_step", tf.int64)
+        self.mesh_impl = plan.implementation(self.store)
+        # While decoding, a pass has one position and prompts have any length: neither is split.
+        self.decoding_mesh = plan.implementation(self.store, unsplit=("sequence", "memory_length"))
+        self._train = self.function(self._train_step)
+        self._eval = self.function(self._eval_step)
+        self._score = self.function(self._score_step)
+        self._logits = self.function(self._logits_step)
+
+    def function(self, build: Callable[..., Any]) -> MeshFunction:
+        """`build`, which makes a mesh graph of its arguments, as a function that shares this engine's weights."""
+        return MeshFunction(build, self.store, self.plan.master_device, self.compiled)
+
+    def train_step(self, tokens: np.ndarray) -> dict[str, tf.Tensor]:
+        """Update the weights with one batch, int32 [train_batch_size, n_ctx + 1]: `loss`, `nll`, `grad_norm`, `lr`."""
+        return self._train(tokens)
+
+    def eval_step(self, tokens: np.ndarray, weights: np.ndarray) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Sums of nll, of correct predictions and of weights, for int32 [batch, n + 1] and float32 [batch, n]."""
+        return self._eval(tokens, weights)
+
+    def log_probabilities(self, tokens: np.ndarray) -> tf.Tensor:
+        """float32 [batch, n]: of each token but the first, for int32 [batch, n + 1]."""
+        return self._score(tokens)
+
+    def logits(self, tokens: np.ndarray) -> tf.Tensor:
+        """float32 [batch, n, n_vocab], for int32 [batch, n]."""
+        return self._logits(tokens)
+
+    def _train_step(self, tokens: tf.Tensor) -> dict[str, tf.Tensor]:
+        step = self.global_step.read_value()
+        out = model_fns.build_train(_split(tokens), self.config, self.mesh_impl, step)
+        self.global_step.assign(step + 1)
+        return {"loss": out.loss, "nll": out.nll, "grad_norm": out.grad_norm, "lr": out.lr}
+
+    def _eval_step(self, tokens: tf.Tensor, weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        out = model_fns.build_eval({**_split(tokens), "weights": weights}, self.config, self.mesh_impl)
+        return out.nll, out.correct, out.weight
+
+    def _score_step(self, tokens: tf.Tensor) -> tf.Tensor:
+        return model_fns.build_score(_split(tokens), self.config, self.mesh_impl)
+
+    def _logits_step(self, tokens: tf.Tensor) -> tf.Tensor:
+        return model_fns.build_logits(tokens, self.config, self.mesh_impl)
+
+    def restore(self, checkpoint: str) -> list[str]:
+        """Fill every variable from a checkpoint; returns the names of optimizer slots that it does not have."""
+        missing = checkpoints.restore(checkpoint, self.store.masters, self.config.source)
+        self.store.scatter()
+        return missing
+
+    def save(self, directory: str, step: int, state: Mapping[str, Any]) -> str:
+        """Write every variable as a checkpoint; returns its path."""
+        self.store.gather()
+        return checkpoints.save(directory, step, self.store.masters, state)
+
+    def create_variables(self, *, training: bool) -> None:
+        """Create every variable with its initial value: what a restore fills. `training`: the optimizer's too."""
+        if training:
+            self._train.trace(tf.TensorSpec((self.config.training.train_batch_size, self.config.model.n_ctx + 1), tf.int32))
+        else:
+            self._score.trace(tf.TensorSpec((self.config.training.eval_batch_size, self.config.model.n_ctx + 1), tf.int32))
+
+
+def _split(tokens: tf.Tensor) -> dict[str, tf.Tensor]:
+    return {"inputs": tokens[:, :-1], "labels": tokens[:, 1:]}

@@ -1,0 +1,141 @@
+"""What a run reports: sizes and speeds, and the files that hold its measurements."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from config import Config, ModelConfig
+
+# Dense matmul peaks in FLOP/s from the makers' data sheets, by a part of the device's name and precision. float32 is TF32 where
+# the device has it: TensorFlow multiplies float32 matrices so by default.
+PEAK_FLOPS: dict[str, dict[str, float]] = {
+    "H200": {"bfloat16": 989.4e12, "float32": 494.7e12},
+    "H100": {"bfloat16": 989.4e12, "float32": 494.7e12},
+    "A100": {"bfloat16": 312e12, "float32": 156e12},
+    "A10": {"bfloat16": 125e12, "float32": 62.5e12},
+    "L40S": {"bfloat16": 362e12, "float32": 183e12},
+    "L4": {"bfloat16": 121e12, "float32": 60e12},
+    "RTX 4090": {"bfloat16": 165.2e12, "float32": 82.6e12},
+    "RTX 3090": {"bfloat16": 71e12, "float32": 35.6e12},
+}
+
+
+def weight_count(model: ModelConfig) -> int:
+    """Trained parameters of a model."""
+    width = model.n_embd
+    attention = 4 * width * width + width
+    feed_forward = 8 * width * width + 5 * width
+    return (model.n_vocab + model.n_ctx) * width + model.n_layer * (attention + feed_forward + 4 * width) + 2 * width
+
+
+def flops_per_token(model: ModelConfig) -> float:
+    """Matmul FLOPs to train on one token: forward, and twice that backward.
+
+    Counted as in PaLM (Chowdhery et al., 2022, arXiv:2204.02311, appendix B): two a weight that multiplies, plus scores and weighted
+    sums of attention over every position of the context, or of the window where attention is local. Recomputed
+    activations and the causal half that is masked are not taken off or added.
+    """
+    width = model.n_embd
+    per_layer = {
+        kind: 2 * 12 * width * width + 4 * width * (min(model.local_attention_radius, model.n_ctx) if kind == "local" else model.n_ctx)
+        for kind in ("global", "local")
+    }
+    forward = sum(per_layer[kind] for kind in model.attention_types) + 2 * width * model.n_vocab
+    return 3.0 * forward
+
+
+def peak_flops(device_name: str, precision: str) -> float | None:
+    """Peak matmul FLOP/s of a device by its name ("NVIDIA H100 80GB HBM3"), None where it is not known."""
+    for part, peaks in PEAK_FLOPS.items():
+        if part in device_name:
+            return peaks[precision]
+    return None
+
+
+def device_peak(devices: list[str], precision: str) -> float | None:
+    """Sum of the peaks of GPUs by their full names ("/device:GPU:0"); None if any is not known."""
+    gpus = tf.config.list_physical_devices("GPU")
+    total = 0.0
+    for name in devices:
+        kind, index = name.rsplit(":", 2)[1:]
+        if kind != "GPU" or int(index) >= len(gpus):
+            return None
+        peak = peak_flops(tf.config.experimental.get_device_details(gpus[int(index)]).get("device_name", ""), precision)
+        if peak is None:
+            return None
+        total += peak
+    return total
+
+
+def training_memory(config: Config) -> dict[str, int]:
+    """Bytes that training takes, over all devices: exact for weights, gradients and Adam's state, rough for activations.
+
+    Activations: what the backward pass reads again, about 16 features of width n_embd a token and layer, the attention
+    weights in float32, and the logits with their gradient in float32.
+    """
+    model, batch = config.model, config.training.train_batch_size
+    weights, tokens = weight_count(model), batch * model.n_ctx
+    size = 2 if config.training.precision == "bfloat16" else 4
+    attention = batch * model.n_layer * model.n_head * model.n_ctx * model.n_ctx * 4
+    return {
+        "weights": 4 * weights,
+        "gradients": size * weights,
+        "optimizer": 8 * weights,
+        "activations": tokens * model.n_layer * 16 * model.n_embd * size + attention + tokens * model.n_vocab * 8,
+    }
+
+
+def human_bytes(count: float) -> str:
+    """A byte count with a unit: "1.5 GiB"."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+def evaluation_metrics(nll: float, correct: float, weight: float, text_bytes: int | None) -> dict[str, float | None]:
+    """Metrics from sums over tokens: nll in nats, perplexity = exp(mean nll), bits per byte of the text, token accuracy."""
+    mean = nll / weight
+    return {
+        "nll": mean,
+        "perplexity": math.exp(mean) if mean < 700 else math.inf,
+        "bits_per_byte": nll / math.log(2) / text_bytes if text_bytes else None,
+        "accuracy": correct / weight,
+        "tokens": int(weight),
+        "bytes": text_bytes,
+    }
+
+
+class JsonLines:
+    """A file of one JSON object a line, with a `step` each, that can be taken back to an earlier step."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def rewind(self, step: int) -> None:
+        """Drop lines of later steps, and a last line that a kill cut off: a resumed run writes them again."""
+        if not tf.io.gfile.exists(self.path):
+            return
+        kept = []
+        with tf.io.gfile.GFile(self.path) as file:
+            lines = file.read().splitlines()
+        for line in lines:
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError, TypeError):
+                continue
+        if len(kept) < len(lines):
+            with tf.io.gfile.GFile(self.path + ".writing", "w") as file:
+                file.write("".join(kept))
+            tf.io.gfile.rename(self.path + ".writing", self.path, overwrite=True)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        with tf.io.gfile.GFile(self.path, "a") as file:
+            file.write(json.dumps(dict(row)) + "\n")
