@@ -15,6 +15,8 @@ import sys
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple, cast
 
+from errors import InputError
+
 
 class FileStat(NamedTuple):
     """Size in bytes and modification time in nanoseconds: together they tell whether a file has changed."""
@@ -88,10 +90,21 @@ def walk(folder: str) -> Iterator[str]:
 
 
 def make_folder(path: str) -> None:
-    if is_url(path):
-        _gfile().makedirs(path)
-    else:
-        os.makedirs(path, exist_ok=True)
+    """Make a folder for output, unless it is there. Raises InputError when that cannot be."""
+    try:
+        if is_url(path):
+            _gfile().makedirs(path)
+        else:
+            os.makedirs(path, exist_ok=True)
+    except errors() as error:
+        raise InputError(f"{path}: cannot be made: {reason(error)}; give another folder") from error
+
+
+def list_folder(path: str) -> list[str]:
+    """Names in a folder, sorted; none when there is no such folder."""
+    if not is_folder(path):
+        return []
+    return sorted(name.rstrip("/") for name in (_gfile().listdir(path) if is_url(path) else os.listdir(path)))
 
 
 def remove(path: str) -> None:

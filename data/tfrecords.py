@@ -59,13 +59,19 @@ class RecordIndex:
 # Writing
 
 
-def write_records(path: str | os.PathLike[str], records: Iterable[Ids]) -> None:
-    """Write one record for each sequence of ids (none is negative). The file appears when it is complete."""
+def write_records(path: str | os.PathLike[str], records: Iterable[Ids]) -> int:
+    """Write one record for each sequence of ids (none is negative). The file appears when it is complete.
+
+    Returns how many records it has.
+    """
+    count = 0
     with storage.replacing(os.fspath(path)) as file:
         for ids in records:
             payload = serialize(ids)
             header = _LENGTH.pack(len(payload))
             file.write(b"".join((header, _crc(header), payload, _crc(payload))))
+            count += 1
+    return count
 
 
 def serialize(ids: Ids) -> bytes:

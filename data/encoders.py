@@ -1,0 +1,228 @@
+"""Tokenizers: text to ids and back.
+
+An Encoder wraps one of Hugging Face's `tokenizers`: a byte-level BPE trained here, GPT-2's, or any other that library
+can load.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from data import storage
+from errors import InputError
+
+END_OF_TEXT = "<|endoftext|>"
+PADDING = "<|padding|>"
+TOKENIZER_FILE = "byte-level-bpe.tokenizer.json"
+GPT2 = "gpt2"
+
+# Files a tokenizer folder may hold, first found first taken: one JSON, or a vocabulary with its merges.
+_TOKENIZER_FILES = (TOKENIZER_FILE, "tokenizer.json")
+_VOCABULARY_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+_HUB_SECONDS = 5.0
+_UNKNOWN = "\N{REPLACEMENT CHARACTER}"
+
+# GPT-2 has no padding token. Published configs pad with the first id after its vocabulary.
+_GPT2_VOCABULARY = 50257
+_GPT2_END_OF_TEXT = 50256
+
+
+class Encoder:
+    """Text to token ids and back.
+
+    tokenizer: how it is done. source: where it came from, for messages. Neither truncates nor pads, nor adds tokens
+    that are not in the text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, source: str) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self.tokenizer = tokenizer
+        self.source = source
+
+    def __reduce__(self) -> tuple[type[Encoder], tuple[Tokenizer, str]]:
+        return Encoder, (self.tokenizer, self.source)  # not _literal: pickling loses what makes it so
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`. Special tokens written out in it, such as `<|endoftext|>`, become their ids."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """encode() for many texts, on every core (unless the environment has TOKENIZERS_PARALLELISM=false)."""
+        return _ids(self.tokenizer, texts)
+
+    def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of text that is data. A special token written out in it stays text and is encoded letter by letter.
+
+        Someone else's document must not be able to put an end of text, or padding, into a corpus by naming it.
+        """
+        return _ids(self._literal, texts)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids`, special tokens written out. An id that no token has becomes U+FFFD.
+
+        A model's vocabulary is often padded beyond its tokenizer's, so a sample may hold such ids.
+        """
+        texts = []
+        for known, run in itertools.groupby(map(int, ids), key=self._known.__contains__):
+            found = list(run)
+            texts.append(self.tokenizer.decode(found, skip_special_tokens=False) if known else _UNKNOWN * len(found))
+        return "".join(texts)
+
+    @cached_property
+    def n_vocab(self) -> int:
+        """Size of the vocabulary, added tokens included: every id is smaller."""
+        return max(self._known, default=-1) + 1
+
+    @cached_property
+    def eos_id(self) -> int | None:
+        """Id of `<|endoftext|>`; None when the tokenizer has none."""
+        return self.tokenizer.token_to_id(END_OF_TEXT)
+
+    @cached_property
+    def padding_id(self) -> int | None:
+        """Id of `<|padding|>`, or 50257 for GPT-2's vocabulary (where no token has it); None when there is none."""
+        token = self.tokenizer.token_to_id(PADDING)
+        if token is None and (self.n_vocab, self.eos_id) == (_GPT2_VOCABULARY, _GPT2_END_OF_TEXT):
+            return _GPT2_VOCABULARY
+        return token
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of the tokenizer's definition."""
+        return hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()
+
+    @cached_property
+    def splittable(self) -> bool:
+        """Whether a text cut before white space that follows other characters has the ids of its pieces, joined.
+
+        True of byte-level BPE as GPT-2 has it: its pattern puts white space at the start of a token or makes whole
+        tokens of it, and looks only forward (Radford et al. 2019; https://github.com/openai/gpt-2). Added tokens are
+        matched before the pattern, so none of them may reach over such a cut either.
+        """
+        definition = json.loads(self.tokenizer.to_str())
+        step = definition["pre_tokenizer"] or {}
+        plain = step.get("type") == "ByteLevel" and step.get("use_regex", True) and not step.get("add_prefix_space")
+        return bool(
+            plain
+            and definition["normalizer"] is None
+            and not any(token["lstrip"] or token["rstrip"] for token in definition["added_tokens"])
+            and all(len(token["content"].split()) == 1 for token in definition["added_tokens"])
+        )
+
+    @cached_property
+    def _known(self) -> frozenset[int]:
+        return frozenset(self.tokenizer.get_vocab(with_added_tokens=True).values())
+
+    @cached_property
+    def _literal(self) -> Tokenizer:
+        tokenizer = Tokenizer.from_str(self.tokenizer.to_str())
+        tokenizer.encode_special_tokens = True  # "encode" them: take them for text
+        return tokenizer
+
+
+def _ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
+def byte_level_bpe(model: models.BPE) -> Tokenizer:
+    """GPT-2's kind of tokenizer around `model`: no normalisation, no space put in front, any bytes round trip."""
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def load_encoder(path: str, pretrained: bool = False) -> Encoder:
+    """The tokenizer at `path`: a tokenizer JSON as train_tokenizer.py writes it, or a folder with one or with
+    `vocab.json` and `merges.txt`. With `pretrained`, `path` may also be a name on the Hugging Face hub, such as `gpt2`
+    (a file or folder of that name goes first).
+
+    Raises InputError when there is no such tokenizer, it cannot be read, or the hub cannot be reached.
+    """
+    if storage.is_folder(path):
+        return Encoder(_from_folder(path), path)
+    if storage.exists(path):
+        return Encoder(_from_json(path), path)
+    if pretrained:
+        return Encoder(_from_json(_hub_file(path)), path)
+    raise InputError(f"{path}: no such tokenizer; give a {TOKENIZER_FILE}, or a folder with vocab.json and merges.txt")
+
+
+def _from_folder(folder: str) -> Tokenizer:
+    for name in _TOKENIZER_FILES:
+        if storage.exists(f"{folder}/{name}"):
+            return _from_json(f"{folder}/{name}")
+    for vocabulary, merges in _VOCABULARY_FILES:
+        if storage.exists(f"{folder}/{vocabulary}") and storage.exists(f"{folder}/{merges}"):
+            return _from_vocabulary(f"{folder}/{vocabulary}", f"{folder}/{merges}")
+    raise InputError(f"{folder}: holds no tokenizer; put {TOKENIZER_FILE} there, or vocab.json and merges.txt")
+
+
+def _from_json(path: str) -> Tokenizer:
+    text = _read_text(path)
+    try:
+        return Tokenizer.from_str(text)
+    except Exception as error:  # the library raises Exception itself
+        raise InputError(f"{path}: is not a tokenizer of the tokenizers library: {storage.reason(error)}") from error
+
+
+def _from_vocabulary(vocabulary_path: str, merges_path: str) -> Tokenizer:
+    vocabulary, merges = _read_text(vocabulary_path), _read_text(merges_path)
+    rules = [line.rstrip("\r") for line in merges.split("\n") if not line.startswith("#version")]
+    try:
+        pairs = [(left, right) for left, right in (rule.split(" ") for rule in rules if rule)]
+        tokenizer = byte_level_bpe(models.BPE(vocab=json.loads(vocabulary), merges=pairs))
+    except Exception as error:  # the library raises Exception itself
+        reason = storage.reason(error)
+        raise InputError(f"{vocabulary_path} and merges.txt: are not a byte-level BPE: {reason}") from error
+    known = tokenizer.get_vocab()
+    tokenizer.add_special_tokens([token for token in (END_OF_TEXT, PADDING) if token in known])
+    return tokenizer
+
+
+def _read_text(path: str) -> str:
+    try:
+        with storage.open_binary(path) as file:
+            return file.read().decode("utf-8")
+    except storage.errors() as error:
+        raise InputError(f"{path}: cannot be read: {storage.reason(error)}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text (byte {error.start}), so it is no tokenizer") from error
+
+
+def _hub_file(name: str) -> str:
+    """Path of the hub's `tokenizer.json` for `name`, from the local cache when it is there."""
+    from huggingface_hub import constants, hf_hub_download
+
+    remedy = "give a local folder with its vocab.json and merges.txt instead"
+    try:
+        return str(hf_hub_download(name, "tokenizer.json", local_files_only=True))
+    except Exception as error:  # not cached, or no name that the hub could have
+        if constants.HF_HUB_OFFLINE:
+            raise InputError(f"{name}: is not in the cache and HF_HUB_OFFLINE is set; unset it, or {remedy}") from error
+    # The hub's client tries again for half a minute when there is no network: ask once ourselves.
+    request = urllib.request.Request(f"{constants.ENDPOINT}/{name}/resolve/main/tokenizer.json", method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=_HUB_SECONDS).close()
+    except urllib.error.HTTPError:
+        pass  # it answers; the client explains
+    except (OSError, ValueError) as error:  # URLError and time-outs are OSErrors
+        reason = storage.reason(getattr(error, "reason", None) or error)
+        raise InputError(
+            f"{name}: neither a file here nor to be had from {constants.ENDPOINT} ({reason}); {remedy}"
+        ) from error
+    try:
+        return str(hf_hub_download(name, "tokenizer.json"))
+    except Exception as error:  # whatever the client raises is about this name
+        raise InputError(
+            f"{name}: no tokenizer.json of it on {constants.ENDPOINT} ({type(error).__name__}); {remedy}"
+        ) from error
