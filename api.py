@@ -1,13 +1,13 @@
 """The library's face: train, evaluate, load a model and use it. `main.py` is written on it.
 
-    import api
+import api
 
-    api.train("laptop")                                # a config's name or path, or a Config
-    print(api.evaluate("laptop")["bits_per_byte"])
-    model = api.load("runs/laptop")                    # a run's directory, one of its checkpoints, or a config
-    print(model.generate(["def main("], max_new_tokens=40)[0][0])
-    print(model.score(["import os"])[0].sum)           # log-probability in nats
-    print(model.logits([[5, 7, 11]]).shape)            # (1, 3, n_vocab)
+api.train("laptop")                                # a config's name or path, or a Config
+print(api.evaluate("laptop")["bits_per_byte"])
+model = api.load("runs/laptop")                    # a run's directory, one of its checkpoints, or a config
+print(model.generate(["def main("], max_new_tokens=40)[0][0])
+print(model.score(["import os"])[0].sum)           # log-probability in nats
+print(model.logits([[5, 7, 11]]).shape)            # (1, 3, n_vocab)
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Score:
 
     Attributes:
         tokens: ids of the document.
-        logprobs: natural log-probability of each token given those before it; None for the first, which nothing predicts.
+        logprobs: natural log-probability of each token given those before it; None for the first, which nothing
+            predicts.
         sum: of the log-probabilities, in nats.
         bytes: of the document, in UTF-8.
     """
@@ -81,7 +82,8 @@ def evaluate(
     """Score the config's held-out set (`eval_path`) with a checkpoint; default: the newest of `model_path`.
 
     Returns:
-        `step`, `nll` (nats a token), `perplexity`, `bits_per_byte` (None without a tokenizer), `accuracy`, `tokens`, `bytes`.
+        `step`, `nll` (nats a token), `perplexity`, `bits_per_byte` (None without a tokenizer), `accuracy`, `tokens`,
+        `bytes`.
 
     Raises:
         InputError: no checkpoint, or no held-out data.
@@ -93,9 +95,7 @@ def evaluate(
     return {"step": checkpoints.step_of(path), **validation.run(engine)}
 
 
-def load(
-    config_or_checkpoint: Config | str, *, devices: Sequence[str] | None = None
-) -> Model:
+def load(config_or_checkpoint: Config | str, *, devices: Sequence[str] | None = None) -> Model:
     """A trained model, ready to use.
 
     Args:
@@ -119,9 +119,7 @@ def load(
 class Model:
     """A trained model: NumPy and text in, NumPy and text out."""
 
-    def __init__(
-        self, config: Config, *, checkpoint: str | None = None, devices: Sequence[str] | None = None
-    ) -> None:
+    def __init__(self, config: Config, *, checkpoint: str | None = None, devices: Sequence[str] | None = None) -> None:
         """`checkpoint`: default: the newest of the config's `model_path`."""
         self.config = config
         self.checkpoint = _find_checkpoint(config, checkpoint)
@@ -137,7 +135,8 @@ class Model:
             self._encoder = required_encoder(self.config)
             if self._encoder.n_vocab > self.config.model.n_vocab:
                 raise InputError(
-                    f"{self.config.source}: n_vocab = {self.config.model.n_vocab} is smaller than the tokenizer's vocabulary "
+                    f"{self.config.source}: n_vocab = {self.config.model.n_vocab} is smaller than the "
+                    "tokenizer's vocabulary "
                     f"({self._encoder.n_vocab}); use the tokenizer that made the training data"
                 )
         return self._encoder
@@ -164,9 +163,13 @@ class Model:
         flat = np.atleast_2d(ids).astype(np.int32)
         model = self.config.model
         if ids.ndim not in (1, 2) or not 0 < flat.shape[1] <= model.n_ctx:
-            raise InputError(f"tokens of shape {list(ids.shape)}: give [batch, n] or [n], with n from 1 to n_ctx = {model.n_ctx}")
+            raise InputError(
+                f"tokens of shape {list(ids.shape)}: give [batch, n] or [n], with n from 1 to n_ctx = {model.n_ctx}"
+            )
         if flat.min() < 0 or flat.max() >= model.n_vocab:
-            raise InputError(f"tokens from {flat.min()} to {flat.max()}: ids must be from 0 to n_vocab - 1 = {model.n_vocab - 1}")
+            raise InputError(
+                f"tokens from {flat.min()} to {flat.max()}: ids must be from 0 to n_vocab - 1 = {model.n_vocab - 1}"
+            )
         scores: NDArray[np.float32] = self._engine.logits(flat).numpy()
         return scores[0] if ids.ndim == 1 else scores
 
@@ -187,7 +190,8 @@ class Model:
         return Score(tokens, found, total, len(text.encode()))
 
     def _score_window(self, tokens: list[int]) -> list[float]:
-        """Log-probabilities of all but the first of at most n_ctx + 1 tokens. Padded, so that few lengths are compiled."""
+        """Log-probabilities of all but the first of at most n_ctx + 1 tokens. Padded, so that few lengths are compiled.
+        """
         labels = len(tokens) - 1
         width = min(self.config.model.n_ctx, max(16, 1 << (labels - 1).bit_length()))
         padded = np.zeros((1, width + 1), np.int32)
@@ -234,7 +238,9 @@ class Model:
         tokens = self.encoder.encode(prompt)
         if not tokens:
             if self.eos_id is None:
-                raise InputError("an empty prompt: the tokenizer has no end-of-text token to begin from; give some text")
+                raise InputError(
+                    "an empty prompt: the tokenizer has no end-of-text token to begin from; give some text"
+                )
             return [self.eos_id]
         kept, cut = fit_prompt(tokens, self.config.model.n_ctx, max_new_tokens)
         if cut:
@@ -268,7 +274,9 @@ def _config_of_run(directory: str) -> Config:
     """The config that a run left in its directory, wherever that is now."""
     path = os.path.join(directory, "config.json")
     if not os.path.exists(path):
-        raise InputError(f"{directory}: no config.json there; give the directory of a run (a config's model_path) or a config")
+        raise InputError(
+            f"{directory}: no config.json there; give the directory of a run (a config's model_path) or a config"
+        )
     return replace(load_config(path), model_path=directory)
 
 
@@ -276,7 +284,8 @@ def _find_checkpoint(config: Config, checkpoint: str | None) -> str:
     path = checkpoint or checkpoints.latest(config.training.model_path)
     if path is None:
         raise InputError(
-            f"{config.source}: model_path = {config.training.model_path}: there is no checkpoint; train first, or point model_path "
+            f"{config.source}: model_path = {config.training.model_path}: there is no checkpoint; train first, "
+            "or point model_path "
             f"to a directory that has one"
         )
     return path

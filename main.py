@@ -16,8 +16,12 @@ from errors import InputError
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The flags; wrong ones end the program with status 2."""
     parser = argparse.ArgumentParser(description=__doc__.split(".", 1)[0] + ".")
-    parser.add_argument("--model", required=True, help="config: a path ending in .json, or the name of configs/NAME.json")
-    parser.add_argument("--gpu_ids", nargs="+", metavar="DEVICE", help="devices of the mesh, such as device:GPU:0 device:GPU:1")
+    parser.add_argument(
+        "--model", required=True, help="config: a path ending in .json, or the name of configs/NAME.json"
+    )
+    parser.add_argument(
+        "--gpu_ids", nargs="+", metavar="DEVICE", help="devices of the mesh, such as device:GPU:0 device:GPU:1"
+    )
     parser.add_argument("--steps_per_checkpoint", type=_positive, default=5000, metavar="N", help="default: 5000")
     parser.add_argument("--new", action="store_true", help="delete this run's checkpoints and start at step 0")
     parser.add_argument("--yes", action="store_true", help="answer yes to what --new asks")
@@ -25,7 +29,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--eval", action="store_true", help="evaluate the newest checkpoint, then exit")
     mode.add_argument("--predict", action="store_true", help="generate text, then exit")
-    mode.add_argument("--score", metavar="FILE", help="log-likelihood of each document of a .txt or .jsonl file, then exit")
+    mode.add_argument(
+        "--score", metavar="FILE", help="log-likelihood of each document of a .txt or .jsonl file, then exit"
+    )
     mode.add_argument("--check_dataset", action="store_true", help="check the config's data, then exit")
     parser.add_argument("--prompt", metavar="FILE", help="text to continue with --predict; - is standard input")
     arguments = parser.parse_args(argv)
@@ -65,7 +71,12 @@ def _start_over(config: Config, yes: bool) -> bool:
     if steps and not yes:
         if not sys.stdin.isatty():
             raise InputError(f"--new would delete {len(steps)} checkpoints in {directory}; add --yes to agree")
-        print(f"Delete {len(steps)} checkpoints (up to step {steps[-1]}) in {directory}? [y/N] ", end="", file=sys.stderr, flush=True)
+        print(
+            f"Delete {len(steps)} checkpoints (up to step {steps[-1]}) in {directory}? [y/N] ",
+            end="",
+            file=sys.stderr,
+            flush=True,
+        )
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             print("nothing deleted", file=sys.stderr)
             return False
@@ -94,7 +105,9 @@ def predict(config: Config, arguments: argparse.Namespace) -> int:
     model = api.load(config, devices=arguments.gpu_ids)
     samples = model.generate([prompt], samples=config.training.predict_batch_size)[0]
     texts = samples if config.training.remove_partial_sequences else [prompt + text for text in samples]
-    joined = "\n".join(texts) if len(texts) == 1 else "\n".join(f"==== sample {i} ====\n{t}" for i, t in enumerate(texts, 1))
+    joined = (
+        "\n".join(texts) if len(texts) == 1 else "\n".join(f"==== sample {i} ====\n{t}" for i, t in enumerate(texts, 1))
+    )
     print(joined)
     write_predictions(config.training.model_path, model.step, arguments.sacred_id, joined + "\n")
     return 0
@@ -119,7 +132,8 @@ def check_dataset(config: Config, arguments: argparse.Namespace) -> int:
 
 
 def _documents(path: Path) -> Iterator[str]:
-    """What --score scores: a .txt file as one document, exactly as it stands; the `text` of each line of a .jsonl file."""
+    """What --score scores: a .txt file as one document, exactly as it stands; the `text` of each line of a .jsonl file.
+    """
     from data.documents import read_documents
 
     if path.suffix not in (".txt", ".jsonl"):
@@ -132,12 +146,19 @@ def _read_text(name: str, flag: str) -> str:
         return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"not UTF-8 at byte {error.start}"
-        raise InputError(f"{flag} {name}: cannot be read ({reason}); give a text file in UTF-8, or - for standard input") from None
+        raise InputError(
+            f"{flag} {name}: cannot be read ({reason}); give a text file in UTF-8, or - for standard input"
+        ) from None
 
 
 def run_mode(arguments: argparse.Namespace) -> Callable[[Config, argparse.Namespace], int]:
     """The function of the mode that the flags ask for."""
-    modes = {evaluate: arguments.eval, predict: arguments.predict, score: arguments.score, check_dataset: arguments.check_dataset}
+    modes = {
+        evaluate: arguments.eval,
+        predict: arguments.predict,
+        score: arguments.score,
+        check_dataset: arguments.check_dataset,
+    }
     return next((mode for mode, wanted in modes.items() if wanted), train)
 
 

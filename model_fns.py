@@ -1,6 +1,7 @@
 """The one place where mesh, layout, model, loss and optimizer become a graph.
 
-Each builder takes TensorFlow tensors in, builds the mesh graph, lowers it on the given mesh, and returns TensorFlow tensors.
+Each builder takes TensorFlow tensors in, builds the mesh graph, lowers it on the given mesh, and returns TensorFlow
+tensors.
 The training loop calls the builders inside a `tf.function`.
 """
 
@@ -61,7 +62,9 @@ def build_train(
     logits = gpt.logits(ctx, tensors["inputs"])
     nll, log_z = losses.cross_entropy(ctx, logits, tensors["labels"])
     mean_nll = mtf.reduce_mean(nll)
-    loss = mean_nll + config.optimizer.z_loss * mtf.reduce_mean(mtf.square(log_z)) if config.optimizer.z_loss else mean_nll
+    loss = (
+        mean_nll + config.optimizer.z_loss * mtf.reduce_mean(mtf.square(log_z)) if config.optimizer.z_loss else mean_nll
+    )
     weights = list(ctx.mesh.graph.trainable_variables)
     gradients = mtf.gradients([loss], [weight.value for weight in weights])
     assert None not in gradients, [w.name for w, g in zip(weights, gradients, strict=True) if g is None]
@@ -87,7 +90,8 @@ def build_eval(
     """Score one batch.
 
     Args:
-        features: `inputs` and `labels`, int32 [batch, n_ctx], and `weights`, float32 [batch, n_ctx]: 0 where a label is padding.
+        features: `inputs` and `labels`, int32 [batch, n_ctx], and `weights`, float32 [batch, n_ctx]: 0 where a label is
+            padding.
     """
     ctx, tensors = _context(features, config, mesh_impl, dtype)
     logits = gpt.logits(ctx, tensors["inputs"])
@@ -110,7 +114,8 @@ def build_score(features: Mapping[str, tf.Tensor], config: Config, mesh_impl: An
     """float32 [batch, sequence]: the log-probability of each label; features as for `build_eval`, without weights."""
     ctx, tensors = _context(features, config, mesh_impl, None)
     nll, _ = losses.cross_entropy(ctx, gpt.logits(ctx, tensors["inputs"]), tensors["labels"])
-    return _lower(ctx.mesh, mesh_impl).export_to_tf_tensor(mtf.negative(nll))
+    log_probabilities = mtf.negative(nll)
+    return _lower(ctx.mesh, mesh_impl).export_to_tf_tensor(log_probabilities)
 
 
 def make_context(

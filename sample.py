@@ -49,7 +49,8 @@ class Sampler:
         return build_sample(*inputs, config=self.engine.config, mesh_impl=self.engine.decoding_mesh, eos_id=self.eos_id)
 
     def generate(self, requests: Sequence[Request], temperature: float) -> list[list[int]]:
-        """The new tokens of each request, without the `eos_id` that ended it. Temperature 0 takes the likeliest token."""
+        """The new tokens of each request, without the `eos_id` that ended it. Temperature 0 takes the likeliest token.
+        """
         found: list[list[int]] = []
         for start in range(0, len(requests), self.batch_size):
             found += self._generate_batch(requests[start : start + self.batch_size], temperature)
@@ -69,9 +70,7 @@ class Sampler:
             lengths[row], seeds[row] = len(request.prompt), request.seed % 2**31
             ends[row] = min(n_ctx, len(request.prompt) + request.max_new_tokens)
         tokens = self._decode(prompts, lengths, ends, seeds, np.float32(temperature)).numpy()
-        return [
-            self._cut(tokens[row, lengths[row] : ends[row]].tolist()) for row in range(len(requests))
-        ]
+        return [self._cut(tokens[row, lengths[row] : ends[row]].tolist()) for row in range(len(requests))]
 
     def _cut(self, tokens: list[int]) -> list[int]:
         return tokens[: tokens.index(self.eos_id)] if self.eos_id in tokens else tokens
@@ -116,7 +115,9 @@ def build_sample(
         eos_id=-1 if eos_id is None else eos_id,
     )
     first = mtf.import_tf_tensor(ctx.mesh, tf.reduce_min(lengths) - 1)
-    tokens = loop.run(first, mtf.import_tf_tensor(ctx.mesh, _pad_to(prompts, memory.size), [ctx.dims.batch, memory]), prefill.states)
+    tokens = loop.run(
+        first, mtf.import_tf_tensor(ctx.mesh, _pad_to(prompts, memory.size), [ctx.dims.batch, memory]), prefill.states
+    )
     lowering = mtf.Lowering(ctx.mesh.graph, {ctx.mesh: mesh_impl}, autostack=False)
     return lowering.export_to_tf_tensor(tokens)
 
@@ -138,11 +139,15 @@ class _Loop:
         active = self._active(tokens, position)
         return mtf.while_loop(self._unfinished, self._advance, [position, tokens, active, *flat])[1]
 
-    def _unfinished(self, position: mtf.Tensor, tokens: mtf.Tensor, active: mtf.Tensor, *states: mtf.Tensor) -> mtf.Tensor:
+    def _unfinished(
+        self, position: mtf.Tensor, tokens: mtf.Tensor, active: mtf.Tensor, *states: mtf.Tensor
+    ) -> mtf.Tensor:
         del position, tokens, states
         return mtf.greater(mtf.reduce_max(active), 0)
 
-    def _advance(self, position: mtf.Tensor, tokens: mtf.Tensor, active: mtf.Tensor, *flat: mtf.Tensor) -> list[mtf.Tensor]:
+    def _advance(
+        self, position: mtf.Tensor, tokens: mtf.Tensor, active: mtf.Tensor, *flat: mtf.Tensor
+    ) -> list[mtf.Tensor]:
         ctx, dims = self.ctx, self.ctx.dims
         current = kernel(
             lambda tokens, position: tf.gather(tokens, [position], axis=1),
@@ -158,7 +163,11 @@ class _Loop:
         logits = mtf.reshape(logits, mtf.Shape([dims.batch, dims.vocab]))
         logits = mtf.replace_dimensions(logits, dims.vocab, whole_vocab)
         chosen = kernel(
-            choose, [logits, self.seeds, self.temperature, position], [(mtf.Shape([dims.batch]), tf.int32)], [dims.batch], "choose"
+            choose,
+            [logits, self.seeds, self.temperature, position],
+            [(mtf.Shape([dims.batch]), tf.int32)],
+            [dims.batch],
+            "choose",
         )[0]
         operands = [tokens, chosen, self.lengths, position]
         tokens = kernel(_write, operands, [(tokens.shape, tf.int32)], [dims.batch], "write_token")[0]
@@ -174,7 +183,9 @@ class _Loop:
             return tf.cast(tf.logical_not(tf.logical_or(stopped, position + 1 >= ends)), tf.int32)
 
         operands = [tokens, self.lengths, self.ends, position]
-        return kernel(active, operands, [(mtf.Shape([self.ctx.dims.batch]), tf.int32)], [self.ctx.dims.batch], "active")[0]
+        return kernel(
+            active, operands, [(mtf.Shape([self.ctx.dims.batch]), tf.int32)], [self.ctx.dims.batch], "active"
+        )[0]
 
 
 def choose(logits: tf.Tensor, seeds: tf.Tensor, temperature: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
@@ -218,5 +229,3 @@ def fit_prompt(prompt: Sequence[int], n_ctx: int, max_new_tokens: int | None) ->
     room = min(max(max_new_tokens or 1, 1), n_ctx - 1)
     kept = list(prompt[len(prompt) - (n_ctx - room) :])
     return kept, len(prompt) - len(kept)
-
-

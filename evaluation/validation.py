@@ -30,7 +30,9 @@ class Validation:
         self._limit = config.training.eval_steps or None
 
     def run(self, engine: Engine) -> dict[str, float | None]:
-        """`nll` (nats a token), `perplexity`, `bits_per_byte` (None without a tokenizer), `accuracy`, `tokens`, `bytes`."""
+        """`nll` (nats a token), `perplexity`, `bits_per_byte` (None without a tokenizer), `accuracy`, `tokens`,
+        `bytes`.
+        """
         size = self.config.training.eval_batch_size
         total = -(-self.data.n_windows // size)
         batches: Iterable = self.data.batches(size, limit=self._limit)
@@ -39,7 +41,7 @@ class Validation:
             sums += [float(x) for x in engine.eval_step(tokens, weights)]
             if self._byte_lengths is not None:
                 scored_bytes += count_bytes(self._byte_lengths, tokens, weights)
-        return evaluation_metrics(*sums, scored_bytes or None)
+        return evaluation_metrics(sums[0], sums[1], sums[2], scored_bytes or None)
 
 
 def common_encoder(config: Config) -> Encoder | None:

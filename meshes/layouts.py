@@ -19,7 +19,8 @@ def plan_mesh(
         config: its `mesh_shape` and `layout`.
         tensors: the shapes that the layout has to agree with, by what they are.
         devices: full device names.
-        fit: use what fits the devices when the config asks for another number of them (prediction, evaluation), instead of
+        fit: use what fits the devices when the config asks for another number of them (prediction, evaluation), instead
+            of
             refusing.
         chosen: whether the user named the devices; otherwise a config without a mesh takes the first of them.
 
@@ -34,10 +35,14 @@ def plan_mesh(
         return MeshPlan(mesh.shape, mesh.rules, tuple(devices))
     if not mesh.shape and not chosen:
         whole = f'"mesh_shape": "all:{count}", "layout": "batch:all"'
-        return MeshPlan({}, {}, (first,), f"using {first} of {count} devices: the config has no mesh_shape (for all: {whole})")
+        return MeshPlan(
+            {}, {}, (first,), f"using {first} of {count} devices: the config has no mesh_shape (for all: {whole})"
+        )
     if fit:
         return MeshPlan({}, {}, (first,), f"{where} is for {mesh.size} devices; fitted to one ({first})")
-    suggestion = '"mesh_shape": "", "layout": ""' if count == 1 else f'"mesh_shape": "all:{count}", "layout": "batch:all"'
+    suggestion = (
+        '"mesh_shape": "", "layout": ""' if count == 1 else f'"mesh_shape": "all:{count}", "layout": "batch:all"'
+    )
     names = ", ".join(name.lstrip("/") for name in devices)
     raise InputError(
         f"{where} is for {_count(mesh.size)}, but {_count(count)} were given ({names}); "
@@ -61,7 +66,8 @@ def _check_layout(config: Config, tensors: Mapping[str, mtf.Shape]) -> None:
                 continue
             if dim.size % sizes[mesh_dim]:
                 raise InputError(
-                    f"{where}: {dim.name} ({dim.size}) does not divide by mesh dimension {mesh_dim} ({sizes[mesh_dim]}); "
+                    f"{where}: {dim.name} ({dim.size}) does not divide by mesh dimension {mesh_dim} "
+                    f"({sizes[mesh_dim]}); "
                     f"{_divisors(dim.size, sizes[mesh_dim])}"
                 )
             if mesh_dim in split_by:

@@ -1,7 +1,8 @@
 """mesh-tensorflow's placement mesh (one explicit device per slice), with variables from a `VariableStore`.
 
-mesh-tensorflow creates the copies between masters and slices as graph operations beside the model. A `tf.function` runs every
-operation with a side effect, so those copies would run at each step; here the store makes them, outside the graph.
+mesh-tensorflow creates the copies between masters and slices as graph operations beside the model. A `tf.function` runs
+every operation with a side effect, so those copies would run at each step; here the store makes them, outside the
+graph.
 """
 
 from __future__ import annotations
@@ -32,9 +33,7 @@ class PlacementMesh(placement_mesh_impl.PlacementMeshImpl):
         def assign_to_slices(self, assign_fn: Any, values: list[tf.Tensor]) -> tf.Operation:
             """Assign one value a slice, on the slice's device."""
             slices = self.laid_out_tensor.all_slices
-            return tf.group(
-                mtf.parallel(self._mesh.devices, assign_fn, [self._variable] * len(values), slices, values)
-            )
+            return tf.group(mtf.parallel(self._mesh.devices, assign_fn, [self._variable] * len(values), slices, values))
 
     def slices_of(self, variable: mtf.Variable) -> list[tf.Variable]:
         """The TensorFlow variables, one a device, that hold `variable` on this mesh."""

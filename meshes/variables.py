@@ -1,8 +1,8 @@
 """The variables of one run, shared by every graph that is built from it.
 
-Training, evaluation and sampling are separate mesh graphs over the same weights. Each graph asks for its variables by name
-(through `mtf.get_variable`); the store hands out the one variable of that name, so no weight exists twice and nothing is
-copied when a run turns from training to evaluation and back.
+Training, evaluation and sampling are separate mesh graphs over the same weights. Each graph asks for its variables by
+name (through `mtf.get_variable`); the store hands out the one variable of that name, so no weight exists twice and
+nothing is copied when a run turns from training to evaluation and back.
 """
 
 from __future__ import annotations
@@ -103,8 +103,6 @@ class VariableStore:
         return self._masters
 
 
-def _create(
-    name: str, initial_value: Callable[[], Any], dtype: tf.DType, trainable: bool, device: str
-) -> tf.Variable:
+def _create(name: str, initial_value: Callable[[], Any], dtype: tf.DType, trainable: bool, device: str) -> tf.Variable:
     with tf.init_scope(), tf.device(device):
         return tf.Variable(initial_value, name=name, dtype=dtype, trainable=trainable)

@@ -1,6 +1,7 @@
 """Attention layers (Vaswani et al., 2017, arXiv:1706.03762), global and local.
 
-As in the published GPT-Neo models there is no 1/sqrt(features) at run time: it is folded into the initial weights of the queries.
+As in the published GPT-Neo models there is no 1/sqrt(features) at run time: it is folded into the initial weights of
+the queries.
 """
 
 from __future__ import annotations

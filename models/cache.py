@@ -46,7 +46,9 @@ class Prefill(FullPass):
 
 
 class Decode:
-    """One position (a sequence dimension of size 1) after the kept ones; `states` are taken and replaced layer by layer."""
+    """One position (a sequence dimension of size 1) after the kept ones; `states` are taken and replaced layer by
+    layer.
+    """
 
     def __init__(self, position: mtf.Tensor, states: list[State]) -> None:
         """`position`: int32 scalar, of the new token. `states`: of each layer, in order."""

@@ -1,7 +1,7 @@
 """Every named dimension of the model, in one place.
 
-A layout ("batch:x,heads:y") maps these names, and only these, to mesh dimensions. Layers take their dimensions from a `Dims`;
-none of them makes its own.
+A layout ("batch:x,heads:y") maps these names, and only these, to mesh dimensions. Layers take their dimensions from a
+`Dims`; none of them makes its own.
 
 | name | size | in |
 |---|---|---|
@@ -41,7 +41,9 @@ class Dims:
 
     @classmethod
     def of(cls, model: ModelConfig, batch: int, sequence: int, memory_length: int | None = None) -> Dims:
-        """Dimensions for `batch` sequences of `sequence` tokens that attend to `memory_length` positions (default: the same)."""
+        """Dimensions for `batch` sequences of `sequence` tokens that attend to `memory_length` positions (default: the
+        same).
+        """
         return cls(
             batch=mtf.Dimension("batch", batch),
             sequence=mtf.Dimension("sequence", sequence),
@@ -49,8 +51,9 @@ class Dims:
             embd=mtf.Dimension("embd", model.n_embd),
             heads=mtf.Dimension("heads", model.n_head),
             features_per_head=mtf.Dimension("features_per_head", model.n_embd // model.n_head),
-            # Weights hold heads and features in one column dimension, head-major. It bears the name of its outer factor,
-            # so that a layout that splits "heads" splits the weights alike and the reshape between the two moves nothing.
+            # Weights hold heads and features in one column dimension, head-major. It bears the name of its outer
+            # factor, so that a layout that splits "heads" splits the weights alike and the reshape between the two
+            # moves nothing.
             heads_and_features=mtf.Dimension("heads", model.n_embd),
             intermediate_expanded=mtf.Dimension("intermediate_expanded", 4 * model.n_embd),
             vocab=mtf.Dimension("vocab", model.n_vocab),

@@ -1,7 +1,7 @@
 """Dropout whose mask is a function of (seed, step, site, position), the same on a mesh of any shape.
 
-Each element's keep-or-drop draw is a hash of its index in the whole tensor, so a slice draws exactly the part of the mask
-that it holds, and the backward pass draws it again instead of keeping it. The hash is Chris Wellons' `lowbias32`
+Each element's keep-or-drop draw is a hash of its index in the whole tensor, so a slice draws exactly the part of the
+mask that it holds, and the backward pass draws it again instead of keeping it. The hash is Chris Wellons' `lowbias32`
 integer finaliser (https://nullprogram.com/blog/2018/07/31/), applied twice with the key in between.
 """
 
@@ -44,7 +44,9 @@ class _Dropout(mtf.Operation):
         strides = _strides(x.shape)
 
         def drop(x_slice: tf.Tensor, seed_slice: tf.Tensor, *begin: tf.Tensor) -> tf.Tensor:
-            key = tf.bitwise.bitwise_xor(tf.cast(seed_slice, tf.uint32), tf.constant(zlib.crc32(self.site.encode()), tf.uint32))
+            key = tf.bitwise.bitwise_xor(
+                tf.cast(seed_slice, tf.uint32), tf.constant(zlib.crc32(self.site.encode()), tf.uint32)
+            )
             u = uniform(x_slice.shape.as_list(), begin, strides, key)
             scale = tf.where(u >= self.rate, 1.0 / (1.0 - self.rate), 0.0)
             return x_slice * tf.cast(scale, x_slice.dtype)
@@ -85,7 +87,8 @@ def uniform(shape: list[int], begin: Any, strides: list[int], key: tf.Tensor) ->
 
 
 def _mix(x: tf.Tensor) -> tf.Tensor:
-    """lowbias32: a bijection of the 32-bit integers in which each input bit flips each output bit about half the time."""
+    """lowbias32: a bijection of the 32-bit integers in which each input bit flips each output bit about half the time.
+    """
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, None)):
         x = tf.bitwise.bitwise_xor(x, tf.bitwise.right_shift(x, tf.constant(shift, tf.uint32)))
         if factor is not None:

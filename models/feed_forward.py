@@ -27,7 +27,8 @@ def feed_forward(ctx: Context, x: mtf.Tensor, name: str) -> mtf.Tensor:
 def dense(
     ctx: Context, x: mtf.Tensor, old: mtf.Dimension, new: mtf.Dimension, name: str, scale: float = 1.0
 ) -> mtf.Tensor:
-    """x: [..., old] times `<name>/kernel` [old, new] plus `<name>/bias` [new]; `scale` multiplies the initial kernel."""
+    """x: [..., old] times `<name>/kernel` [old, new] plus `<name>/bias` [new]; `scale` multiplies the initial kernel.
+    """
     stddev = 0.02 * scale * (old.size**-0.5 if ctx.model.scale_by_in else 1.0)
     kernel = ctx.variable(f"{name}/kernel", [old, new], ctx.normal(f"{name}/kernel", stddev))
     bias = ctx.variable(f"{name}/bias", [new], constant(0.0))

@@ -1,8 +1,8 @@
 """Plain TensorFlow functions run slice by slice on a mesh, and the operations that mesh-tensorflow lacks.
 
-`kernel` is `mtf.slicewise` with a gradient that is right for every layout. mesh-tensorflow's own differentiates slice by slice and
-stops there: a weight that is replicated beside split activations then gets the gradient of one slice only, and an
-input whose all-reduce is still pending fails to lower. Here the gradient of each input is summed over the mesh
+`kernel` is `mtf.slicewise` with a gradient that is right for every layout. mesh-tensorflow's own differentiates slice
+by slice and stops there: a weight that is replicated beside split activations then gets the gradient of one slice only,
+and an input whose all-reduce is still pending fails to lower. Here the gradient of each input is summed over the mesh
 axes along which the work was split and the input was not.
 """
 
@@ -64,9 +64,13 @@ class _Kernel(mtf.Operation):
     def lower(self, lowering: mtf.Lowering) -> None:
         mesh_impl = lowering.mesh_impl(self)
         for tensor in self.inputs + self.outputs:
-            for dim, axis in zip(tensor.shape.dims, mesh_impl.tensor_layout(tensor).tensor_axis_to_mesh_axis, strict=True):
+            for dim, axis in zip(
+                tensor.shape.dims, mesh_impl.tensor_layout(tensor).tensor_axis_to_mesh_axis, strict=True
+            ):
                 if axis is not None and dim.name not in self.splittable:
-                    raise ValueError(f"{self.name}: dimension {dim} of {tensor.shape} is split, but this operation needs it whole")
+                    raise ValueError(
+                        f"{self.name}: dimension {dim} of {tensor.shape} is split, but this operation needs it whole"
+                    )
         values = mesh_impl.slicewise(self.fn, *[_laid_out(lowering, x) for x in self.inputs])
         for output, value in zip(self.outputs, values if len(self.outputs) > 1 else (values,), strict=True):
             lowering.set_tensor_lowering(output, value)
@@ -94,7 +98,8 @@ class _KernelGradient(mtf.Operation):
         floating = [x.dtype.is_floating for x in self.forward.inputs]
 
         def slice_gradient(*args: tf.Tensor) -> Any:
-            # Fresh copies of the inputs keep `tf.gradients` inside this function: it searches every operation downstream.
+            # Fresh copies of the inputs keep `tf.gradients` inside this function: it searches every operation
+            # downstream.
             xs = [tf.identity(x) for x in args[:n_inputs]]
             ys = self.forward.fn(*xs)
             ys = ys if isinstance(ys, (tuple, list)) else [ys]
@@ -143,7 +148,9 @@ def embedding_lookup(table: mtf.Tensor, ids: mtf.Tensor, rows: mtf.Dimension) ->
 
 
 class _EmbeddingLookup(mtf.Operation):
-    """Each slice looks up the ids in its range of rows and leaves zeros for others; summing over slices of rows completes it."""
+    """Each slice looks up the ids in its range of rows and leaves zeros for others; summing over slices of rows
+    completes it.
+    """
 
     def __init__(self, table: mtf.Tensor, ids: mtf.Tensor, rows: mtf.Dimension) -> None:
         super().__init__([table, ids], name="embedding_lookup")
@@ -195,9 +202,7 @@ class _EmbeddingGradient(mtf.Operation):
         value = mesh_impl.slicewise(
             scatter, _laid_out(lowering, ids), _laid_out(lowering, dy), first_index(mesh_impl, shape, shape.dims[0])
         )
-        lowering.set_tensor_lowering(
-            self.outputs[0], _sum_over(mesh_impl, value, _split_axes(mesh_impl, [ids]))
-        )
+        lowering.set_tensor_lowering(self.outputs[0], _sum_over(mesh_impl, value, _split_axes(mesh_impl, [ids])))
 
 
 def first_index(mesh_impl: Any, shape: mtf.Shape, dim: mtf.Dimension) -> Any:

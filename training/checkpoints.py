@@ -1,9 +1,9 @@
 """Name-based checkpoints that a kill at any moment leaves whole.
 
-A checkpoint is `model.ckpt-<step>` (TensorFlow's own format: an `.index` and a `.data` file, one entry a variable, under the names
-of the published GPT-Neo checkpoints) and `model.ckpt-<step>.json`, what else a resumed run needs: the position in the data and
-the averages of the current logging interval. Each file is written under a temporary name and then moved into place; the
-`checkpoint` file, which says which one is newest, comes last.
+A checkpoint is `model.ckpt-<step>` (TensorFlow's own format: an `.index` and a `.data` file, one entry a variable,
+under the names of the published GPT-Neo checkpoints) and `model.ckpt-<step>.json`, what else a resumed run needs: the
+position in the data and the averages of the current logging interval. Each file is written under a temporary name and
+then moved into place; the `checkpoint` file, which says which one is newest, comes last.
 """
 
 from __future__ import annotations
@@ -100,12 +100,17 @@ def step_of(path: str) -> int:
 
 
 def delete_all(directory: str) -> int:
-    """Delete every checkpoint of a directory and the logs that belong to them; returns how many checkpoints there were."""
+    """Delete every checkpoint of a directory and the logs that belong to them; returns how many checkpoints there were.
+    """
     io = tf.io.gfile
     count = len(steps(directory))
     if io.isdir(directory):
         for name in io.listdir(directory):
-            ours = name.startswith((_PREFIX, "events.out.tfevents")) or name in ("checkpoint", "metrics.jsonl", "eval.jsonl")
+            ours = name.startswith((_PREFIX, "events.out.tfevents")) or name in (
+                "checkpoint",
+                "metrics.jsonl",
+                "eval.jsonl",
+            )
             if ours:
                 io.remove(io.join(directory, name))
     return count
@@ -134,11 +139,14 @@ def restore(path: str, variables: Mapping[str, tf.Variable], source: str) -> lis
     for name, variable in variables.items():
         if name not in shapes:
             if "/adam_" not in name and "/adafactor_" not in name:
-                raise InputError(f"{path}: has no variable {name}, which {source} asks for; is it another model's checkpoint?")
+                raise InputError(
+                    f"{path}: has no variable {name}, which {source} asks for; is it another model's checkpoint?"
+                )
             missing.append(name)
         elif list(shapes[name]) != variable.shape.as_list():
             raise InputError(
-                f"{path}: variable {name} has shape {list(shapes[name])}, but {source} makes it {variable.shape.as_list()}; "
+                f"{path}: variable {name} has shape {list(shapes[name])}, but {source} makes it "
+                f"{variable.shape.as_list()}; "
                 f"use the config that the checkpoint was trained with, or another model_path"
             )
     with tf.device("/device:CPU:0"):
@@ -151,7 +159,8 @@ def restore(path: str, variables: Mapping[str, tf.Variable], source: str) -> lis
                 )
             except tf.errors.OpError as error:
                 raise InputError(
-                    f"{path}: variable {name} cannot be read ({error.message.splitlines()[0]}); the file is damaged: delete this "
+                    f"{path}: variable {name} cannot be read ({error.message.splitlines()[0]}); the file is "
+                    "damaged: delete this "
                     f"checkpoint to go on from the one before it"
                 ) from None
             variable.assign(tf.cast(value, variable.dtype))

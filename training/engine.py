@@ -1,7 +1,7 @@
 """Mesh graphs as compiled functions over one store of variables.
 
-On one device the whole step is compiled by XLA into one program. A mesh of several devices runs as one TensorFlow graph over
-all of them: XLA compiles for one device at a time.
+On one device the whole step is compiled by XLA into one program. A mesh of several devices runs as one TensorFlow graph
+over all of them: XLA compiles for one device at a time.
 """
 
 from __future__ import annotations
@@ -20,28 +20,33 @@ from training import checkpoints
 
 
 class MeshFunction:
-    """A function that builds a mesh graph: traced once for each shape of its arguments, then run."""
+    """A function that builds a mesh graph: traced, compiled and kept once for each form of its arguments."""
 
     def __init__(self, build: Callable[..., Any], store: VariableStore, device: str, compiled: bool) -> None:
         def trace(*args: tf.Tensor) -> Any:
             with store.scope():
                 return build(*args)
 
-        self._function = tf.function(trace, autograph=False, jit_compile=compiled or None)
-        self._device = device
+        self._trace, self._device, self._compiled = trace, device, compiled
+        self._traced: dict[tuple[tf.TensorSpec, ...], Callable[..., Any]] = {}
 
     def __call__(self, *args: Any) -> Any:
         with tf.device(self._device):
-            return self._function(*[tf.convert_to_tensor(x) for x in args])
+            tensors = [tf.convert_to_tensor(x) for x in args]
+            return self.traced(*[tf.TensorSpec(x.shape, x.dtype) for x in tensors])(*tensors)
 
-    def trace(self, *args: tf.TensorSpec) -> None:
-        """Build the graph for arguments of this form, which creates its variables, without compiling or running it."""
-        with tf.device(self._device):
-            self._function.get_concrete_function(*args)
+    def traced(self, *form: tf.TensorSpec) -> Callable[..., Any]:
+        """The graph for arguments of this form. Building it creates its variables, but compiles and runs nothing."""
+        if form not in self._traced:
+            with tf.device(self._device):
+                function = tf.function(self._trace, autograph=False, jit_compile=self._compiled or None)
+                self._traced[form] = function.get_concrete_function(*form)
+        return self._traced[form]
 
 
 class Engine:
-    """The functions of one run. Each is traced and compiled when it is first called; all share the weights in `store`."""
+    """The functions of one run. Each is traced and compiled when it is first called; all share the weights in `store`.
+    """
 
     def __init__(self, config: Config, plan: MeshPlan, *, compiled: bool | None = None) -> None:
         """`compiled`: whether XLA compiles; default: on one device."""
@@ -106,10 +111,11 @@ class Engine:
 
     def create_variables(self, *, training: bool) -> None:
         """Create every variable with its initial value: what a restore fills. `training`: the optimizer's too."""
+        settings, width = self.config.training, self.config.model.n_ctx + 1
         if training:
-            self._train.trace(tf.TensorSpec((self.config.training.train_batch_size, self.config.model.n_ctx + 1), tf.int32))
+            self._train.traced(tf.TensorSpec((settings.train_batch_size, width), tf.int32))
         else:
-            self._score.trace(tf.TensorSpec((self.config.training.eval_batch_size, self.config.model.n_ctx + 1), tf.int32))
+            self._score.traced(tf.TensorSpec((1, width), tf.int32))
 
 
 def _split(tokens: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -71,7 +71,9 @@ class _Interval:
 class Trainer:
     """One training run in `model_path`, new or resumed."""
 
-    def __init__(self, config: Config, plan: MeshPlan, *, steps_per_checkpoint: int, sacred_id: str | None = None) -> None:
+    def __init__(
+        self, config: Config, plan: MeshPlan, *, steps_per_checkpoint: int, sacred_id: str | None = None
+    ) -> None:
         """Checks everything that can be wrong before the first step.
 
         Raises:
@@ -100,7 +102,9 @@ class Trainer:
         if self.checkpoint is not None:
             missing = self.engine.restore(self.checkpoint)
             if missing:
-                log.info("%s has no optimizer slots for %d weights: they start at zero", self.checkpoint, len(missing) // 2)
+                log.info(
+                    "%s has no optimizer slots for %d weights: they start at zero", self.checkpoint, len(missing) // 2
+                )
             self.step = int(self.engine.global_step.numpy())
             state = checkpoints.restore_state(self.checkpoint)
             self.position = int(state.get("samples", self.step * self.config.training.train_batch_size))
@@ -142,7 +146,12 @@ class Trainer:
             progress.close()
         assert self.checkpoint is not None
         if self.step < total:
-            log.info("interrupted at step %d of %d; saved %s: the same command goes on from there", self.step, total, self.checkpoint)
+            log.info(
+                "interrupted at step %d of %d; saved %s: the same command goes on from there",
+                self.step,
+                total,
+                self.checkpoint,
+            )
         return TrainResult(self.step, self.step < total, self.checkpoint, evaluation)
 
     def _one_step(self, tokens: np.ndarray, clock: _Clock, progress: Progress) -> None:
@@ -175,7 +184,9 @@ class Trainer:
             "lr": newest["lr"],
             "grad_norm": newest["grad_norm"],
             "tokens_per_second": tokens_per_second,
-            "mfu": tokens_per_second * flops_per_token(self.config.model) / self.peak if tokens_per_second and self.peak else None,
+            "mfu": tokens_per_second * flops_per_token(self.config.model) / self.peak
+            if tokens_per_second and self.peak
+            else None,
         }
         self.interval = _Interval()
         self.metrics.append(row)
@@ -189,8 +200,10 @@ class Trainer:
         if newest and not math.isfinite(newest["loss"]):
             kept = self.checkpoint or "none yet"
             raise InputError(
-                f"{self.config.source}: the loss became {newest['loss']} by step {self.step}; the newest checkpoint is {kept}; "
-                f"train with a lower lr ({self.config.optimizer.lr}) or more warmup_steps ({self.config.optimizer.warmup_steps})"
+                f"{self.config.source}: the loss became {newest['loss']} by step {self.step}; the newest "
+                f"checkpoint is {kept}; "
+                f"train with a lower lr ({self.config.optimizer.lr}) or more warmup_steps "
+                f"({self.config.optimizer.warmup_steps})"
             )
 
     def _save(self) -> None:

@@ -11,8 +11,8 @@ import tensorflow as tf
 
 from config import Config, ModelConfig
 
-# Dense matmul peaks in FLOP/s from the makers' data sheets, by a part of the device's name and precision. float32 is TF32 where
-# the device has it: TensorFlow multiplies float32 matrices so by default.
+# Dense matmul peaks in FLOP/s from the makers' data sheets, by a part of the device's name and precision. float32 is
+# TF32 where the device has it: TensorFlow multiplies float32 matrices so by default.
 PEAK_FLOPS: dict[str, dict[str, float]] = {
     "H200": {"bfloat16": 989.4e12, "float32": 494.7e12},
     "H100": {"bfloat16": 989.4e12, "float32": 494.7e12},
@@ -36,13 +36,14 @@ def weight_count(model: ModelConfig) -> int:
 def flops_per_token(model: ModelConfig) -> float:
     """Matmul FLOPs to train on one token: forward, and twice that backward.
 
-    Counted as in PaLM (Chowdhery et al., 2022, arXiv:2204.02311, appendix B): two a weight that multiplies, plus scores and weighted
-    sums of attention over every position of the context, or of the window where attention is local. Recomputed
-    activations and the causal half that is masked are not taken off or added.
+    Counted as in PaLM (Chowdhery et al., 2022, arXiv:2204.02311, appendix B): two a weight that multiplies, plus scores
+    and weighted sums of attention over every position of the context, or of the window where attention is local.
+    Recomputed activations and the causal half that is masked are not taken off or added.
     """
     width = model.n_embd
     per_layer = {
-        kind: 2 * 12 * width * width + 4 * width * (min(model.local_attention_radius, model.n_ctx) if kind == "local" else model.n_ctx)
+        kind: 2 * 12 * width * width
+        + 4 * width * (min(model.local_attention_radius, model.n_ctx) if kind == "local" else model.n_ctx)
         for kind in ("global", "local")
     }
     forward = sum(per_layer[kind] for kind in model.attention_types) + 2 * width * model.n_vocab
@@ -73,7 +74,8 @@ def device_peak(devices: list[str], precision: str) -> float | None:
 
 
 def training_memory(config: Config) -> dict[str, int]:
-    """Bytes that training takes, over all devices: exact for weights, gradients and Adam's state, rough for activations.
+    """Bytes that training takes, over all devices: exact for weights, gradients and Adam's state, rough for
+    activations.
 
     Activations: what the backward pass reads again, about 16 features of width n_embd a token and layer, the attention
     weights in float32, and the logits with their gradient in float32.
@@ -100,7 +102,10 @@ def human_bytes(count: float) -> str:
 
 
 def evaluation_metrics(nll: float, correct: float, weight: float, text_bytes: int | None) -> dict[str, float | None]:
-    """Metrics from sums over tokens: nll in nats, perplexity = exp(mean nll), bits per byte of the text, token accuracy."""
+    """Metrics from sums over tokens: nll in nats, perplexity = exp(mean nll), bits per byte of the text, token
+    accuracy.
+    """
+    nll, correct, weight = float(nll), float(correct), float(weight)
     mean = nll / weight
     return {
         "nll": mean,

@@ -19,7 +19,9 @@ def global_norm(gradients: Sequence[mtf.Tensor]) -> mtf.Tensor:
 
 
 def clip_factor(norm: mtf.Tensor, limit: float) -> mtf.Tensor:
-    """What to multiply gradients by so that their global norm is at most `limit` (Pascanu et al., 2013, arXiv:1211.5063)."""
+    """What to multiply gradients by so that their global norm is at most `limit` (Pascanu et al., 2013,
+    arXiv:1211.5063).
+    """
     return kernel(lambda n: limit / tf.maximum(n, limit), [norm], [(norm.shape, norm.dtype)], [], "clip_factor")[0]
 
 
@@ -46,7 +48,9 @@ def adam(
         Operations that do the update.
     """
     return [
-        op for weight, gradient in zip(weights, gradients, strict=True) for op in _adam_one(weight, gradient, lr, scale, config)
+        op
+        for weight, gradient in zip(weights, gradients, strict=True)
+        for op in _adam_one(weight, gradient, lr, scale, config)
     ]
 
 
@@ -77,7 +81,12 @@ def _adam_one(
 def _slot(weight: mtf.Variable, name: str) -> mtf.Variable:
     """The optimizer's variable `<weight>/<name>`: same shape and stored type, zeros at first."""
     tensor = mtf.get_variable(
-        weight.mesh, f"{weight.name}/{name}", weight.shape, dtype=weight.master_dtype, initializer=constant(0.0), trainable=False
+        weight.mesh,
+        f"{weight.name}/{name}",
+        weight.shape,
+        dtype=weight.master_dtype,
+        initializer=constant(0.0),
+        trainable=False,
     )
     return tensor.operation
 

@@ -24,7 +24,8 @@ class _Console(logging.Handler):
 
 
 def set_up_logging() -> None:
-    """Send the program's own messages to standard error. Called by the command line; a library user configures logging."""
+    """Send the program's own messages to standard error. Called by the command line; a library user configures logging.
+    """
     if not log.handlers:
         log.addHandler(_Console())
         log.setLevel(logging.INFO)
@@ -66,4 +67,6 @@ def track(items: Iterable[T], total: int, what: str, unit: str) -> Iterator[T]:
             now = time.monotonic()
             if bar.disable and now - last >= LINE_SECONDS:
                 last, rate = now, count / (now - start)
-                log.info("%s: %d of %d %s, %s left", what, count, total, unit, tqdm.format_interval((total - count) / rate))
+                log.info(
+                    "%s: %d of %d %s, %s left", what, count, total, unit, tqdm.format_interval((total - count) / rate)
+                )

@@ -31,7 +31,9 @@ def prepare_directory(path: str) -> None:
         io.remove(probe)
     except (tf.errors.OpError, OSError) as error:
         reason = getattr(error, "message", str(error)).splitlines()[0]
-        raise InputError(f"model_path = {path}: cannot be written to ({reason}); choose a directory that you may write") from None
+        raise InputError(
+            f"model_path = {path}: cannot be written to ({reason}); choose a directory that you may write"
+        ) from None
 
 
 def header(config: Config, plan: MeshPlan) -> list[str]:
@@ -45,7 +47,8 @@ def header(config: Config, plan: MeshPlan) -> list[str]:
         f"config {config.source}: {json.dumps(values)}",
         f"{weight_count(config.model):,} parameters, {flops_per_token(config.model) / 1e6:.1f} MFLOP a trained token",
         f"memory, about {human_bytes(sum(memory.values()))}: {parts}",
-        f"devices {', '.join(name.lstrip('/') for name in plan.devices)}; mesh {mesh}{'; layout ' + layout if layout else ''}",
+        f"devices {', '.join(name.lstrip('/') for name in plan.devices)}; mesh "
+        f"{mesh}{'; layout ' + layout if layout else ''}",
         *([plan.notice] if plan.notice else []),
     ]
 
@@ -91,7 +94,8 @@ def _dataset_json(dataset: DatasetConfig) -> dict[str, Any]:
 
 
 def _absolute(source: str, path: str) -> str:
-    """A local path or glob as an absolute one, found as a dataset config finds it; unchanged if there is no such file."""
+    """A local path or glob as an absolute one, found as a dataset config finds it; unchanged if there is no such file.
+    """
     if "://" not in path:
         for candidate in (path, os.path.join(os.path.dirname(source), path)):
             if glob.glob(os.path.expanduser(candidate), recursive=True):

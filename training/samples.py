@@ -26,7 +26,8 @@ class SampleWriter:
         eos_id = encoder.eos_id if encoder is not None and eos_id is None else eos_id
         if encoder is None or eos_id is None:
             raise InputError(
-                f"{self.config.source}: predict_steps = {self.config.training.predict_steps}: sampling needs one tokenizer with an "
+                f"{self.config.source}: predict_steps = {self.config.training.predict_steps}: sampling needs "
+                "one tokenizer with an "
                 f"end-of-text token for all datasets; set tokenizer_path in the dataset config, or predict_steps to 0"
             )
         self.encoder, self.eos_id = encoder, eos_id
