@@ -35,7 +35,7 @@ def create_tfrecords(flags: argparse.Namespace) -> None:
     _check_output(flags)
     files = find_files(flags.input_dir, flags.file_type)
     total = sum(storage.stat(path).size for path in files)
-    print(f"encoding {len(files):,} files, {total:,} bytes, {flags.processes} at a time", flush=True)
+    print(f"files to encode: {len(files):,}, {total:,} bytes, in {flags.processes} processes", flush=True)
     account = Account()
     with Progress(total, "encoding") as progress:
         documents = encode_files(
@@ -57,7 +57,7 @@ def create_tfrecords(flags: argparse.Namespace) -> None:
     print("\n".join(account.lines()))
     if flags.write_dataset_config:
         _write_config(flags, encoder, separator)
-    print(f"{len(names):,} files: {os.path.join(flags.output_dir, shard_pattern(flags.name))}")
+    print(f"files: {len(names):,}, {os.path.join(flags.output_dir, shard_pattern(flags.name))}")
 
 
 def _separator(flags: argparse.Namespace, encoder: Encoder) -> list[int]:

@@ -202,11 +202,16 @@ def _read_text(path: str) -> str:
 def _hub_file(name: str) -> str:
     """Path of the hub's `tokenizer.json` for `name`, from the local cache when it is there."""
     from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import HFValidationError
 
     remedy = "give a local folder with its vocab.json and merges.txt instead"
     try:
         return str(hf_hub_download(name, "tokenizer.json", local_files_only=True))
-    except Exception as error:  # not cached, or no name that the hub could have
+    except HFValidationError as error:
+        raise InputError(
+            f"{name!r}: neither a file here nor a name the Hugging Face hub could have; {remedy}"
+        ) from error
+    except Exception as error:  # not in the cache
         if constants.HF_HUB_OFFLINE:
             raise InputError(f"{name}: is not in the cache and HF_HUB_OFFLINE is set; unset it, or {remedy}") from error
     # The hub's client tries again for half a minute when there is no network: ask once ourselves.
