@@ -1,13 +1,103 @@
-"""Activation functions of the feed-forward layers, by the names of the config."""
+"""Activation functions of the feed-forward layers, by the names of the config.
+
+All are computed in float32 at least, and written so that neither values nor gradients overflow where the function
+itself is finite. Most act on each element alone (`ELEMENTWISE`); some have learned scalars (`LEARNED`); `softmax` and
+`logsoftmax` act along the last dimension; `rrelu` has one slope a layer, drawn once and then fixed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import tensorflow as tf
 
 from meshes.compat import mtf
+from models.context import Context, constant
 from models.kernels import kernel
+
+ElementFunction = Callable[[tf.Tensor], tf.Tensor]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """An activation with learned scalars.
+
+    Attributes:
+        initial: initial value of each scalar, by its name. Those that must stay positive are learned as logarithms.
+        function: of the input and the scalars, in that order.
+    """
+
+    initial: Mapping[str, float]
+    function: Callable[..., tf.Tensor]
+
+
+def activate(ctx: Context, x: mtf.Tensor, name: str, layer_name: str) -> mtf.Tensor:
+    """Apply an activation function.
+
+    Args:
+        x: any shape; the last dimension holds the features.
+        name: of the function, one of `config.ACTIVATIONS`.
+        layer_name: prefix of learned scalars, such as "h0/mlp": they are `gpt2/h0/mlp/activation/<parameter>`.
+
+    Returns:
+        The same shape and type.
+    """
+    if name == "id":
+        return x
+    if name in ALONG_FEATURES:
+        return _along_features(ctx, x, name)
+    if name == "rrelu":
+        return _elementwise(ctx, leaky(fixed_slope(ctx.init_seed, layer_name)), x, name=name)
+    if name in ELEMENTWISE:
+        return _elementwise(ctx, ELEMENTWISE[name], x, name=name)
+    learned = LEARNED[name]
+    scalars = [
+        ctx.variable(f"{layer_name}/activation/{parameter}", [], constant(value))
+        for parameter, value in learned.initial.items()
+    ]
+    return _elementwise(ctx, learned.function, x, *scalars, name=name)
+
+
+def _elementwise(ctx: Context, function: Callable[..., tf.Tensor], *inputs: mtf.Tensor, name: str) -> mtf.Tensor:
+    """`function` of the first input's elements and of scalars, for any layout."""
+    x = inputs[0]
+
+    def wide(*args: tf.Tensor) -> tf.Tensor:
+        return tf.cast(function(*[tf.cast(arg, ctx.statistics_dtype) for arg in args]), x.dtype)
+
+    return kernel(wide, inputs, [(x.shape, x.dtype)], x.shape.dims, name)[0]
+
+
+def _along_features(ctx: Context, x: mtf.Tensor, name: str) -> mtf.Tensor:
+    """Softmax or its logarithm over the last dimension; where the layout splits it, by mesh operations."""
+    features = x.shape.dims[-1]
+    on_slices, on_mesh = ALONG_FEATURES[name]
+    if not ctx.is_whole(features):
+        return mtf.cast(on_mesh(mtf.cast(x, ctx.statistics_dtype), features), x.dtype)
+
+    def wide(x: tf.Tensor) -> tf.Tensor:
+        return tf.cast(on_slices(tf.cast(x, ctx.statistics_dtype)), x.dtype)
+
+    return kernel(wide, [x], [(x.shape, x.dtype)], x.shape.dims[:-1], name)[0]
+
+
+def fixed_slope(seed: int, layer_name: str) -> float:
+    """The negative side's share in [0, 1) of a layer's `rrelu`: a function of the config's seed and the layer's name.
+
+    A hash, not a generator: the same on every machine and with every version of a library.
+    """
+    digest = hashlib.sha256(f"{seed}/{layer_name}".encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2.0**48
+
+
+def leaky(s: float) -> ElementFunction:
+    """x where it is positive, (1-s)/(1+s)·x elsewhere: the randomised leaky ReLU (Xu et al., 2015, arXiv:1505.00853)
+    with its slope drawn once.
+    """
+    return lambda x: (s * tf.abs(x) + x) / (1.0 + s)
 
 
 def _gelu(x: tf.Tensor) -> tf.Tensor:
@@ -15,9 +105,114 @@ def _gelu(x: tf.Tensor) -> tf.Tensor:
     return tf.nn.gelu(x, approximate=True)
 
 
-ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {"gelu": _gelu, "relu": tf.nn.relu}
+def _triangle_relax(x: tf.Tensor) -> tf.Tensor:
+    """Four terms of the Fourier series of a triangle wave."""
+    return tf.sin(x) - tf.sin(3.0 * x) / 9.0 + tf.sin(5.0 * x) / 25.0 - tf.sin(7.0 * x) / 49.0
 
 
-def activate(x: mtf.Tensor, name: str) -> mtf.Tensor:
-    """Apply the activation of that name element by element."""
-    return kernel(ACTIVATIONS[name], [x], [(x.shape, x.dtype)], x.shape.dims, name)[0]
+def _square_relax(x: tf.Tensor) -> tf.Tensor:
+    """Four terms of the Fourier series of a square wave."""
+    return tf.cos(x) - tf.cos(3.0 * x) / 3.0 + tf.cos(5.0 * x) / 5.0 - tf.cos(7.0 * x) / 7.0
+
+
+def _elish(x: tf.Tensor) -> tf.Tensor:
+    """x·sigmoid(x) above zero, (eˣ - 1)·sigmoid(x) below (Basirat & Roth, 2018, arXiv:1808.00783)."""
+    # The branch not taken must stay finite: its gradient is multiplied by zero.
+    return tf.where(x >= 0.0, x, tf.math.expm1(tf.minimum(x, 0.0))) * tf.sigmoid(x)
+
+
+def _tanhexp(x: tf.Tensor) -> tf.Tensor:
+    """x·tanh(eˣ) (Liu & Di, 2020, arXiv:2003.09855)."""
+    # tanh(e^10) is 1 in float64 too; without the bound eˣ overflows and its gradient is 0·inf.
+    return x * tf.tanh(tf.exp(tf.minimum(x, 10.0)))
+
+
+ELEMENTWISE: dict[str, ElementFunction] = {
+    "gelu": _gelu,
+    "relu": tf.nn.relu,
+    "sigmoid": tf.sigmoid,
+    "tanh": tf.tanh,
+    "selu": tf.nn.selu,
+    "elu": tf.nn.elu,
+    "abs": tf.abs,
+    "sin": tf.sin,
+    "cos": tf.cos,
+    "sign": tf.sign,
+    "silu": lambda x: x * tf.sigmoid(x),
+    "softplus": tf.nn.softplus,
+    "lrelu001": lambda x: tf.nn.leaky_relu(x, alpha=0.01),
+    "lrelu020": lambda x: tf.nn.leaky_relu(x, alpha=0.2),
+    "triangle_relax": _triangle_relax,
+    "square_relax": _square_relax,
+    "spike": lambda x: 1.0 / (1.0 + tf.square(x)),
+    "spike2": lambda x: tf.exp(-tf.square(x)),
+    "tanhshrink": lambda x: x - tf.tanh(x),
+    "softsign": tf.nn.softsign,
+    "bipolarsigmoid": lambda x: 2.0 * tf.sigmoid(x) - 1.0,
+    "elish": _elish,
+    "arcsinh": tf.asinh,
+    "maxsig": lambda x: tf.maximum(x, tf.sigmoid(x)),
+    "cosid": lambda x: tf.cos(x) - x,
+    "minsin": lambda x: tf.minimum(x, tf.sin(x)),
+    "maxtanh": lambda x: tf.maximum(x, tf.tanh(x)),
+    "mish": lambda x: x * tf.tanh(tf.nn.softplus(x)),  # Misra, 2019, arXiv:1908.08681
+    "tanhexp": _tanhexp,
+    "lisht": lambda x: x * tf.tanh(x),  # Roy et al., 2019, arXiv:1901.05894
+    "seagull": lambda x: tf.math.log1p(tf.square(x)),
+    "snake": lambda x: x + tf.square(tf.sin(x)),  # Ziyin et al., 2020, arXiv:2006.08195
+    "roottanh": lambda x: tf.pow(tf.square(x) + 1.0, 1.0 / 3.0) * tf.tanh(x),
+    "softplusmone": lambda x: tf.nn.softplus(x) - 1.0,
+}
+
+
+def _prelu(x: tf.Tensor, slope: tf.Tensor) -> tf.Tensor:
+    """Leaky ReLU with a learned slope (He et al., 2015, arXiv:1502.01852)."""
+    return tf.where(x >= 0.0, x, slope * x)
+
+
+def _aria(
+    x: tf.Tensor,
+    lower: tf.Tensor,
+    upper: tf.Tensor,
+    log_rate: tf.Tensor,
+    log_nu: tf.Tensor,
+    log_c: tf.Tensor,
+    log_q: tf.Tensor,
+) -> tf.Tensor:
+    """x times Richards' generalised logistic curve (Patwardhan et al., 2018, arXiv:1805.08878):
+
+        x·(A + (K - A) / (C + Q·e^(-B·x))^(1/ν)),   A lower, K upper, B = e^log_rate, ν = e^log_nu
+
+    At the initial values it is x·sigmoid(x).
+    """
+    log_denominator = _log_add_exp(log_c, log_q - tf.exp(log_rate) * x)
+    return x * (lower + (upper - lower) * tf.exp(-log_denominator * tf.exp(-log_nu)))
+
+
+def _proottanh(x: tf.Tensor, log_p: tf.Tensor, log_q: tf.Tensor, log_r: tf.Tensor) -> tf.Tensor:
+    """(|x|^p + q)^(1/r)·tanh(x), each parameter the exponential of what is learned; initially `roottanh`."""
+    log_x = tf.math.log(tf.maximum(tf.abs(x), 1e-6))  # log 0 is not wanted, least of all its gradient
+    return tf.exp(_log_add_exp(tf.exp(log_p) * log_x, log_q) * tf.exp(-log_r)) * tf.tanh(x)
+
+
+def _log_add_exp(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    """log(eᵃ + eᵇ), for any a and b."""
+    return a + tf.nn.softplus(b - a)
+
+
+LEARNED: dict[str, Learned] = {
+    "prelu": Learned({"slope": 0.2}, _prelu),
+    "aria": Learned(
+        {"lower": 0.0, "upper": 1.0, "log_rate": 0.0, "log_nu": 0.0, "log_c": 0.0, "log_q": 0.0},
+        _aria,
+    ),
+    "parcsinh": Learned({"a": 1.0, "log_b": 0.0}, lambda x, a, log_b: a * tf.asinh(tf.exp(log_b) * x)),
+    "psoftplus": Learned({"a": 1.0, "b": 1.0, "c": 0.0}, lambda x, a, b, c: a * tf.nn.softplus(b * x) + c),
+    "proottanh": Learned({"log_p": math.log(2.0), "log_q": 0.0, "log_r": math.log(3.0)}, _proottanh),
+}
+
+# On slices that hold all features, and on the mesh.
+ALONG_FEATURES: dict[str, tuple[ElementFunction, Callable[[mtf.Tensor, mtf.Dimension], mtf.Tensor]]] = {
+    "softmax": (tf.nn.softmax, mtf.softmax),
+    "logsoftmax": (tf.nn.log_softmax, mtf.log_softmax),
+}

@@ -19,7 +19,7 @@ def feed_forward(ctx: Context, x: mtf.Tensor, name: str) -> mtf.Tensor:
     """
     dims, model = ctx.dims, ctx.model
     h = dense(ctx, x, dims.embd, dims.intermediate_expanded, f"{name}/conv1d_main/c_fc")
-    h = activate(h, model.activation_function)
+    h = activate(ctx, h, model.activation_function, name)
     depth_scale = model.n_layer**-0.5 if model.scale_by_depth else 1.0
     return dense(ctx, h, dims.intermediate_expanded, dims.embd, f"{name}/conv1d_main/c_proj", depth_scale)
 

@@ -11,6 +11,11 @@ from models.kernels import kernel
 EPSILON = 1e-5
 
 
+def norm(ctx: Context, x: mtf.Tensor, name: str) -> mtf.Tensor:
+    """The config's normalisation of x: [..., embd], with weights `<name>/...`."""
+    return scale_norm(ctx, x, name) if ctx.model.scalenorm else layer_norm(ctx, x, name)
+
+
 def layer_norm(ctx: Context, x: mtf.Tensor, name: str) -> mtf.Tensor:
     """Layer normalisation over `embd` with gain `<name>/g` and bias `<name>/b` (Ba et al., 2016, arXiv:1607.06450).
 
@@ -45,3 +50,27 @@ def _by_mesh_operations(ctx: Context, x: mtf.Tensor) -> mtf.Tensor:
     centred = wide - mtf.reduce_mean(wide, reduced_dim=embd)
     variance = mtf.reduce_mean(mtf.square(centred), reduced_dim=embd)
     return mtf.cast(centred * mtf.rsqrt(variance + EPSILON), x.dtype)
+
+
+def scale_norm(ctx: Context, x: mtf.Tensor, name: str) -> mtf.Tensor:
+    """ScaleNorm: g·x/‖x‖ over `embd`, with the one gain `<name>/g` (Nguyen & Salazar, 2019, arXiv:1910.05895).
+
+    The gain begins at √n_embd: vectors of unit variance keep their length. A norm below 1e-5 counts as 1e-5.
+
+    Args:
+        x: [..., embd].
+
+    Returns:
+        The same shape and type.
+    """
+    embd = ctx.dims.embd
+    gain = ctx.variable(f"{name}/g", [], constant(embd.size**0.5))
+    wide = mtf.cast(x, ctx.statistics_dtype)
+    squares = mtf.reduce_sum(mtf.square(wide), reduced_dim=embd)
+
+    def rescale(x: tf.Tensor, squares: tf.Tensor, gain: tf.Tensor) -> tf.Tensor:
+        # The bound is on the square: the gradient of a root at zero is infinite.
+        inverse = tf.math.rsqrt(tf.maximum(squares, EPSILON**2))[..., None]
+        return tf.cast(tf.cast(x, inverse.dtype) * inverse * tf.cast(gain, inverse.dtype), x.dtype)
+
+    return kernel(rescale, [x, squares, gain], [(x.shape, x.dtype)], x.shape.dims, "scale_norm")[0]
