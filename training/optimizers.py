@@ -1,4 +1,4 @@
-"""Optimizers as mesh operations: clipping, Adam, weight decay."""
+"""Optimizers as mesh operations: clipping, Adam, Adafactor, weight decay."""
 
 from __future__ import annotations
 
@@ -23,6 +23,30 @@ def clip_factor(norm: mtf.Tensor, limit: float) -> mtf.Tensor:
     arXiv:1211.5063).
     """
     return kernel(lambda n: limit / tf.maximum(n, limit), [norm], [(norm.shape, norm.dtype)], [], "clip_factor")[0]
+
+
+def update(
+    weights: Sequence[mtf.Variable],
+    gradients: Sequence[mtf.Tensor],
+    lr: mtf.Tensor,
+    scale: mtf.Tensor,
+    step: mtf.Tensor,
+    config: OptimizerConfig,
+) -> list[mtf.Operation]:
+    """One step of the config's optimizer.
+
+    Args:
+        weights: the variables to update, and `gradients` theirs, in the same order.
+        lr, scale: float scalars; gradients are multiplied by `scale` first.
+        step: integer scalar, the number of steps done before this one.
+        config: which optimizer, and its constants.
+
+    Returns:
+        Operations that do the update.
+    """
+    if config.opt_name == "adafactor":
+        return adafactor(weights, gradients, lr, scale, step, config)
+    return adam(weights, gradients, lr, scale, config)
 
 
 def adam(
@@ -78,12 +102,104 @@ def _adam_one(
     return [mtf.assign(variable, value) for variable, value in zip((weight, m, v), updated, strict=True)]
 
 
-def _slot(weight: mtf.Variable, name: str) -> mtf.Variable:
-    """The optimizer's variable `<weight>/<name>`: same shape and stored type, zeros at first."""
+def adafactor(
+    weights: Sequence[mtf.Variable],
+    gradients: Sequence[mtf.Tensor],
+    lr: mtf.Tensor,
+    scale: mtf.Tensor,
+    step: mtf.Tensor,
+    config: OptimizerConfig,
+) -> list[mtf.Operation]:
+    """One step of Adafactor (Shazeer & Stern, 2018, arXiv:1804.04235, algorithms 4 and 5), with decoupled weight decay
+    on matrices only.
+
+    The squared gradients of a matrix are averaged as means over its rows and over its columns (R, C), those of a vector
+    one by one (V); here g² stands for g² + ada_epsilon1, and t counts from 1:
+
+        beta2 = 1 - t^(-ada_decay_rate)
+        R = beta2·R + (1-beta2)·mean_columns(g²);   C likewise over rows;   v = R·C / mean(R)
+        u = g / √v;   u /= max(1, RMS(u))
+        w -= lr·max(ada_epsilon2, RMS(w))·u + lr·weight_decay·w
+
+    `lr` takes the place of the paper's relative step min(0.01, 1/√t). With beta1 > 0 the step (learning rate included)
+    is averaged, m = beta1·m + (1-beta1)·lr·max(…)·u, and m is subtracted; with 0 there is no such slot. All of this is
+    what Hugging Face's Adafactor does with `scale_parameter=True, relative_step=False`, but for weight decay, which
+    there is scaled by max(ada_epsilon2, RMS(w)) too; here the key means the same as with Adam.
+
+    Kept as `<weight>/adafactor_vr`, `adafactor_vc`, `adafactor_v`, `adafactor_m`. Of a weight with more than two
+    dimensions the last two are a matrix.
+
+    Args:
+        step: integer scalar, the number of steps done before this one; the others as for `update`.
+    """
+    dtype = lr.dtype
+    exponent = -config.ada_decay_rate
+    (beta2,) = kernel(
+        lambda done: 1.0 - tf.pow(tf.cast(done, dtype) + 1.0, exponent), [step], [(step.shape, dtype)], [], "beta2"
+    )
+    return [
+        op
+        for weight, gradient in zip(weights, gradients, strict=True)
+        for op in _adafactor_one(weight, gradient, lr, scale, beta2, config)
+    ]
+
+
+def _adafactor_one(
+    weight: mtf.Variable,
+    gradient: mtf.Tensor,
+    lr: mtf.Tensor,
+    scale: mtf.Tensor,
+    beta2: mtf.Tensor,
+    config: OptimizerConfig,
+) -> list[mtf.Operation]:
+    dtype = weight.master_dtype
+    lr, scale, beta2 = (mtf.cast(scalar, dtype) for scalar in (lr, scale, beta2))
+    w, g = master_value(weight), mtf.cast(gradient, dtype) * scale
+    inverse_root, updates = _inverse_root_of_second_moment(weight, g, beta2, config.ada_epsilon1)
+    u = g * inverse_root
+    change = u * (lr * mtf.maximum(_rms(w), config.ada_epsilon2) / mtf.maximum(_rms(u), 1.0))
+    if config.beta1:
+        m = _slot(weight, "adafactor_m")
+        change = config.beta1 * m.value + (1.0 - config.beta1) * change
+        updates.append(mtf.assign(m, change))
+    if config.weight_decay and len(weight.shape) > 1:
+        change += lr * config.weight_decay * w
+    return [*updates, mtf.assign(weight, w - change)]
+
+
+def _inverse_root_of_second_moment(
+    weight: mtf.Variable, g: mtf.Tensor, beta2: mtf.Tensor, epsilon: float
+) -> tuple[mtf.Tensor, list[mtf.Operation]]:
+    """1/√v of Adafactor, and the operations that update what it is made of."""
+    squares = mtf.square(g) + epsilon
+
+    def average(name: str, mean: mtf.Tensor) -> tuple[mtf.Tensor, mtf.Operation]:
+        slot = _slot(weight, name, mean.shape)
+        value = beta2 * slot.value + (1.0 - beta2) * mean
+        return value, mtf.assign(slot, value)
+
+    if len(weight.shape) < 2:
+        v, update_v = average("adafactor_v", squares)
+        return mtf.rsqrt(v), [update_v]
+    rows, columns = weight.shape.dims[-2:]
+    r, update_r = average("adafactor_vr", mtf.reduce_mean(squares, reduced_dim=columns))
+    c, update_c = average("adafactor_vc", mtf.reduce_mean(squares, reduced_dim=rows))
+    # Roots first: the quotient r / mean(r) could underflow.
+    by_row = mtf.rsqrt(r) * mtf.sqrt(mtf.reduce_mean(r, reduced_dim=rows))
+    return mtf.multiply(by_row, mtf.rsqrt(c), output_shape=weight.shape), [update_r, update_c]
+
+
+def _rms(x: mtf.Tensor) -> mtf.Tensor:
+    """The root of the mean square: a scalar."""
+    return mtf.sqrt(mtf.reduce_mean(mtf.square(x)))
+
+
+def _slot(weight: mtf.Variable, name: str, shape: mtf.Shape | None = None) -> mtf.Variable:
+    """The optimizer's variable `<weight>/<name>`: the weight's shape (or `shape`) and stored type, zeros at first."""
     tensor = mtf.get_variable(
         weight.mesh,
         f"{weight.name}/{name}",
-        weight.shape,
+        weight.shape if shape is None else shape,
         dtype=weight.master_dtype,
         initializer=constant(0.0),
         trainable=False,
