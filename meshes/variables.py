@@ -104,5 +104,12 @@ class VariableStore:
 
 
 def _create(name: str, initial_value: Callable[[], Any], dtype: tf.DType, trainable: bool, device: str) -> tf.Variable:
+    # Not lifted: a `tf.function` that has to lift a variable out of its first trace is traced twice.
     with tf.init_scope(), tf.device(device):
-        return tf.Variable(initial_value, name=name, dtype=dtype, trainable=trainable)
+        return tf.Variable(
+            initial_value,
+            name=name,
+            dtype=dtype,
+            trainable=trainable,
+            experimental_enable_variable_lifting=False,
+        )
