@@ -126,7 +126,7 @@ class Model:
         self.step = checkpoints.step_of(self.checkpoint)
         self._engine = _restored_engine(config, self.checkpoint, devices)
         self._encoder: Encoder | None = None
-        self._samplers: dict[int, Sampler] = {}
+        self._samplers: dict[tuple[int, bool], Sampler] = {}
 
     @property
     def encoder(self) -> Encoder:
@@ -207,6 +207,7 @@ class Model:
         temperature: float = DEFAULT_TEMPERATURE,
         samples: int = 1,
         seed: int | None = None,
+        entmax: bool = False,
     ) -> list[list[str]]:
         """Continuations of each prompt, without the prompt.
 
@@ -216,6 +217,7 @@ class Model:
             temperature: 0 takes the likeliest token each time.
             samples: continuations of each prompt.
             seed: default: the config's.
+            entmax: draw from the sparse 1.5-entmax of the scores in place of softmax.
 
         Returns:
             `samples` texts for each prompt, each ended by the end-of-text token or its length.
@@ -231,7 +233,8 @@ class Model:
             tokens = self._prompt_tokens(prompt, wanted)
             room = wanted or self.config.model.n_ctx
             requests += [Request(tokens, room, seed + 7919 * number + i) for i in range(samples)]
-        texts = [self.encoder.decode(tokens) for tokens in self._sampler(len(requests)).generate(requests, temperature)]
+        sampler = self._sampler(len(requests), entmax)
+        texts = [self.encoder.decode(tokens) for tokens in sampler.generate(requests, temperature)]
         return [texts[i : i + samples] for i in range(0, len(texts), samples)]
 
     def _prompt_tokens(self, prompt: str, max_new_tokens: int | None) -> list[int]:
@@ -252,12 +255,12 @@ class Model:
             )
         return kept
 
-    def _sampler(self, count: int) -> Sampler:
+    def _sampler(self, count: int, sparse: bool) -> Sampler:
         """A sampler for batches of a power of two, at most 8 or `predict_batch_size`."""
         size = min(1 << (max(count, 1) - 1).bit_length(), max(8, self.config.training.predict_batch_size))
-        if size not in self._samplers:
-            self._samplers[size] = Sampler(self._engine, size, self.eos_id)
-        return self._samplers[size]
+        if (size, sparse) not in self._samplers:
+            self._samplers[size, sparse] = Sampler(self._engine, size, self.eos_id, sparse=sparse)
+        return self._samplers[size, sparse]
 
 
 def make_plan(config: Config, devices: Sequence[str] | None, *, fit: bool) -> MeshPlan:

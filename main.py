@@ -34,9 +34,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     mode.add_argument("--check_dataset", action="store_true", help="check the config's data, then exit")
     parser.add_argument("--prompt", metavar="FILE", help="text to continue with --predict; - is standard input")
+    parser.add_argument("--entmax_sampling", action="store_true", help="sample with entmax instead of softmax")
     arguments = parser.parse_args(argv)
     if arguments.predict != (arguments.prompt is not None):
         parser.error("--predict and --prompt go together")
+    if arguments.entmax_sampling and not arguments.predict:
+        parser.error("--entmax_sampling goes with --predict only")
     if arguments.new and (arguments.eval or arguments.predict or arguments.score or arguments.check_dataset):
         parser.error("--new goes with training only")
     return arguments
@@ -103,7 +106,8 @@ def predict(config: Config, arguments: argparse.Namespace) -> int:
 
     prompt = _read_text(arguments.prompt, "--prompt")
     model = api.load(config, devices=arguments.gpu_ids)
-    samples = model.generate([prompt], samples=config.training.predict_batch_size)[0]
+    count = config.training.predict_batch_size
+    samples = model.generate([prompt], samples=count, entmax=arguments.entmax_sampling)[0]
     texts = samples if config.training.remove_partial_sequences else [prompt + text for text in samples]
     joined = (
         "\n".join(texts) if len(texts) == 1 else "\n".join(f"==== sample {i} ====\n{t}" for i, t in enumerate(texts, 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ import tensorflow as tf
 import model_fns
 from config import Config
 from meshes.compat import mtf
-from models import gpt
+from models import entmax, gpt
 from models.cache import Decode, Prefill
 from models.context import Context
 from models.dims import Dims
@@ -40,13 +41,19 @@ class Request:
 class Sampler:
     """Generates with an engine's weights. Compiled once for each power of two of the prompt's length."""
 
-    def __init__(self, engine: Engine, batch_size: int, eos_id: int | None) -> None:
-        """`eos_id`: where a continuation ends; None: only at its length."""
-        self.engine, self.batch_size, self.eos_id = engine, batch_size, eos_id
+    def __init__(self, engine: Engine, batch_size: int, eos_id: int | None, *, sparse: bool = False) -> None:
+        """`eos_id`: where a continuation ends; None: only at its length. `sparse`: draw by 1.5-entmax, not softmax."""
+        self.engine, self.batch_size, self.eos_id, self.sparse = engine, batch_size, eos_id, sparse
         self._decode = engine.function(self._build)
 
     def _build(self, *inputs: tf.Tensor) -> tf.Tensor:
-        return build_sample(*inputs, config=self.engine.config, mesh_impl=self.engine.decoding_mesh, eos_id=self.eos_id)
+        return build_sample(
+            *inputs,
+            config=self.engine.config,
+            mesh_impl=self.engine.decoding_mesh,
+            eos_id=self.eos_id,
+            sparse=self.sparse,
+        )
 
     def generate(self, requests: Sequence[Request], temperature: float) -> list[list[int]]:
         """The new tokens of each request, without the `eos_id` that ended it. Temperature 0 takes the likeliest token.
@@ -86,6 +93,7 @@ def build_sample(
     config: Config,
     mesh_impl: Any,
     eos_id: int | None,
+    sparse: bool = False,
     dtype: tf.DType | None = None,
 ) -> tf.Tensor:
     """Continue each prompt until its `eos_id` or its end.
@@ -96,6 +104,7 @@ def build_sample(
         ends: int32 [batch], the length of each sequence with its new tokens, at most n_ctx.
         seeds: int32 [batch].
         temperature: float32 scalar; 0: greedy.
+        sparse: draw from 1.5-entmax, not softmax.
 
     Returns:
         int32 [batch, n_ctx]: prompts and continuations; what follows an `eos_id` or an end means nothing.
@@ -113,6 +122,7 @@ def build_sample(
         seeds=mtf.import_tf_tensor(ctx.mesh, seeds, rows),
         temperature=mtf.import_tf_tensor(ctx.mesh, temperature),
         eos_id=-1 if eos_id is None else eos_id,
+        sparse=sparse,
     )
     first = mtf.import_tf_tensor(ctx.mesh, tf.reduce_min(lengths) - 1)
     tokens = loop.run(
@@ -132,6 +142,7 @@ class _Loop:
     seeds: mtf.Tensor
     temperature: mtf.Tensor
     eos_id: int
+    sparse: bool
 
     def run(self, position: mtf.Tensor, tokens: mtf.Tensor, states: list[tuple[mtf.Tensor, mtf.Tensor]]) -> mtf.Tensor:
         """Tokens [batch, memory_length] from `position` on. `states`: keys and values of each layer up to there."""
@@ -163,7 +174,7 @@ class _Loop:
         logits = mtf.reshape(logits, mtf.Shape([dims.batch, dims.vocab]))
         logits = mtf.replace_dimensions(logits, dims.vocab, whole_vocab)
         chosen = kernel(
-            choose,
+            functools.partial(choose, sparse=self.sparse),
             [logits, self.seeds, self.temperature, position],
             [(mtf.Shape([dims.batch]), tf.int32)],
             [dims.batch],
@@ -188,8 +199,11 @@ class _Loop:
         )[0]
 
 
-def choose(logits: tf.Tensor, seeds: tf.Tensor, temperature: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
-    """Draw one id a row from softmax(logits / temperature), by the Gumbel-max trick (Gumbel, 1954).
+def choose(
+    logits: tf.Tensor, seeds: tf.Tensor, temperature: tf.Tensor, position: tf.Tensor, sparse: bool = False
+) -> tf.Tensor:
+    """Draw one id a row from softmax(logits / temperature), or 1.5-entmax of it where `sparse`, by the Gumbel-max trick
+    (Gumbel, 1954).
 
     Args:
         logits: [batch, vocab].
@@ -204,8 +218,10 @@ def choose(logits: tf.Tensor, seeds: tf.Tensor, temperature: tf.Tensor, position
     u = uniform([1, vocab], (0, 0), [0, 1], mixed_key(seeds, position)[:, None])
     gumbel = tf.cast(-tf.math.log(-tf.math.log(u + 2.0**-25)), logits.dtype)
     heat = tf.cast(temperature, logits.dtype)
-    noisy = logits / tf.where(heat > 0, heat, 1.0) + gumbel
-    return tf.argmax(tf.where(heat > 0, noisy, logits), -1, output_type=tf.int32)
+    scores = logits / tf.where(heat > 0, heat, 1.0)
+    if sparse:
+        scores = tf.math.log(entmax.probabilities(scores))  # -inf, which never wins, where the probability is 0
+    return tf.argmax(tf.where(heat > 0, scores + gumbel, logits), -1, output_type=tf.int32)
 
 
 def _write(tokens: tf.Tensor, chosen: tf.Tensor, lengths: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
