@@ -401,7 +401,9 @@ class OptimizerConfig:
     warmup_steps: int = key(
         "Steps over which the learning rate rises linearly from 0.", default=0, interval=NON_NEGATIVE
     )
-    beta1: float = key("Decay rate of the first moment.", default=0.9, interval=RATE)
+    beta1: float = key(
+        "Decay rate of the first moment; with Adafactor, 0 saves its memory.", default=0.9, interval=RATE
+    )
     beta2: float = key("Decay rate of Adam's second moment.", default=0.95, interval=RATE)
     epsilon: float = key("Adam's addend to the root of the second moment.", default=1e-8, interval=POSITIVE)
     ada_epsilon1: float = key(
@@ -413,8 +415,16 @@ class OptimizerConfig:
     )
     weight_decay: float = key("Decoupled weight decay, on matrices only.", default=0.0, interval=NON_NEGATIVE)
     gradient_clipping: float | None = key("Largest global gradient norm; null: off.", default=1.0, interval=POSITIVE)
-    z_loss: float = key("Weight of the squared log-partition term of the loss.", default=1e-4, interval=NON_NEGATIVE)
-    entmax_loss: bool = key("Entmax in place of softmax in the loss (arXiv:1905.05702).", default=False)
+    z_loss: float = key(
+        "Weight of the squared log-partition term of the loss; `entmax_loss` has no such term.",
+        default=1e-4,
+        interval=NON_NEGATIVE,
+    )
+    entmax_loss: bool = key(
+        "The Fenchel-Young loss of 1.5-entmax in place of that of softmax (arXiv:1905.05702). The `nll` reported is "
+        "still that of softmax: entmax can give labels probability 0.",
+        default=False,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -703,20 +713,15 @@ def _contains(name: str) -> Callable[[Any], bool]:
 NOT_BUILT: tuple[Unbuilt, ...] = (
     Unbuilt("model.attention_types", "linear attention", {"attention_types": [[["linear"], 2]]}, _contains("linear")),
     Unbuilt("model.attention_types", "attention type none", {"attention_types": [[["none"], 2]]}, _contains("none")),
-    Unbuilt("model.activation_function", "an activation other than gelu and relu", {"activation_function": "silu"},
-            lambda name: name not in ("gelu", "relu")),
     Unbuilt("model.axial_pos_emb", "axial position embedding", {"axial_pos_emb": [4, 4]}),
     Unbuilt("model.rotary_emb", "rotary position embedding", {"rotary_emb": True}),
     Unbuilt("model.mlp_glu", "the gated feed-forward layer", {"mlp_glu": True}),
-    Unbuilt("model.scalenorm", "ScaleNorm", {"scalenorm": True}),
     Unbuilt("model.rezero", "ReZero", {"rezero": True}),
     Unbuilt("model.macaron", "the macaron block", {"macaron": True}),
     Unbuilt("model.share_parameters", "sharing parameters between layers", {"share_parameters": True}),
     Unbuilt("model.no_weight_tie", "an untied output projection", {"no_weight_tie": True}),
     Unbuilt("model.num_mem_kv", "attention with memory keys and values", {"num_mem_kv": 4}),
     Unbuilt("model.moe_layers", "the mixture of experts", {"moe_layers": [1]}),
-    Unbuilt("optimizer.opt_name", "Adafactor", {"opt_name": "adafactor"}, _contains("adafactor")),
-    Unbuilt("optimizer.entmax_loss", "the entmax loss", {"entmax_loss": True}),
     Unbuilt("training.recompute_grad", "recomputation of activations", {"recompute_grad": True}),
     Unbuilt("training.tokens_per_mb_per_replica", "training in microbatches", {"tokens_per_mb_per_replica": 32}),
     Unbuilt("training.eval_tasks", "evaluation on tasks", {"eval_tasks": ["lambada"]}),

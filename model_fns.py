@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from config import Config
 from meshes.compat import mtf
-from models import gpt, losses
+from models import entmax, gpt, losses
 from models.context import Context
 from models.dims import Dims
 from models.dropout import step_seed
@@ -62,9 +62,10 @@ def build_train(
     logits = gpt.logits(ctx, tensors["inputs"])
     nll, log_z = losses.cross_entropy(ctx, logits, tensors["labels"])
     mean_nll = mtf.reduce_mean(nll)
-    loss = (
-        mean_nll + config.optimizer.z_loss * mtf.reduce_mean(mtf.square(log_z)) if config.optimizer.z_loss else mean_nll
-    )
+    if config.optimizer.entmax_loss:  # there is no z-loss then: entmax has no normaliser to hold in bounds
+        loss = mtf.reduce_mean(entmax.loss(ctx, logits, tensors["labels"]))
+    else:
+        loss = mean_nll + config.optimizer.z_loss * mtf.reduce_mean(mtf.square(log_z))
     weights = list(ctx.mesh.graph.trainable_variables)
     gradients = mtf.gradients([loss], [weight.value for weight in weights])
     assert None not in gradients, [w.name for w, g in zip(weights, gradients, strict=True) if g is None]
@@ -72,7 +73,8 @@ def build_train(
     limit = config.optimizer.gradient_clipping
     scale = optimizers.clip_factor(norm, limit) if limit else mtf.constant(ctx.mesh, 1.0, dtype=norm.dtype)
     lr = schedules.learning_rate(config.optimizer, step)
-    updates = optimizers.adam(weights, gradients, mtf.import_tf_tensor(ctx.mesh, lr), scale, config.optimizer)
+    lr_on_mesh, step_on_mesh = (mtf.import_tf_tensor(ctx.mesh, x) for x in (lr, step))
+    updates = optimizers.update(weights, gradients, lr_on_mesh, scale, step_on_mesh, config.optimizer)
     lowering = _lower(ctx.mesh, mesh_impl)
     return TrainTensors(
         loss=lowering.export_to_tf_tensor(loss),

@@ -12,9 +12,10 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from meshes.compat import mtf
+
 import tensorflow as tf
 
-from meshes.compat import mtf
 from models.context import Context, constant
 from models.kernels import kernel
 

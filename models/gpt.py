@@ -12,7 +12,7 @@ from models.attention import attention
 from models.cache import Cache, FullPass
 from models.context import Context
 from models.feed_forward import feed_forward
-from models.norms import layer_norm
+from models.norms import norm
 
 
 def logits(ctx: Context, tokens: mtf.Tensor, cache: Cache | None = None) -> mtf.Tensor:
@@ -29,7 +29,7 @@ def logits(ctx: Context, tokens: mtf.Tensor, cache: Cache | None = None) -> mtf.
     x = embed(ctx, tokens, cache)
     for i, kind in enumerate(ctx.model.attention_types):
         x = block(ctx, x, f"h{i}", kind, cache)
-    x = layer_norm(ctx, x, "ln_f")
+    x = norm(ctx, x, "ln_f")
     return mtf.einsum([x, token_embedding(ctx)], output_shape=[*tokens.shape.dims, ctx.dims.vocab])
 
 
@@ -52,7 +52,7 @@ def embed(ctx: Context, tokens: mtf.Tensor, cache: Cache) -> mtf.Tensor:
 
 def block(ctx: Context, x: mtf.Tensor, name: str, kind: str, cache: Cache) -> mtf.Tensor:
     """One pre-norm transformer block on the residual stream x: [batch, sequence, embd]."""
-    a = attention(ctx, layer_norm(ctx, x, f"{name}/norm_1"), f"{name}/attn", kind, cache)
+    a = attention(ctx, norm(ctx, x, f"{name}/norm_1"), f"{name}/attn", kind, cache)
     x += ctx.dropout(a, ctx.model.res_dropout, f"{name}/attn")
-    m = feed_forward(ctx, layer_norm(ctx, x, f"{name}/norm_2"), f"{name}/mlp")
+    m = feed_forward(ctx, norm(ctx, x, f"{name}/norm_2"), f"{name}/mlp")
     return x + ctx.dropout(m, ctx.model.res_dropout, f"{name}/mlp")

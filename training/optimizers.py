@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from meshes.compat import mtf
+
 import tensorflow as tf
 
 from config import OptimizerConfig
-from meshes.compat import mtf
 from models.context import constant
 from models.kernels import kernel
 
