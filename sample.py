@@ -216,7 +216,9 @@ def choose(
     """
     vocab = logits.shape[-1]
     u = uniform([1, vocab], (0, 0), [0, 1], mixed_key(seeds, position)[:, None])
-    gumbel = tf.cast(-tf.math.log(-tf.math.log(u + 2.0**-25)), logits.dtype)
+    # Gumbel noise is the negative log of an exponential draw, which log1p makes exactly where it is small; in (0, inf).
+    exponential = -tf.math.log1p(-tf.minimum(u + 2.0**-25, 1.0 - 2.0**-24))
+    gumbel = tf.cast(-tf.math.log(exponential), logits.dtype)
     heat = tf.cast(temperature, logits.dtype)
     scores = logits / tf.where(heat > 0, heat, 1.0)
     if sparse:
