@@ -20,19 +20,27 @@ from models import entmax, gpt, losses
 from models.context import Context
 from models.dims import Dims
 from models.dropout import step_seed
-from training import optimizers, schedules
+from training import microbatches, optimizers, schedules
 
 DTYPES = {"float32": tf.float32, "bfloat16": tf.bfloat16}
 
 
 @dataclass(frozen=True)
 class TrainTensors:
-    """One training step, lowered. Scalars are float32 except for the update operation."""
+    """One training step, lowered. Scalars are float32, but for the update operation.
+
+    Attributes:
+        loss: what is optimised, a mean over predicted tokens plus the auxiliary losses.
+        nll: mean negative log-likelihood of the labels, in nats.
+        extras: further scalars to log, by name: `balance_loss`, `load/<layer>/<expert>`, `grad_norm/<variable>`.
+        update: the operation that changes the weights.
+    """
 
     loss: tf.Tensor
     nll: tf.Tensor
     grad_norm: tf.Tensor
     lr: tf.Tensor
+    extras: dict[str, tf.Tensor]
     update: tf.Operation
     lowering: mtf.Lowering
 
@@ -52,38 +60,101 @@ def build_train(
     """Forward pass, gradients and update for one batch.
 
     Args:
-        features: `inputs` and `labels`, int32 [train_batch_size, n_ctx].
+        features: `inputs` and `labels`, int32 [train_batch_size, n_ctx], and, where not every label counts, `weights`,
+            float32 of that shape.
         config: the run.
         mesh_impl: the devices and the layout to lower on.
         step: integer scalar, the number of steps done before this one.
         dtype: of activations; default: by `precision`.
     """
-    ctx, tensors = _context(features, config, mesh_impl, dtype, dropout_step=step)
-    logits = gpt.logits(ctx, tensors["inputs"])
-    nll, log_z = losses.cross_entropy(ctx, logits, tensors["labels"])
-    mean_nll = mtf.reduce_mean(nll)
-    if config.optimizer.entmax_loss:  # there is no z-loss then: entmax has no normaliser to hold in bounds
-        loss = mtf.reduce_mean(entmax.loss(ctx, logits, tensors["labels"]))
-    else:
-        loss = mean_nll + config.optimizer.z_loss * mtf.reduce_mean(mtf.square(log_z))
+    ctx, tensors = _context(features, config, mesh_impl, dtype, train_step=step)
+    outputs, gradients = _gradients(config, mesh_impl, ctx, tensors)
     weights = list(ctx.mesh.graph.trainable_variables)
-    gradients = mtf.gradients([loss], [weight.value for weight in weights])
-    assert None not in gradients, [w.name for w, g in zip(weights, gradients, strict=True) if g is None]
     norm = optimizers.global_norm(gradients)
     limit = config.optimizer.gradient_clipping
     scale = optimizers.clip_factor(norm, limit) if limit else mtf.constant(ctx.mesh, 1.0, dtype=norm.dtype)
     lr = schedules.learning_rate(config.optimizer, step)
     lr_on_mesh, step_on_mesh = (mtf.import_tf_tensor(ctx.mesh, x) for x in (lr, step))
     updates = optimizers.update(weights, gradients, lr_on_mesh, scale, step_on_mesh, config.optimizer)
+    if config.training.log_grads:
+        norms = {f"grad_norm/{w.name}": optimizers.global_norm([g]) for w, g in zip(weights, gradients, strict=True)}
+        outputs.update(norms)
     lowering = _lower(ctx.mesh, mesh_impl)
+    lowered = {name: lowering.export_to_tf_tensor(x) for name, x in outputs.items()}
     return TrainTensors(
-        loss=lowering.export_to_tf_tensor(loss),
-        nll=lowering.export_to_tf_tensor(mean_nll),
+        loss=lowered.pop("loss"),
+        nll=lowered.pop("nll"),
         grad_norm=lowering.export_to_tf_tensor(norm),
         lr=lr,
+        extras=_by_expert(lowered),
         update=tf.group([lowering.lowered_operation(op) for op in updates]),
         lowering=lowering,
     )
+
+
+def _gradients(
+    config: Config, mesh_impl: Any, ctx: Context, tensors: dict[str, mtf.Tensor]
+) -> tuple[dict[str, mtf.Tensor], list[mtf.Tensor]]:
+    """What the batch gives, and the loss's gradient for each trainable variable, in microbatches if the config says so.
+    """
+    weights = tensors.get("weights")
+    tokens = ctx.dims.batch.size * ctx.dims.sequence.size
+    total = mtf.constant(ctx.mesh, float(tokens), dtype=ctx.statistics_dtype)
+    if weights is not None:  # at least one, so that a batch without a single label gives 0 and not NaN
+        total = mtf.maximum(mtf.cast(mtf.reduce_sum(weights), ctx.statistics_dtype), 1.0)
+    count = microbatches.count(config, mesh_impl, ctx.dims.batch)
+
+    def microbatch(ctx: Context, tensors: dict[str, mtf.Tensor]) -> tuple[dict[str, mtf.Tensor], list[mtf.Tensor]]:
+        outputs = _losses(config, ctx, tensors, total, count)
+        variables = [weight.value for weight in ctx.mesh.graph.trainable_variables]
+        gradients = mtf.gradients([outputs["loss"]], variables)
+        assert None not in gradients, [v.operation.name for v, g in zip(variables, gradients, strict=True) if g is None]
+        return outputs, gradients
+
+    return microbatches.accumulate(ctx, tensors, count, microbatch)
+
+
+def _losses(
+    config: Config, ctx: Context, tensors: dict[str, mtf.Tensor], total: mtf.Tensor, count: int
+) -> dict[str, mtf.Tensor]:
+    """`loss`, `nll` and the mixtures' balance: this microbatch's share of them, one in `count`.
+
+    Args:
+        tensors: `inputs`, `labels` and perhaps `weights`, [batch, sequence].
+        total: what the sums over tokens are divided by.
+    """
+    out = gpt.forward(ctx, tensors["inputs"], recompute=config.training.recompute_grad)
+    objective, nll = _token_losses(config, ctx, out.logits, tensors["labels"])
+    if "weights" in tensors:
+        objective, nll = (x * mtf.cast(tensors["weights"], x.dtype) for x in (objective, nll))
+    loss = mtf.reduce_sum(objective) / total
+    outputs = {"nll": mtf.reduce_sum(nll) / total}
+    for layer, balance in out.balance.items():
+        outputs[f"load/{layer}"] = balance.load * (1.0 / count)
+    if out.balance:
+        outputs["balance_loss"] = mtf.add_n([balance.loss for balance in out.balance.values()]) * (1.0 / count)
+        loss += outputs["balance_loss"]
+    return {"loss": loss, **outputs}
+
+
+def _token_losses(
+    config: Config, ctx: Context, logits: mtf.Tensor, labels: mtf.Tensor
+) -> tuple[mtf.Tensor, mtf.Tensor]:
+    """What is optimised, and the negative log-likelihood, of each label: [batch, sequence] both."""
+    nll, log_z = losses.cross_entropy(ctx, logits, labels)
+    if config.optimizer.entmax_loss:  # there is no z-loss then: entmax has no normaliser to hold in bounds
+        return entmax.loss(ctx, logits, labels), nll
+    z_loss = config.optimizer.z_loss
+    return (nll + z_loss * mtf.square(log_z) if z_loss else nll), nll
+
+
+def _by_expert(lowered: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """The scalars as they are, and each expert's load under its own name."""
+    scalars = {name: x for name, x in lowered.items() if x.shape.rank == 0}
+    for name, loads in lowered.items():
+        if loads.shape.rank == 1:
+            scalars.update({f"{name}/{expert}": load for expert, load in enumerate(tf.unstack(loads))})
+    return scalars
 
 
 def build_eval(
@@ -92,8 +163,8 @@ def build_eval(
     """Score one batch.
 
     Args:
-        features: `inputs` and `labels`, int32 [batch, n_ctx], and `weights`, float32 [batch, n_ctx]: 0 where a label is
-            padding.
+        features: `inputs` and `labels`, int32 [batch, n_ctx], and `weights`, float32 [batch, n_ctx]: 0 where a label
+            does not count.
     """
     ctx, tensors = _context(features, config, mesh_impl, dtype)
     logits = gpt.logits(ctx, tensors["inputs"])
@@ -123,22 +194,23 @@ def build_score(features: Mapping[str, tf.Tensor], config: Config, mesh_impl: An
 def make_context(
     config: Config, mesh_impl: Any, batch: int, sequence: int, dtype: tf.DType | None = None, memory: int | None = None
 ) -> Context:
-    """A new mesh graph and what its layers need to know, without dropout."""
+    """A new mesh graph and what its layers need to know, outside training."""
     dims = Dims.of(config.model, batch, sequence, memory)
     return Context(
         mesh=mtf.Mesh(mtf.Graph(), "mesh"),
         dims=dims,
         model=config.model,
         dtype=dtype or DTYPES[config.training.precision],
-        split=_split_names(dims, mesh_impl),
+        axes=_split_axes(dims, mesh_impl),
         init_seed=config.training.seed,
+        causal=not config.mlm.mlm_training,
     )
 
 
-def _split_names(dims: Dims, mesh_impl: Any) -> frozenset[str]:
-    """Names of the dimensions that this mesh splits into more than one part."""
+def _split_axes(dims: Dims, mesh_impl: Any) -> dict[str, int]:
+    """The mesh axis along which each dimension is split, by name, for those that are split into more than one part."""
     axes = {dim.name: mesh_impl.tensor_dimension_to_mesh_axis(dim) for dim in dims.all()}
-    return frozenset(name for name, axis in axes.items() if axis is not None and mesh_impl.shape.dims[axis].size > 1)
+    return {name: axis for name, axis in axes.items() if axis is not None and mesh_impl.shape.dims[axis].size > 1}
 
 
 def _context(
@@ -146,17 +218,16 @@ def _context(
     config: Config,
     mesh_impl: Any,
     dtype: tf.DType | None,
-    dropout_step: tf.Tensor | None = None,
+    train_step: tf.Tensor | None = None,
 ) -> tuple[Context, dict[str, mtf.Tensor]]:
     """A new mesh graph with the features ([batch, sequence] each) imported into it."""
     batch, sequence = features["inputs"].shape.as_list()
     ctx = make_context(config, mesh_impl, batch, sequence, dtype)
     shape = mtf.Shape([ctx.dims.batch, ctx.dims.sequence])
     tensors = {name: mtf.import_tf_tensor(ctx.mesh, x, shape, name=name) for name, x in features.items()}
-    model = config.model
-    if dropout_step is not None and max(model.embed_dropout, model.attn_dropout, model.res_dropout) > 0:
-        seed = mtf.import_tf_tensor(ctx.mesh, step_seed(config.training.seed, dropout_step))
-        ctx = dataclasses.replace(ctx, dropout_seed=seed)
+    if train_step is not None:
+        seed = mtf.import_tf_tensor(ctx.mesh, step_seed(config.training.seed, train_step))
+        ctx = dataclasses.replace(ctx, seed=seed)
     return ctx, tensors
 
 

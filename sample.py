@@ -113,7 +113,8 @@ def build_sample(
     ctx = model_fns.make_context(config, mesh_impl, batch, width, dtype)
     rows, memory = mtf.Shape([ctx.dims.batch]), mtf.Dimension("memory_length", config.model.n_ctx)
     imported = mtf.import_tf_tensor(ctx.mesh, prompts, mtf.Shape([ctx.dims.batch, ctx.dims.sequence]))
-    prefill = Prefill(memory)
+    first = mtf.import_tf_tensor(ctx.mesh, tf.reduce_min(lengths) - 1)
+    prefill = Prefill(memory, first)
     gpt.logits(ctx, imported, prefill)
     loop = _Loop(
         ctx=dataclasses.replace(ctx, dims=Dims.of(config.model, batch, 1, memory.size)),
@@ -124,7 +125,6 @@ def build_sample(
         eos_id=-1 if eos_id is None else eos_id,
         sparse=sparse,
     )
-    first = mtf.import_tf_tensor(ctx.mesh, tf.reduce_min(lengths) - 1)
     tokens = loop.run(
         first, mtf.import_tf_tensor(ctx.mesh, _pad_to(prompts, memory.size), [ctx.dims.batch, memory]), prefill.states
     )
@@ -169,10 +169,9 @@ class _Loop:
         )[0]
         cache = Decode(position, list(zip(flat[::2], flat[1::2], strict=True)))
         # Choosing needs every score of a row on one device: a dimension that no layout splits.
-        whole_vocab = mtf.Dimension("whole_vocab", dims.vocab.size)
         logits = mtf.cast(gpt.logits(ctx, current, cache), ctx.statistics_dtype)
         logits = mtf.reshape(logits, mtf.Shape([dims.batch, dims.vocab]))
-        logits = mtf.replace_dimensions(logits, dims.vocab, whole_vocab)
+        logits = mtf.replace_dimensions(logits, dims.vocab, dims.whole_vocab)
         chosen = kernel(
             functools.partial(choose, sparse=self.sparse),
             [logits, self.seeds, self.temperature, position],

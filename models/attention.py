@@ -1,4 +1,4 @@
-"""Attention layers (Vaswani et al., 2017, arXiv:1706.03762), global and local.
+"""Attention layers (Vaswani et al., 2017, arXiv:1706.03762): projections, and softmax attention, global and local.
 
 As in the published GPT-Neo models there is no 1/sqrt(features) at run time: it is folded into the initial weights of
 the queries.
@@ -6,24 +6,30 @@ the queries.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import tensorflow as tf
 
 from meshes.compat import mtf
+from models import linear_attention
 from models.cache import Cache
 from models.context import Context, constant
 from models.kernels import kernel
+from models.positions import rotate
 
 MASKED = -1e10  # finite, so that a masked score minus a masked maximum is not NaN
 
 
-def attention(ctx: Context, x: mtf.Tensor, name: str, kind: str, cache: Cache) -> mtf.Tensor:
-    """Multi-head causal self-attention.
+def attention(ctx: Context, x: mtf.Tensor, name: str, kind: str, cache: Cache, site: str) -> mtf.Tensor:
+    """Multi-head self-attention.
 
     Args:
         x: [batch, sequence, embd], normalised.
         name: prefix of the weights, such as "h0/attn".
-        kind: "global", or "local": a query sees the last `local_attention_radius` positions, its own included.
-        cache: where keys and values of earlier positions come from.
+        kind: "global"; "local": a query sees the `local_attention_radius` nearest positions, its own included;
+            "linear": see `linear_attention`.
+        cache: what is known of earlier positions.
+        site: name of this layer for dropout; layers that share weights have each their own.
 
     Returns:
         [batch, sequence, embd], to be added to the residual stream.
@@ -33,9 +39,15 @@ def attention(ctx: Context, x: mtf.Tensor, name: str, kind: str, cache: Cache) -
     q = _heads(ctx, x, f"{name}/q", stddev=(width * features) ** -0.5)
     k = _heads(ctx, x, f"{name}/k", stddev=width**-0.5)
     v = _heads(ctx, x, f"{name}/v", stddev=width**-0.5)
-    k, v = cache.extend(ctx, k, v)
-    window = ctx.model.local_attention_radius if kind == "local" else None
-    attended = _attend(ctx, q, k, v, cache.positions(ctx), window, name)
+    if ctx.model.rotary_emb:
+        q, k = (rotate(ctx, t, cache.positions(ctx)) for t in (q, k))
+    memory = _learned_memory(ctx, name)
+    if kind == "linear":
+        attended = linear_attention.attend(ctx, q, k, v, memory, cache, site)
+    else:
+        k, v = cache.extend(ctx, k, v)
+        window = ctx.model.local_attention_radius if kind == "local" else None
+        attended = _attend(ctx, q, k, v, memory, View(cache.positions(ctx), ctx.causal, window), site)
     merged = mtf.reshape(attended, mtf.Shape([dims.batch, dims.sequence, dims.heads_and_features]))
     kernel_o = ctx.variable(
         f"{name}/o", [dims.heads_and_features, dims.embd], ctx.normal(f"{name}/o", dims.heads_and_features.size**-0.5)
@@ -52,56 +64,110 @@ def _heads(ctx: Context, x: mtf.Tensor, name: str, stddev: float) -> mtf.Tensor:
     return mtf.reshape(y, mtf.Shape([dims.batch, dims.sequence, dims.heads, dims.features_per_head]))
 
 
+def _learned_memory(ctx: Context, name: str) -> list[mtf.Tensor]:
+    """`num_mem_kv` learned keys and values that every query sees, as in all-attention layers (Sukhbaatar et al., 2019,
+    arXiv:1907.01470): [keys, values], both [learned_memory, heads, features_per_head]; empty where there are none.
+    """
+    dims = ctx.dims
+    if not ctx.model.num_mem_kv:
+        return []
+    shape = mtf.Shape([dims.learned_memory, dims.heads, dims.features_per_head])
+    names = [f"{name}/{part}" for part in ("mem_k", "mem_v")]
+    stddev = dims.embd.size**-0.5
+    weights = [ctx.variable(n, [dims.learned_memory, dims.heads_and_features], ctx.normal(n, stddev)) for n in names]
+    return [mtf.reshape(weight, shape) for weight in weights]
+
+
+@dataclass(frozen=True)
+class View:
+    """Which positions a query sees.
+
+    Attributes:
+        positions: int32 [sequence], of the queries.
+        causal: only its own and those before it.
+        window: how many at most, its own included, counted in each direction; None: all.
+    """
+
+    positions: mtf.Tensor
+    causal: bool
+    window: int | None
+
+    def sees(self, query: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+        """Whether the query at one position sees the key at another (integer tensors, broadcast)."""
+        distance = query - key
+        if self.causal:
+            seen = distance >= 0
+            return seen if self.window is None else tf.logical_and(seen, distance < self.window)
+        return tf.abs(distance) < (tf.int32.max if self.window is None else self.window)
+
+
 def _attend(
-    ctx: Context, q: mtf.Tensor, k: mtf.Tensor, v: mtf.Tensor, positions: mtf.Tensor, window: int | None, name: str
+    ctx: Context, q: mtf.Tensor, k: mtf.Tensor, v: mtf.Tensor, memory: list[mtf.Tensor], view: View, site: str
 ) -> mtf.Tensor:
-    """Softmax attention of each query to the keys at its position and before it.
+    """Softmax attention.
 
     Args:
         q: [batch, sequence, heads, features_per_head].
         k, v: [batch, memory_length, heads, features_per_head]; slot i holds position i.
-        positions: int32 [sequence], of the queries.
-        window: how many positions a query sees, its own included; None: all.
+        memory: learned keys and values, or nothing.
 
     Returns:
         [batch, sequence, heads, features_per_head].
     """
     dims = ctx.dims
-    drops = ctx.dropout_seed is not None and ctx.model.attn_dropout > 0
+    drops = ctx.train and ctx.model.attn_dropout > 0
     if drops or not ctx.is_whole(dims.sequence, dims.memory_length):
-        return _attend_by_mesh_operations(ctx, q, k, v, positions, window, name)
+        return _attend_by_mesh_operations(ctx, q, k, v, memory, view, site)
 
-    def attend(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
-        wide_q, wide_k = tf.cast(q, ctx.statistics_dtype), tf.cast(k, ctx.statistics_dtype)
-        scores = tf.einsum("bqhf,bkhf->bhqk", wide_q, wide_k)
-        seen = visible(positions[:, None], tf.range(k.shape[1])[None, :], window)
-        weights = tf.nn.softmax(tf.where(seen, scores, tf.cast(MASKED, scores.dtype)))
-        return tf.einsum("bhqk,bkhf->bqhf", tf.cast(weights, v.dtype), v)
+    def attend(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, positions: tf.Tensor, *memory: tf.Tensor) -> tf.Tensor:
+        wide_q = tf.cast(q, ctx.statistics_dtype)
+        scores = tf.einsum("bqhf,bkhf->bhqk", wide_q, tf.cast(k, ctx.statistics_dtype))
+        seen = view.sees(positions[:, None], tf.range(k.shape[1])[None, :])
+        scores = tf.where(seen, scores, tf.cast(MASKED, scores.dtype))
+        if memory:
+            learned = tf.einsum("bqhf,mhf->bhqm", wide_q, tf.cast(memory[0], ctx.statistics_dtype))
+            scores = tf.concat([learned, scores], -1)
+        weights = tf.cast(tf.nn.softmax(scores), v.dtype)
+        if not memory:
+            return tf.einsum("bhqk,bkhf->bqhf", weights, v)
+        on_memory, on_keys = tf.split(weights, [memory[0].shape[0], k.shape[1]], axis=-1)
+        return tf.einsum("bhqk,bkhf->bqhf", on_keys, v) + tf.einsum("bhqm,mhf->bqhf", on_memory, memory[1])
 
-    return kernel(attend, [q, k, v, positions], [(q.shape, q.dtype)], [dims.batch, dims.heads], "attend")[0]
+    operands = [q, k, v, view.positions, *memory]
+    return kernel(attend, operands, [(q.shape, q.dtype)], [dims.batch, dims.heads], "attend")[0]
 
 
 def _attend_by_mesh_operations(
-    ctx: Context, q: mtf.Tensor, k: mtf.Tensor, v: mtf.Tensor, positions: mtf.Tensor, window: int | None, name: str
+    ctx: Context, q: mtf.Tensor, k: mtf.Tensor, v: mtf.Tensor, memory: list[mtf.Tensor], view: View, site: str
 ) -> mtf.Tensor:
     """The same for layouts that split queries or keys over positions, and for dropout of the weights."""
     dims = ctx.dims
-    wide = [mtf.cast(t, ctx.statistics_dtype) for t in (q, k)]
-    scores = mtf.einsum(wide, output_shape=[dims.batch, dims.heads, dims.sequence, dims.memory_length])
-    key_positions = mtf.range(ctx.mesh, dims.memory_length, tf.int32)
+    wide_q = mtf.cast(q, ctx.statistics_dtype)
+    shape = mtf.Shape([dims.batch, dims.heads, dims.sequence, dims.memory_length])
+    scores = mtf.einsum([wide_q, mtf.cast(k, ctx.statistics_dtype)], output_shape=shape) + _mask(ctx, view)
+    peak = mtf.reduce_max(mtf.stop_gradient(scores), reduced_dim=dims.memory_length)
+    if memory:
+        learned_shape = mtf.Shape([dims.batch, dims.heads, dims.sequence, dims.learned_memory])
+        learned = mtf.einsum([wide_q, mtf.cast(memory[0], ctx.statistics_dtype)], output_shape=learned_shape)
+        peak = mtf.maximum(peak, mtf.reduce_max(mtf.stop_gradient(learned), reduced_dim=dims.learned_memory))
+    parts = [(mtf.exp(scores - peak), dims.memory_length, v, f"{site}/weights")]
+    if memory:
+        parts.append((mtf.exp(learned - peak), dims.learned_memory, memory[1], f"{site}/memory_weights"))
+    total = mtf.add_n([mtf.reduce_sum(part, reduced_dim=dim) for part, dim, _, _ in parts])
+    sums = []
+    for part, _, values, part_site in parts:
+        weights = ctx.dropout(mtf.cast(part / total, v.dtype), ctx.model.attn_dropout, part_site)
+        sums.append(mtf.einsum([weights, values], output_shape=q.shape))
+    return mtf.add_n(sums)
 
-    def bias(positions: tf.Tensor, key_positions: tf.Tensor) -> tf.Tensor:
-        seen = visible(positions[:, None], key_positions[None, :], window)
-        return tf.where(seen, tf.cast(0.0, ctx.statistics_dtype), tf.cast(MASKED, ctx.statistics_dtype))
+
+def _mask(ctx: Context, view: View) -> mtf.Tensor:
+    """[sequence, memory_length]: 0 where a query sees a key, else a large negative number."""
+    dims, dtype = ctx.dims, ctx.statistics_dtype
+
+    def bias(positions: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
+        return tf.where(view.sees(positions[:, None], keys[None, :]), tf.cast(0.0, dtype), tf.cast(MASKED, dtype))
 
     shape = mtf.Shape([dims.sequence, dims.memory_length])
-    scores += kernel(bias, [positions, key_positions], [(shape, ctx.statistics_dtype)], shape.dims, "mask")[0]
-    weights = mtf.cast(mtf.softmax(scores, dims.memory_length), v.dtype)
-    weights = ctx.dropout(weights, ctx.model.attn_dropout, f"{name}/weights")
-    return mtf.einsum([weights, v], output_shape=q.shape)
-
-
-def visible(query: tf.Tensor, key: tf.Tensor, window: int | None) -> tf.Tensor:
-    """Whether a query at one position sees a key at another (integer tensors, broadcast)."""
-    causal = key <= query
-    return causal if window is None else tf.logical_and(causal, key > query - window)
+    key_positions = mtf.range(ctx.mesh, dims.memory_length, tf.int32)
+    return kernel(bias, [view.positions, key_positions], [(shape, dtype)], shape.dims, "mask")[0]

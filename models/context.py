@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,18 +26,31 @@ class Context:
         dims: every named dimension.
         model: the architecture.
         dtype: type of activations. Weights are stored as float32 (float64 in float64 graphs) and cast to it.
-        split: names of the dimensions that the layout splits.
+        axes: the dimensions that the layout splits, by name, and the mesh axis along which it splits each.
         init_seed: seeds initial weights, each by its name, so that they do not depend on the order of creation.
-        dropout_seed: int32 scalar on the mesh while training; None switches dropout off.
+        causal: whether a position sees only itself and those before it.
+        seed: int32 scalar on the mesh in training graphs, another at each step; None outside training, where nothing
+            is random.
     """
 
     mesh: mtf.Mesh
     dims: Dims
     model: ModelConfig
     dtype: tf.DType
-    split: frozenset[str]
+    axes: Mapping[str, int]
     init_seed: int
-    dropout_seed: mtf.Tensor | None = None
+    causal: bool = True
+    seed: mtf.Tensor | None = None
+
+    @property
+    def split(self) -> frozenset[str]:
+        """Names of the dimensions that the layout splits."""
+        return frozenset(self.axes)
+
+    @property
+    def train(self) -> bool:
+        """Whether this is a training graph: dropout and other random choices are on."""
+        return self.seed is not None
 
     @property
     def statistics_dtype(self) -> tf.DType:
@@ -48,6 +61,11 @@ class Context:
         """The weight `gpt2/<name>`, created on first use, as a tensor of the activation type."""
         dtype = mtf.VariableDType(self.statistics_dtype, self.statistics_dtype, self.dtype)
         return mtf.get_variable(self.mesh, f"gpt2/{name}", mtf.Shape(list(dims)), dtype=dtype, initializer=initializer)
+
+    def scalar(self, name: str, value: float) -> mtf.Tensor:
+        """The learned scalar `gpt2/<name>`, at first `value`, never narrowed: its rounding would show everywhere."""
+        dtype = mtf.VariableDType(self.statistics_dtype, self.statistics_dtype, self.statistics_dtype)
+        return mtf.get_variable(self.mesh, f"gpt2/{name}", mtf.Shape([]), dtype=dtype, initializer=constant(value))
 
     def normal(self, name: str, stddev: float) -> Initializer:
         """Normally distributed initial values, a function of the seed and the weight's name alone."""
@@ -65,7 +83,7 @@ class Context:
 
     def dropout(self, x: mtf.Tensor, rate: float, site: str) -> mtf.Tensor:
         """Dropout while training, the identity otherwise. `site` names the place in the model."""
-        return x if self.dropout_seed is None else dropout(x, rate, self.dropout_seed, site)
+        return x if self.seed is None else dropout(x, rate, self.seed, site)
 
 
 def constant(value: float) -> Initializer:

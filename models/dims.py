@@ -14,6 +14,19 @@ A layout ("batch:x,heads:y") maps these names, and only these, to mesh dimension
 | intermediate_expanded | 4 * n_embd | the feed-forward's inside |
 | vocab | n_vocab | embedding, logits |
 | embed_sequence | n_ctx | position embedding |
+| experts | moe_num_experts | weights and activations of a mixture of experts |
+| expert_hidden | moe_hidden_size | an expert's inside |
+
+Those below are never split: no layout can name them.
+
+| name | size | in |
+|---|---|---|
+| glu_halves | 2 | the gated feed-forward: value and gate |
+| learned_memory | num_mem_kv | learned keys and values |
+| value_features | head size | sums of key times value in linear attention |
+| axial_rows, axial_columns | of axial_pos_emb | axial position embeddings |
+| whole_sequence | positions | what is gathered before it is summed over positions |
+| whole_vocab | n_vocab | what is gathered before a token is chosen |
 """
 
 from __future__ import annotations
@@ -38,6 +51,16 @@ class Dims:
     intermediate_expanded: mtf.Dimension
     vocab: mtf.Dimension
     embed_sequence: mtf.Dimension
+    glu_halves: mtf.Dimension
+    gated_expanded: mtf.Dimension
+    learned_memory: mtf.Dimension
+    value_features: mtf.Dimension
+    axial_rows: mtf.Dimension
+    axial_columns: mtf.Dimension
+    whole_sequence: mtf.Dimension
+    whole_vocab: mtf.Dimension
+    experts: mtf.Dimension
+    expert_hidden: mtf.Dimension
 
     @classmethod
     def of(cls, model: ModelConfig, batch: int, sequence: int, memory_length: int | None = None) -> Dims:
@@ -58,6 +81,17 @@ class Dims:
             intermediate_expanded=mtf.Dimension("intermediate_expanded", 4 * model.n_embd),
             vocab=mtf.Dimension("vocab", model.n_vocab),
             embed_sequence=mtf.Dimension("embed_sequence", model.n_ctx),
+            glu_halves=mtf.Dimension("glu_halves", 2),
+            # Column-major in the feature, so that a layout that splits the features keeps value and gate together.
+            gated_expanded=mtf.Dimension("intermediate_expanded", 8 * model.n_embd),
+            learned_memory=mtf.Dimension("learned_memory", model.num_mem_kv),
+            value_features=mtf.Dimension("value_features", model.n_embd // model.n_head),
+            axial_rows=mtf.Dimension("axial_rows", (model.axial_pos_emb or (1, 1))[0]),
+            axial_columns=mtf.Dimension("axial_columns", (model.axial_pos_emb or (1, 1))[1]),
+            whole_sequence=mtf.Dimension("whole_sequence", sequence),
+            whole_vocab=mtf.Dimension("whole_vocab", model.n_vocab),
+            experts=mtf.Dimension("experts", model.moe_params.moe_num_experts if model.moe_layers else 0),
+            expert_hidden=mtf.Dimension("expert_hidden", model.moe_params.moe_hidden_size or 4 * model.n_embd),
         )
 
     def all(self) -> list[mtf.Dimension]:
@@ -66,6 +100,10 @@ class Dims:
 
     def tensors(self) -> dict[str, mtf.Shape]:
         """The shapes a layout has to agree with, by what they are (for checks and messages)."""
+        mixture = {
+            "expert activations": mtf.Shape([self.batch, self.sequence, self.expert_hidden]),
+            "expert kernels": mtf.Shape([self.experts, self.embd, self.expert_hidden]),
+        }
         return {
             "token batch": mtf.Shape([self.batch, self.sequence]),
             "residual stream": mtf.Shape([self.batch, self.sequence, self.embd]),
@@ -78,4 +116,10 @@ class Dims:
             "position embedding": mtf.Shape([self.embed_sequence, self.embd]),
             "attention kernels": mtf.Shape([self.embd, self.heads_and_features]),
             "feed-forward kernels": mtf.Shape([self.embd, self.intermediate_expanded]),
+            **(mixture if self.experts.size else {}),
         }
+
+
+def whole(dim: mtf.Dimension) -> mtf.Dimension:
+    """The same dimension under a name that no layout splits."""
+    return mtf.Dimension(f"whole_{dim.name}", dim.size)

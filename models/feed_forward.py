@@ -18,10 +18,24 @@ def feed_forward(ctx: Context, x: mtf.Tensor, name: str) -> mtf.Tensor:
         [batch, sequence, embd], to be added to the residual stream.
     """
     dims, model = ctx.dims, ctx.model
-    h = dense(ctx, x, dims.embd, dims.intermediate_expanded, f"{name}/conv1d_main/c_fc")
-    h = activate(ctx, h, model.activation_function, name)
+    if model.mlp_glu:
+        h = _gated(ctx, x, name)
+    else:
+        h = dense(ctx, x, dims.embd, dims.intermediate_expanded, f"{name}/conv1d_main/c_fc")
+        h = activate(ctx, h, model.activation_function, name)
     depth_scale = model.n_layer**-0.5 if model.scale_by_depth else 1.0
     return dense(ctx, h, dims.intermediate_expanded, dims.embd, f"{name}/conv1d_main/c_proj", depth_scale)
+
+
+def _gated(ctx: Context, x: mtf.Tensor, name: str) -> mtf.Tensor:
+    """[batch, sequence, intermediate_expanded]: values times activated gates, both linear in x (Shazeer, 2020,
+    arXiv:2002.05202). Columns of the one kernel alternate: value 0, gate 0, value 1, gate 1, …
+    """
+    dims = ctx.dims
+    h = dense(ctx, x, dims.embd, dims.gated_expanded, f"{name}/conv1d_main/c_fc")
+    pairs = mtf.reshape(h, mtf.Shape([*h.shape.dims[:-1], dims.intermediate_expanded, dims.glu_halves]))
+    value, gate = mtf.unstack(pairs, dims.glu_halves)
+    return value * activate(ctx, gate, ctx.model.activation_function, name)
 
 
 def dense(

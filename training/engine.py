@@ -86,7 +86,7 @@ class Engine:
         step = self.global_step.read_value()
         out = model_fns.build_train(_split(tokens), self.config, self.mesh_impl, step)
         self.global_step.assign(step + 1)
-        return {"loss": out.loss, "nll": out.nll, "grad_norm": out.grad_norm, "lr": out.lr}
+        return {"loss": out.loss, "nll": out.nll, "grad_norm": out.grad_norm, "lr": out.lr, **out.extras}
 
     def _eval_step(self, tokens: tf.Tensor, weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         out = model_fns.build_eval({**_split(tokens), "weights": weights}, self.config, self.mesh_impl)
