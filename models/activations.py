@@ -16,7 +16,7 @@ from meshes.compat import mtf
 
 import tensorflow as tf
 
-from models.context import Context, constant
+from models.context import Context
 from models.kernels import kernel
 
 ElementFunction = Callable[[tf.Tensor], tf.Tensor]
@@ -56,8 +56,7 @@ def activate(ctx: Context, x: mtf.Tensor, name: str, layer_name: str) -> mtf.Ten
         return _elementwise(ctx, ELEMENTWISE[name], x, name=name)
     learned = LEARNED[name]
     scalars = [
-        ctx.variable(f"{layer_name}/activation/{parameter}", [], constant(value))
-        for parameter, value in learned.initial.items()
+        ctx.scalar(f"{layer_name}/activation/{parameter}", value) for parameter, value in learned.initial.items()
     ]
     return _elementwise(ctx, learned.function, x, *scalars, name=name)
 
@@ -66,8 +65,8 @@ def _elementwise(ctx: Context, function: Callable[..., tf.Tensor], *inputs: mtf.
     """`function` of the first input's elements and of scalars, for any layout."""
     x = inputs[0]
 
-    def wide(*args: tf.Tensor) -> tf.Tensor:
-        return tf.cast(function(*[tf.cast(arg, ctx.statistics_dtype) for arg in args]), x.dtype)
+    def wide(x: tf.Tensor, *scalars: tf.Tensor) -> tf.Tensor:
+        return tf.cast(function(tf.cast(x, ctx.statistics_dtype), *scalars), x.dtype)
 
     return kernel(wide, inputs, [(x.shape, x.dtype)], x.shape.dims, name)[0]
 

@@ -65,13 +65,13 @@ def scale_norm(ctx: Context, x: mtf.Tensor, name: str) -> mtf.Tensor:
         The same shape and type.
     """
     embd = ctx.dims.embd
-    gain = ctx.variable(f"{name}/g", [], constant(embd.size**0.5))
+    gain = ctx.scalar(f"{name}/g", embd.size**0.5)
     wide = mtf.cast(x, ctx.statistics_dtype)
     squares = mtf.reduce_sum(mtf.square(wide), reduced_dim=embd)
 
     def rescale(x: tf.Tensor, squares: tf.Tensor, gain: tf.Tensor) -> tf.Tensor:
         # The bound is on the square: the gradient of a root at zero is infinite.
         inverse = tf.math.rsqrt(tf.maximum(squares, EPSILON**2))[..., None]
-        return tf.cast(tf.cast(x, inverse.dtype) * inverse * tf.cast(gain, inverse.dtype), x.dtype)
+        return tf.cast(tf.cast(x, inverse.dtype) * inverse * gain, x.dtype)
 
     return kernel(rescale, [x, squares, gain], [(x.shape, x.dtype)], x.shape.dims, "scale_norm")[0]
