@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,18 +27,31 @@ class Context:
         dims: every named dimension.
         model: the architecture.
         dtype: type of activations. Weights are stored as float32 (float64 in float64 graphs) and cast to it.
-        split: names of the dimensions that the layout splits.
+        axes: the dimensions that the layout splits, by name, and the mesh axis along which it splits each.
         init_seed: seeds initial weights, each by its name, so that they do not depend on the order of creation.
-        dropout_seed: int32 scalar on the mesh while training; None switches dropout off.
+        causal: whether a position sees only itself and those before it.
+        seed: int32 scalar on the mesh in training graphs, another at each step; None outside training, where nothing
+            is random.
     """
 
     mesh: mtf.Mesh
     dims: Dims
     model: ModelConfig
     dtype: tf.DType
-    split: frozenset[str]
+    axes: Mapping[str, int]
     init_seed: int
-    dropout_seed: mtf.Tensor | None = None
+    causal: bool = True
+    seed: mtf.Tensor | None = None
+
+    @property
+    def split(self) -> frozenset[str]:
+        """Names of the dimensions that the layout splits."""
+        return frozenset(self.axes)
+
+    @property
+    def train(self) -> bool:
+        """Whether this is a training graph: dropout and other random choices are on."""
+        return self.seed is not None
 
     @property
     def statistics_dtype(self) -> tf.DType:
@@ -71,7 +84,7 @@ class Context:
 
     def dropout(self, x: mtf.Tensor, rate: float, site: str) -> mtf.Tensor:
         """Dropout while training, the identity otherwise. `site` names the place in the model."""
-        return x if self.dropout_seed is None else dropout(x, rate, self.dropout_seed, site)
+        return x if self.seed is None else dropout(x, rate, self.seed, site)
 
 
 def constant(value: float) -> Initializer:
