@@ -9,9 +9,10 @@ the steps never overshoot, and they end on the root to the last digits of the nu
 
 from __future__ import annotations
 
+from meshes.compat import mtf
+
 import tensorflow as tf
 
-from meshes.compat import mtf
 from models.context import Context
 from models.kernels import kernel
 
@@ -65,7 +66,7 @@ def loss(ctx: Context, logits: mtf.Tensor, labels: mtf.Tensor) -> mtf.Tensor:
     """
     shape, dtype = labels.shape, ctx.statistics_dtype
     if not ctx.is_whole(ctx.dims.vocab):
-        logits = mtf.replace_dimensions(logits, ctx.dims.vocab, mtf.Dimension("whole_vocab", ctx.dims.vocab.size))
+        logits = mtf.replace_dimensions(logits, ctx.dims.vocab, ctx.dims.whole_vocab)
 
     def find(logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return threshold(tf.cast(logits, dtype))
