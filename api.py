@@ -16,6 +16,8 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -29,8 +31,8 @@ from models.dims import Dims
 from sample import Request, Sampler, fit_prompt
 from training import checkpoints
 from training.engine import Engine
-from training.loop import Trainer, TrainResult
-from training.progress import log
+from training.loop import Trainer, TrainResult, finished
+from training.progress import alive, log
 
 DEFAULT_TEMPERATURE = 0.9
 
@@ -59,21 +61,27 @@ def train(
     devices: Sequence[str] | None = None,
     steps_per_checkpoint: int = 5000,
     sacred_id: str | None = None,
+    new: bool = False,
 ) -> TrainResult:
     """Train in the config's `model_path`, going on from its newest checkpoint if there is one.
+
+    SIGINT and SIGTERM end the run after the step it is in, with a checkpoint from which the next call goes on.
 
     Args:
         config: a Config, or what `load_config` takes.
         devices: such as ["device:GPU:0"]; default: every visible GPU, else the CPU.
         steps_per_checkpoint: how often to save (and to evaluate and sample, if the config asks for it).
         sacred_id: a name for this run's outputs.
+        new: delete the run's checkpoints, once everything else is known to work, and start at step 0.
 
     Raises:
         InputError: something the config names cannot work.
     """
     config = _as_config(config)
     plan = make_plan(config, devices, fit=False)
-    return Trainer(config, plan, steps_per_checkpoint=steps_per_checkpoint, sacred_id=sacred_id).run()
+    if not new and (result := finished(config, steps_per_checkpoint, sacred_id)) is not None:
+        return result
+    return Trainer(config, plan, steps_per_checkpoint=steps_per_checkpoint, sacred_id=sacred_id, new=new).run()
 
 
 def evaluate(
@@ -113,6 +121,8 @@ def load(config_or_checkpoint: Config | str, *, devices: Sequence[str] | None = 
         return Model(_config_of_run(path), devices=devices)
     if os.path.exists(path + ".index"):
         return Model(_config_of_run(os.path.dirname(path) or "."), checkpoint=path, devices=devices)
+    if not path.endswith(".json") and os.path.basename(path) != path:
+        raise InputError(f"{path}: neither the directory of a run, nor a checkpoint, nor a config ending in .json")
     return Model(load_config(path), devices=devices)
 
 
@@ -159,19 +169,28 @@ class Model:
         Raises:
             InputError: too long, or an id out of range.
         """
-        ids = np.asarray(tokens)
-        flat = np.atleast_2d(ids).astype(np.int32)
+        ids = self._checked(tokens)
+        scores: NDArray[np.float32] = self._engine.logits(np.atleast_2d(ids)).numpy()
+        return scores[0] if ids.ndim == 1 else scores
+
+    def _checked(self, tokens: ArrayLike) -> NDArray[np.int32]:
+        """The tokens as an array of ids that the model can take."""
         model = self.config.model
-        if ids.ndim not in (1, 2) or not 0 < flat.shape[1] <= model.n_ctx:
+        try:
+            ids = np.asarray(tokens)
+        except ValueError:
+            raise InputError("tokens: the rows differ in length; give one length, or one call for each") from None
+        if ids.ndim not in (1, 2) or not ids.size or ids.shape[-1] > model.n_ctx:
             raise InputError(
                 f"tokens of shape {list(ids.shape)}: give [batch, n] or [n], with n from 1 to n_ctx = {model.n_ctx}"
             )
-        if flat.min() < 0 or flat.max() >= model.n_vocab:
+        if ids.dtype.kind not in "iu":
+            raise InputError(f"tokens of type {ids.dtype}: give integers, the ids that encoder.encode makes of a text")
+        if ids.min() < 0 or ids.max() >= model.n_vocab:
             raise InputError(
-                f"tokens from {flat.min()} to {flat.max()}: ids must be from 0 to n_vocab - 1 = {model.n_vocab - 1}"
+                f"tokens from {ids.min()} to {ids.max()}: ids must be from 0 to n_vocab - 1 = {model.n_vocab - 1}"
             )
-        scores: NDArray[np.float32] = self._engine.logits(flat).numpy()
-        return scores[0] if ids.ndim == 1 else scores
+        return ids.astype(np.int32)
 
     def score(self, texts: Sequence[str]) -> list[Score]:
         """The log-probability of each token of each text, exactly as it stands.
@@ -234,7 +253,8 @@ class Model:
             room = wanted or self.config.model.n_ctx
             requests += [Request(tokens, room, seed + 7919 * number + i) for i in range(samples)]
         sampler = self._sampler(len(requests), entmax)
-        texts = [self.encoder.decode(tokens) for tokens in sampler.generate(requests, temperature)]
+        with alive("generating"):
+            texts = [self.encoder.decode(tokens) for tokens in sampler.generate(requests, temperature)]
         return [texts[i : i + samples] for i in range(0, len(texts), samples)]
 
     def _prompt_tokens(self, prompt: str, max_new_tokens: int | None) -> list[int]:
@@ -287,9 +307,8 @@ def _find_checkpoint(config: Config, checkpoint: str | None) -> str:
     path = checkpoint or checkpoints.latest(config.training.model_path)
     if path is None:
         raise InputError(
-            f"{config.source}: model_path = {config.training.model_path}: there is no checkpoint; train first, "
-            "or point model_path "
-            f"to a directory that has one"
+            f"{config.source}: model_path = {config.training.model_path}: there is no checkpoint; train first, or "
+            "point model_path to a directory that has one"
         )
     return path
 
@@ -299,6 +318,8 @@ def _restored_engine(config: Config, checkpoint: str, devices: Sequence[str] | N
     if plan.notice:
         log.info(plan.notice)
     engine = Engine(config, plan)
-    engine.create_variables(training=False)
+    with alive("building the model"):
+        engine.create_variables(training=False)
     engine.restore(checkpoint)
+    log.info("restored %s on %s", checkpoint, ", ".join(name.lstrip("/") for name in plan.devices))
     return engine

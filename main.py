@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from config import Config, load_config
@@ -40,51 +41,60 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--predict and --prompt go together")
     if arguments.entmax_sampling and not arguments.predict:
         parser.error("--entmax_sampling goes with --predict only")
-    if arguments.new and (arguments.eval or arguments.predict or arguments.score or arguments.check_dataset):
+    if arguments.new and run_mode(arguments) is not train:
         parser.error("--new goes with training only")
     return arguments
 
 
 def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
 
 
 def train(config: Config, arguments: argparse.Namespace) -> int:
+    from training.interrupts import watch
+    from training.progress import log
+
+    with watch():
+        try:
+            return _train(config, arguments)
+        except KeyboardInterrupt:
+            log.info("interrupted before the first step: nothing is lost, the same command starts from the same place")
+            return 0
+
+
+def _train(config: Config, arguments: argparse.Namespace) -> int:
     import api
 
-    if arguments.new and not _start_over(config, arguments.yes):
+    if arguments.new and not _agreed_to_delete(config, arguments.yes):
         return 1
     api.train(
         config,
         devices=arguments.gpu_ids,
         steps_per_checkpoint=arguments.steps_per_checkpoint,
         sacred_id=arguments.sacred_id,
+        new=arguments.new,
     )
     return 0
 
 
-def _start_over(config: Config, yes: bool) -> bool:
-    """Delete the run's checkpoints once the user agrees."""
+def _agreed_to_delete(config: Config, yes: bool) -> bool:
+    """Whether the user agrees that the run's checkpoints are deleted."""
     from training import checkpoints
 
     directory = config.training.model_path
     steps = checkpoints.steps(directory)
-    if steps and not yes:
-        if not sys.stdin.isatty():
-            raise InputError(f"--new would delete {len(steps)} checkpoints in {directory}; add --yes to agree")
-        print(
-            f"Delete {len(steps)} checkpoints (up to step {steps[-1]}) in {directory}? [y/N] ",
-            end="",
-            file=sys.stderr,
-            flush=True,
-        )
-        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-            print("nothing deleted", file=sys.stderr)
-            return False
-    checkpoints.delete_all(directory)
-    return True
+    if yes or not steps:
+        return True
+    what = f"{len(steps)} checkpoint{'s' * (len(steps) > 1)} (up to step {steps[-1]}) in {directory}"
+    if not sys.stdin.isatty():
+        raise InputError(f"--new would delete {what}; add --yes to agree")
+    print(f"Delete {what}? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() in ("y", "yes"):
+        return True
+    print("nothing deleted", file=sys.stderr)
+    return False
 
 
 def evaluate(config: Config, arguments: argparse.Namespace) -> int:
@@ -96,38 +106,54 @@ def evaluate(config: Config, arguments: argparse.Namespace) -> int:
         if value is not None:
             print(f"{name:14} {value:,.6g}" if isinstance(value, float) else f"{name:14} {value:,}")
     row = {"step": metrics.pop("step"), "task": "validation", **metrics}
-    JsonLines(f"{config.training.model_path}/eval.jsonl").append(row)
+    _keep(lambda: JsonLines(f"{config.training.model_path}/eval.jsonl").append(row))
     return 0
 
 
 def predict(config: Config, arguments: argparse.Namespace) -> int:
+    prompt = _read_prompt(arguments.prompt)
     import api
     from training.samples import write_predictions
 
-    prompt = _read_text(arguments.prompt, "--prompt")
     model = api.load(config, devices=arguments.gpu_ids)
     count = config.training.predict_batch_size
     samples = model.generate([prompt], samples=count, entmax=arguments.entmax_sampling)[0]
     texts = samples if config.training.remove_partial_sequences else [prompt + text for text in samples]
-    joined = (
-        "\n".join(texts) if len(texts) == 1 else "\n".join(f"==== sample {i} ====\n{t}" for i, t in enumerate(texts, 1))
-    )
-    print(joined)
-    write_predictions(config.training.model_path, model.step, arguments.sacred_id, joined + "\n")
+    if len(texts) > 1:
+        texts = [f"==== sample {i} ====\n{text}" for i, text in enumerate(texts, 1)]
+    text = "\n".join(texts) + "\n"
+    sys.stdout.write(text)
+    _keep(lambda: write_predictions(config.training.model_path, model.step, arguments.sacred_id, text, kind="prompt"))
     return 0
 
 
-def score(config: Config, arguments: argparse.Namespace) -> int:
-    import api
+def _keep(write: Callable[[], object]) -> None:
+    """Keep a result in the run's directory too, which may be somebody else's."""
+    import tensorflow as tf
 
-    documents = list(_documents(Path(arguments.score)))
+    from training.progress import log
+    from training.report import reason
+
+    try:
+        write()
+    except (OSError, tf.errors.OpError) as error:
+        log.warning("not kept in model_path: %s", reason(error))
+
+
+def score(config: Config, arguments: argparse.Namespace) -> int:
+    documents = _documents(Path(arguments.score))
+    import api
+    from training.progress import track
+
     model = api.load(config, devices=arguments.gpu_ids)
-    for document in documents:
+    for document in track(documents, len(documents), "scoring", "documents"):
         print(json.dumps(dataclasses.asdict(model.score([document])[0])), flush=True)
     return 0
 
 
 def check_dataset(config: Config, arguments: argparse.Namespace) -> int:
+    import meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
+
     from data.check import check_dataset
 
     report = check_dataset(config)
@@ -135,24 +161,28 @@ def check_dataset(config: Config, arguments: argparse.Namespace) -> int:
     return 0 if report.ok else 1
 
 
-def _documents(path: Path) -> Iterator[str]:
+def _documents(path: Path) -> list[str]:
     """What --score scores: a .txt file as one document, exactly as it stands; the `text` of each line of a .jsonl file.
     """
     from data.documents import read_documents
 
     if path.suffix not in (".txt", ".jsonl"):
         raise InputError(f"--score {path}: give a .txt file (one document) or a .jsonl file (a text each line)")
-    return read_documents(str(path))
+    return list(read_documents(str(path)))
 
 
-def _read_text(name: str, flag: str) -> str:
+def _read_prompt(name: str) -> str:
+    """The text of --prompt, exactly as it stands."""
     try:
-        return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"not UTF-8 at byte {error.start}"
-        raise InputError(
-            f"{flag} {name}: cannot be read ({reason}); give a text file in UTF-8, or - for standard input"
-        ) from None
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        text = data.decode("utf-8")
+    except OSError as error:
+        raise InputError(f"--prompt {name}: cannot be read ({error.strerror}); name a text file, or -") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"--prompt {name}: not UTF-8 at byte {error.start}; convert it to UTF-8") from None
+    if not text:
+        raise InputError(f"--prompt {name}: is empty; give some text to continue")
+    return text
 
 
 def run_mode(arguments: argparse.Namespace) -> Callable[[Config, argparse.Namespace], int]:
@@ -160,7 +190,7 @@ def run_mode(arguments: argparse.Namespace) -> Callable[[Config, argparse.Namesp
     modes = {
         evaluate: arguments.eval,
         predict: arguments.predict,
-        score: arguments.score,
+        score: arguments.score is not None,
         check_dataset: arguments.check_dataset,
     }
     return next((mode for mode, wanted in modes.items() if wanted), train)
@@ -178,6 +208,11 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130  # as the shell reports a program that Ctrl-C ended
+    except BrokenPipeError:  # the reader of standard output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
+        return 0
 
 
 if __name__ == "__main__":

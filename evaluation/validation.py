@@ -8,12 +8,13 @@ import numpy as np
 
 from config import Config
 from data.bytes import byte_lengths
+from data.corpus import Ints
 from data.encoders import Encoder, load_encoder
 from errors import InputError
 from inputs import EvaluationData, count_bytes
 from training.engine import Engine
 from training.metrics import evaluation_metrics
-from training.progress import track
+from training.progress import log, track
 
 
 class Validation:
@@ -25,8 +26,7 @@ class Validation:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.data = EvaluationData(config)
-        encoder = common_encoder(config)
-        self._byte_lengths = None if encoder is None else byte_lengths(encoder)
+        self._byte_lengths = _byte_lengths(config)
         self._limit = config.training.eval_steps or None
 
     def run(self, engine: Engine) -> dict[str, float | None]:
@@ -44,15 +44,27 @@ class Validation:
         return evaluation_metrics(sums[0], sums[1], sums[2], scored_bytes or None)
 
 
-def common_encoder(config: Config) -> Encoder | None:
-    """The tokenizer that all datasets of a config share; None if they have none, several, or one that is not here."""
-    paths = {(use.dataset.tokenizer_path, use.dataset.tokenizer_is_pretrained) for use in config.data.datasets}
-    if len(paths) != 1:
-        return None
+def _byte_lengths(config: Config) -> Ints | None:
+    """UTF-8 bytes of each token; None, with a line that says why, where they cannot be known."""
     try:
-        return required_encoder(config)
-    except InputError:
+        return byte_lengths(common_encoder(config))
+    except InputError as error:
+        log.warning("bits per byte are left out: %s", error)
         return None
+
+
+def common_encoder(config: Config) -> Encoder:
+    """The tokenizer that all datasets of a config share.
+
+    Raises:
+        InputError: they name none, several, or one that is not there.
+    """
+    paths = sorted({str(use.dataset.tokenizer_path) for use in config.data.datasets})
+    if len(paths) > 1:
+        raise InputError(
+            f"{config.source}: its datasets have different tokenizers ({', '.join(paths)}); one for all is needed here"
+        )
+    return required_encoder(config)
 
 
 def required_encoder(config: Config) -> Encoder:
@@ -64,4 +76,7 @@ def required_encoder(config: Config) -> Encoder:
     dataset = config.data.datasets[0].dataset
     if dataset.tokenizer_path is None:
         raise InputError(f"{dataset.source}: tokenizer_path is missing; set it to the tokenizer that made the data")
-    return load_encoder(dataset.resolve(dataset.tokenizer_path), pretrained=dataset.tokenizer_is_pretrained)
+    try:
+        return load_encoder(dataset.resolve(dataset.tokenizer_path), pretrained=dataset.tokenizer_is_pretrained)
+    except InputError as error:
+        raise InputError(f"{dataset.source}: tokenizer_path: {error}") from None

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -22,9 +20,12 @@ from inputs import TrainingData
 from meshes.devices import MeshPlan
 from training import checkpoints, report
 from training.engine import Engine
+from training.interrupts import Interrupts
 from training.metrics import JsonLines, device_peak, flops_per_token
-from training.progress import Progress, log
-from training.samples import SampleWriter
+from training.progress import Progress, alive, log
+from training.samples import SampleWriter, predictions_path
+
+FETCH_SECONDS = 1.0  # how far the host may run ahead of the device
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class TrainResult:
 
     Attributes:
         step: steps done, over the whole life of the run.
-        interrupted: whether a signal ended it before `train_steps`.
+        interrupted: whether a signal ended it before all was done.
         checkpoint: the newest.
         evaluation: metrics of the last evaluation of this call, if there was one.
     """
@@ -51,18 +52,17 @@ class _Interval:
     steps: int = 0
     loss: float = 0.0
     nll: float = 0.0
+    newest: dict[str, float] = field(default_factory=dict)
     pending: list[dict[str, tf.Tensor]] = field(default_factory=list)
 
-    def fetch(self) -> dict[str, float]:
-        """Add what the device has computed since; return the newest step's values."""
-        newest: dict[str, float] = {}
+    def fetch(self) -> None:
+        """Wait for the steps that the device was given, and add what they computed; `newest` is the last one's."""
         for outputs in self.pending:
-            newest = {name: float(value) for name, value in outputs.items()}
+            self.newest = {name: float(value) for name, value in outputs.items()}
             self.steps += 1
-            self.loss += newest["loss"]
-            self.nll += newest["nll"]
+            self.loss += self.newest["loss"]
+            self.nll += self.newest["nll"]
         self.pending.clear()
-        return newest
 
     def state(self) -> dict[str, float]:
         return {"steps": self.steps, "loss": self.loss, "nll": self.nll}
@@ -72,200 +72,268 @@ class Trainer:
     """One training run in `model_path`, new or resumed."""
 
     def __init__(
-        self, config: Config, plan: MeshPlan, *, steps_per_checkpoint: int, sacred_id: str | None = None
+        self,
+        config: Config,
+        plan: MeshPlan,
+        *,
+        steps_per_checkpoint: int,
+        sacred_id: str | None = None,
+        new: bool = False,
     ) -> None:
-        """Checks everything that can be wrong before the first step.
+        """Checks everything that can be wrong before the first step. `new`: as if there were no checkpoint.
 
         Raises:
             InputError: data, checkpoint or directory cannot be used.
         """
-        self.config, self.plan = config, plan
+        self.config, self.plan, self.new, self.sacred_id = config, plan, new, sacred_id
         self.directory = config.training.model_path
         self.steps_per_checkpoint = steps_per_checkpoint
-        report.prepare_directory(self.directory)
-        self.checkpoint = checkpoints.latest(self.directory)
+        report.prepare_directory(config)
+        self.checkpoint = None if new else checkpoints.latest(self.directory)
         self.data = TrainingData(config)
         self.validation = Validation(config) if config.training.eval_steps else None
         self.engine = Engine(config, plan)
         self.samples = SampleWriter(self.engine, sacred_id) if config.training.predict_steps else None
         self.metrics = JsonLines(tf.io.gfile.join(self.directory, "metrics.jsonl"))
         self.evaluations = JsonLines(tf.io.gfile.join(self.directory, "eval.jsonl"))
-        self.interval = _Interval()
+        self.interval, self.interrupts = _Interval(), Interrupts()
         self.step, self.position = 0, 0
         self.log_every = min(config.training.iterations, steps_per_checkpoint)
         self.peak = device_peak(list(plan.devices), config.training.precision)
-        self._stop = False
         self._restore()
 
     def _restore(self) -> None:
-        self.engine.create_variables(training=True)
-        if self.checkpoint is not None:
-            missing = self.engine.restore(self.checkpoint)
-            if missing:
-                log.info(
-                    "%s has no optimizer slots for %d weights: they start at zero", self.checkpoint, len(missing) // 2
-                )
-            self.step = int(self.engine.global_step.numpy())
-            state = checkpoints.restore_state(self.checkpoint)
-            self.position = int(state.get("samples", self.step * self.config.training.train_batch_size))
-            self.interval = _Interval(**state.get("interval", {}))
-            if state.get("data", self.data.fingerprint) != self.data.fingerprint:
-                log.warning(
-                    "the data, its mixture or the seed changed since %s: going on from sample %d of the new order",
-                    self.checkpoint,
-                    self.position,
-                )
-        self.metrics.rewind(self.step)
-        self.evaluations.rewind(self.step)
+        with alive("building the training step"):
+            self.engine.create_variables(training=True)
+        if self.checkpoint is None:
+            return
+        missing = self.engine.restore(self.checkpoint)
+        if missing:
+            log.info("%s has no optimizer state for %d weights: it starts at zero", self.checkpoint, len(missing) // 2)
+        self.step = int(self.engine.global_step.numpy())
+        state = checkpoints.restore_state(self.checkpoint)
+        self.position = int(state.get("samples", self.step * self.config.training.train_batch_size))
+        self.interval = _Interval(**state.get("interval", {}))
+        if state.get("data", self.data.fingerprint) != self.data.fingerprint:
+            log.warning(
+                "the data, its mixture or the seed changed since %s: going on from sample %d of the new order",
+                self.checkpoint,
+                self.position,
+            )
 
     def run(self) -> TrainResult:
         """Train to `train_steps` or until SIGINT or SIGTERM, whichever comes first; both leave a checkpoint."""
-        total = self.config.training.train_steps
-        evaluation = None
-        if self.step >= total:
-            assert self.checkpoint is not None
-            log.info("%s is at step %d of %d already: nothing to train", self.checkpoint, self.step, total)
-            return TrainResult(self.step, False, self.checkpoint, None)
+        self._begin()
+        evaluation, cut_short = None, False
+        writer = tf.summary.create_file_writer(self.directory)
+        progress = Progress(self.config.training.train_steps, self.step, "training", "steps")
+        batches = self.data.batches(self.position, self.config.training.train_batch_size)
+        with closing(writer), writer.as_default(), closing(progress), batches:
+            try:
+                evaluation = self._after_checkpoint(progress)  # what an interruption may have left undone
+                clock = _Clock()
+                while self.step < self.config.training.train_steps and not self.interrupts.requested:
+                    with self.interrupts.deferred():
+                        self._train_to_checkpoint(batches, clock, progress)
+                    if not self.interrupts.requested:
+                        with clock.paused():
+                            evaluation = self._after_checkpoint(progress)
+            except KeyboardInterrupt:  # not within a step, so nothing is lost
+                if self.checkpoint is None:
+                    raise
+                cut_short = True
+        return self._end(evaluation, cut_short or self.interrupts.requested)
+
+    def _begin(self) -> None:
+        if self.new:
+            checkpoints.delete_all(self.directory)
+        for rows in (self.metrics, self.evaluations):
+            rows.rewind(self.step)
         report.write_config(self.config)
         for line in [*report.header(self.config, self.plan), *self.data.describe()]:
             log.info(line)
         where = f"from {self.checkpoint}" if self.checkpoint else "new run"
-        log.info("training steps %d to %d, %s", self.step, total, where)
-        size = self.config.training.train_batch_size
-        writer = tf.summary.create_file_writer(self.directory)
-        progress = Progress(total, self.step, "training", "steps")
-        with self._signals(), writer.as_default(), self.data.batches(self.position, size) as batches:
-            clock = _Clock()
-            while self.step < total and not self._stop:
-                self._one_step(next(batches), clock, progress)
-                if self.step % self.steps_per_checkpoint == 0 or self.step == total or self._stop:
-                    with clock.paused():
-                        self._save()
-                        if not self._stop:
-                            evaluation = self._after_checkpoint()
-            progress.close()
+        log.info("training steps %d to %d, %s", self.step, self.config.training.train_steps, where)
+
+    def _end(self, evaluation: dict[str, float | None] | None, interrupted: bool) -> TrainResult:
         assert self.checkpoint is not None
-        if self.step < total:
+        if interrupted:
+            total = self.config.training.train_steps
             log.info(
-                "interrupted at step %d of %d; saved %s: the same command goes on from there",
+                "interrupted at step %d of %d, saved in %s: the same command goes on from there",
                 self.step,
                 total,
                 self.checkpoint,
             )
-        return TrainResult(self.step, self.step < total, self.checkpoint, evaluation)
+        return TrainResult(self.step, interrupted, self.checkpoint, evaluation)
 
-    def _one_step(self, tokens: np.ndarray, clock: _Clock, progress: Progress) -> None:
-        first = clock.steps == 0
-        if first:
-            log.info("compiling the training step")
-        self.interval.pending.append(self.engine.train_step(tokens))
-        self.step += 1
-        self.position += len(tokens)
-        if first:
-            self._check_finite(self.interval.fetch())
-            log.info("compiled in %.0f s", clock.start())
-        else:
-            clock.steps += 1
-        if self.step % self.log_every == 0:
-            row = self._log(clock)
-            progress.update(loss=f"{row['loss']:.4f}", tokens_per_second=f"{row['tokens_per_second'] or 0:.0f}")
-        else:
+    def _train_to_checkpoint(self, batches: Iterator[np.ndarray], clock: _Clock, progress: Progress) -> None:
+        """Steps until a checkpoint is due, or one once a signal asks to end; then that checkpoint."""
+        last = self.config.training.train_steps
+        while True:
+            tokens = next(batches)
+            if clock.started:
+                outputs = self.engine.train_step(tokens)
+            else:
+                outputs = self._first_step(tokens, progress)
+            self.interval.pending.append(outputs)
+            self.step += 1
+            self.position += len(tokens)
+            if clock.tick():
+                self._fetch()
+            if self.step % self.log_every == 0 or self.step == last:
+                self._log(clock, progress)
             progress.update()
+            if self.step % self.steps_per_checkpoint == 0 or self.step >= last or self.interrupts.requested:
+                break
+        with clock.paused():
+            self._save()
 
-    def _log(self, clock: _Clock) -> dict[str, Any]:
-        newest = self.interval.fetch()
-        self._check_finite(newest)
-        rate = clock.rate()
+    def _first_step(self, tokens: np.ndarray, progress: Progress) -> dict[str, tf.Tensor]:
+        log.info("compiling the training step" if self.engine.compiled else "setting up the devices")
+        begin = time.perf_counter()
+        with alive("still compiling" if self.engine.compiled else "still setting up"):
+            outputs = self.engine.train_step(tokens)
+            float(outputs["loss"])  # until now it may only have been sent to the device
+        log.info("first step done after %.0f s", time.perf_counter() - begin)
+        progress.restart()
+        return outputs
+
+    def _fetch(self) -> None:
+        """Bring the interval up to date.
+
+        Raises:
+            InputError: the loss is no longer a number.
+        """
+        self.interval.fetch()
+        loss = self.interval.newest.get("loss", 0.0)
+        if not math.isfinite(loss):
+            raise InputError(
+                f"{self.config.source}: the loss became {loss} by step {self.step}; the newest checkpoint is "
+                f"{self.checkpoint or 'none yet'}; train with a lower lr ({self.config.optimizer.lr}) or more "
+                f"warmup_steps ({self.config.optimizer.warmup_steps})"
+            )
+
+    def _log(self, clock: _Clock, progress: Progress) -> None:
+        self._fetch()
+        interval, rate = self.interval, clock.rate()
         tokens_per_second = rate * self.config.training.train_batch_size * self.config.model.n_ctx if rate else None
         row = {
             "step": self.step,
-            "loss": self.interval.loss / self.interval.steps,
-            "nll": self.interval.nll / self.interval.steps,
-            "lr": newest["lr"],
-            "grad_norm": newest["grad_norm"],
+            "loss": interval.loss / interval.steps,
+            "nll": interval.nll / interval.steps,
+            "lr": interval.newest["lr"],
+            "grad_norm": interval.newest["grad_norm"],
             "tokens_per_second": tokens_per_second,
-            "mfu": tokens_per_second * flops_per_token(self.config.model) / self.peak
-            if tokens_per_second and self.peak
-            else None,
+            "mfu": self._mfu(tokens_per_second),
         }
-        self.interval = _Interval()
         self.metrics.append(row)
-        for name, value in row.items():
+        for name, value in {**interval.newest, **row}.items():
             if name != "step" and value is not None:
                 tf.summary.scalar(f"training/{name}", value, step=self.step)
+        self.interval = _Interval()
         log.info(report.log_line(row, self.config.training.train_steps, rate))
-        return row
+        progress.restart()
+        progress.show(loss=f"{row['loss']:.4f}", tokens_per_second=f"{tokens_per_second or 0:,.0f}")
 
-    def _check_finite(self, newest: dict[str, float]) -> None:
-        if newest and not math.isfinite(newest["loss"]):
-            kept = self.checkpoint or "none yet"
-            raise InputError(
-                f"{self.config.source}: the loss became {newest['loss']} by step {self.step}; the newest "
-                f"checkpoint is {kept}; "
-                f"train with a lower lr ({self.config.optimizer.lr}) or more warmup_steps "
-                f"({self.config.optimizer.warmup_steps})"
-            )
+    def _mfu(self, tokens_per_second: float | None) -> float | None:
+        """Model FLOPs utilisation; None where the devices' peak is not known."""
+        if tokens_per_second is None or self.peak is None:
+            return None
+        return tokens_per_second * flops_per_token(self.config.model) / self.peak
 
     def _save(self) -> None:
-        self._check_finite(self.interval.fetch())
+        self._fetch()
         state = {"samples": self.position, "data": self.data.fingerprint, "interval": self.interval.state()}
         self.checkpoint = self.engine.save(self.directory, self.step, state)
+        tf.summary.flush()
         log.info("saved %s", self.checkpoint)
 
-    def _after_checkpoint(self) -> dict[str, float | None] | None:
+    def _after_checkpoint(self, progress: Progress) -> dict[str, float | None] | None:
+        """The evaluation and the samples that this step owes and does not have yet; returns the evaluation's metrics.
+        """
+        owed = owed_outputs(self.config, self.step, self.steps_per_checkpoint, self.sacred_id)
         metrics = None
-        if self.validation is not None:
+        if self.validation is not None and owed.evaluation:
             metrics = self.validation.run(self.engine)
-            self.evaluations.append({"step": self.step, "task": "validation", **metrics})
             for name, value in metrics.items():
                 if value is not None:
                     tf.summary.scalar(f"validation/{name}", value, step=self.step)
+            self.evaluations.append({"step": self.step, "task": "validation", **metrics})
             log.info(report.evaluation_line(self.step, metrics))
-        if self.samples is not None:
-            text = self.samples.write(self.step)
+        if self.samples is not None and owed.samples:
+            with alive("sampling"):
+                text = self.samples.write(self.step)
             tf.summary.text("samples", text, step=self.step)
+            path = predictions_path(self.directory, self.step, self.sacred_id)
+            log.info("step %d: wrote samples to %s", self.step, path)
         tf.summary.flush()
+        progress.restart()
         return metrics
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM end the run after the current step; a second one ends it at once."""
 
-        def stop(number: int, frame: FrameType | None) -> None:
-            if self._stop:
-                raise KeyboardInterrupt
-            self._stop = True
-            log.info("%s: saving after this step (once more ends at once)", signal.Signals(number).name)
+@dataclass(frozen=True)
+class Owed:
+    """What a step still has to be given."""
 
-        try:
-            before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not in the main thread: signals are the caller's
-            yield
-            return
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    evaluation: bool
+    samples: bool
+
+
+def owed_outputs(config: Config, step: int, steps_per_checkpoint: int, sacred_id: str | None) -> Owed:
+    """What the checkpoint of this step should be followed by and was not, because the run was interrupted there."""
+    settings, io = config.training, tf.io.gfile
+    if step == 0 or (step % steps_per_checkpoint and step < settings.train_steps):
+        return Owed(False, False)
+    rows = read_json_lines(io.join(settings.model_path, "eval.jsonl")) if settings.eval_steps else []
+    return Owed(
+        evaluation=settings.eval_steps > 0 and not any(row.get("step") == step for row in rows),
+        samples=settings.predict_steps > 0 and not io.exists(predictions_path(settings.model_path, step, sacred_id)),
+    )
+
+
+def finished(config: Config, steps_per_checkpoint: int, sacred_id: str | None) -> TrainResult | None:
+    """The result of a run that has done everything its config asks for already; None for any other."""
+    checkpoint, total = checkpoints.latest(config.training.model_path), config.training.train_steps
+    if checkpoint is None or (step := checkpoints.step_of(checkpoint)) < total:
+        return None
+    if owed_outputs(config, step, steps_per_checkpoint, sacred_id) != Owed(False, False):
+        return None
+    log.info(
+        "%s is at step %d of %d already: nothing to train; raise train_steps in %s to go on, or start again with --new",
+        checkpoint,
+        step,
+        total,
+        config.source,
+    )
+    return TrainResult(step, False, checkpoint, None)
 
 
 class _Clock:
-    """Time spent on steps: without compiling, and without what comes between them."""
+    """Time spent on steps since the last logged one: without the first step, which compiles, and without pauses."""
 
     def __init__(self) -> None:
-        self.steps = 0
-        self._begin = time.perf_counter()
+        self.started = False
+        self._steps = 0
+        self._begin = self._fetched = time.perf_counter()
 
-    def start(self) -> float:
-        """Begin to count, after the first step; returns the seconds until now."""
-        before, self._begin, self.steps = self._begin, time.perf_counter(), 1
-        self._counted = 0
-        return self._begin - before
+    def tick(self) -> bool:
+        """One more step was given to the device; returns whether it is time to wait for it."""
+        now = time.perf_counter()
+        if not self.started:
+            self.started, self._begin = True, now
+            return True
+        self._steps += 1
+        if now - self._fetched < FETCH_SECONDS:
+            return False
+        self._fetched = now
+        return True
 
     def rate(self) -> float | None:
         """Steps a second since the last call; None if there were none."""
-        now, done = time.perf_counter(), self.steps - 1 - self._counted
-        elapsed, self._begin, self._counted = now - self._begin, now, self.steps - 1
+        now = time.perf_counter()
+        elapsed, done = now - self._begin, self._steps
+        self._begin, self._steps = now, 0
         return done / elapsed if done else None
 
     @contextmanager
@@ -276,6 +344,13 @@ class _Clock:
 
 
 def read_json_lines(path: str) -> list[dict[str, Any]]:
-    """The rows of `metrics.jsonl` or `eval.jsonl`."""
+    """The rows of `metrics.jsonl` or `eval.jsonl`, without what a kill cut off; none if there is no such file."""
+    if not tf.io.gfile.exists(path):
+        return []
     with tf.io.gfile.GFile(path) as file:
-        return [json.loads(line) for line in file.read().splitlines()]
+        lines = file.read().splitlines()
+    rows = []
+    for line in lines:
+        with suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows

@@ -6,51 +6,87 @@ import dataclasses
 import glob
 import json
 import os
+import textwrap
 from typing import Any
 
 import tensorflow as tf
 from tqdm import tqdm
 
-from config import Config, DatasetConfig
+from config import GROUPS, Config, DatasetConfig
 from errors import InputError
 from meshes.devices import MeshPlan
 from training.metrics import flops_per_token, human_bytes, training_memory, weight_count
 
 
-def prepare_directory(path: str) -> None:
+def prepare_directory(config: Config) -> None:
     """Create a run's directory and check that it can be written to.
 
     Raises:
         InputError: it cannot.
     """
-    io, probe = tf.io.gfile, tf.io.gfile.join(path, ".writable")
+    io, path = tf.io.gfile, config.training.model_path
+    probe = io.join(path, ".writable")
     try:
         io.makedirs(path)
         with io.GFile(probe, "w") as file:
             file.write("")
         io.remove(probe)
     except (tf.errors.OpError, OSError) as error:
-        reason = getattr(error, "message", str(error)).splitlines()[0]
         raise InputError(
-            f"model_path = {path}: cannot be written to ({reason}); choose a directory that you may write"
+            f"{config.source}: model_path = {path}: cannot be written to ({reason(error)}); name a directory that can"
         ) from None
 
 
+def reason(error: Exception) -> str:
+    """What a failed file operation says, on one line."""
+    return str(getattr(error, "message", None) or getattr(error, "strerror", None) or error).splitlines()[0]
+
+
 def header(config: Config, plan: MeshPlan) -> list[str]:
-    """Parameters, memory, devices and the effective config, a line each."""
+    """Effective config, parameters, memory and devices, in lines that fit a terminal."""
     memory = training_memory(config)
     parts = ", ".join(f"{name} {human_bytes(size)}" for name, size in memory.items())
     mesh = ", ".join(f"{name}:{size}" for name, size in plan.shape.items()) or "one device"
     layout = ", ".join(f"{tensor}:{mesh}" for tensor, mesh in plan.rules.items())
-    values = {name: value for name, value in config.to_json().items() if value is not None}
+    as_run = tf.io.gfile.join(config.training.model_path, "config.json")
     return [
-        f"config {config.source}: {json.dumps(values)}",
+        f"config {config.source} (every key as run: {as_run})",
+        *_settings(config),
         f"{weight_count(config.model):,} parameters, {flops_per_token(config.model) / 1e6:.1f} MFLOP a trained token",
         f"memory, about {human_bytes(sum(memory.values()))}: {parts}",
         f"devices {', '.join(name.lstrip('/') for name in plan.devices)}; mesh "
         f"{mesh}{'; layout ' + layout if layout else ''}",
         *([plan.notice] if plan.notice else []),
     ]
+
+
+def _settings(config: Config) -> list[str]:
+    """The keys that differ from their constant defaults, a paragraph for each group."""
+    values, lines = config.to_json(), []
+    for group in GROUPS:
+        settings = getattr(config, group)
+        constant = {f.name: f.default for f in dataclasses.fields(settings) if f.default is not dataclasses.MISSING}
+        shown = [
+            f"{f.name} {_plain(values[f.name])}"
+            for f in dataclasses.fields(settings)
+            if f.name in values and getattr(settings, f.name) != constant.get(f.name, dataclasses.MISSING)
+        ]
+        lines += _wrapped(f"  {group:9} ", shown) if shown else []
+    return lines
+
+
+def _wrapped(title: str, items: list[str]) -> list[str]:
+    """Items after a title, in lines that break between items only."""
+    unbroken = ", ".join(item.replace(" ", "\0") for item in items)
+    lines = textwrap.wrap(
+        unbroken, 118, initial_indent=title, subsequent_indent=" " * len(title), break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip
+    return [line.replace("\0", " ") for line in lines]
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def log_line(row: dict[str, Any], total: int, rate: float | None) -> str:

@@ -18,19 +18,22 @@ class SampleWriter:
     def __init__(self, engine: Engine, sacred_id: str | None) -> None:
         """
         Raises:
-            InputError: the datasets have no tokenizer here, or it has no end-of-text token.
+            InputError: the datasets have no tokenizer in common, or it has no end-of-text token.
         """
         self.engine, self.config, self.sacred_id = engine, engine.config, sacred_id
-        encoder = common_encoder(self.config)
-        eos_id = None if encoder is None else self.config.data.datasets[0].dataset.eos_id
-        eos_id = encoder.eos_id if encoder is not None and eos_id is None else eos_id
-        if encoder is None or eos_id is None:
+        where = f"{self.config.source}: predict_steps = {self.config.training.predict_steps}"
+        try:
+            self.encoder = common_encoder(self.config)
+        except InputError as error:
+            raise InputError(f"{where}: samples cannot be decoded: {error}; or set predict_steps to 0") from None
+        own = self.config.data.datasets[0].dataset.eos_id
+        eos_id = self.encoder.eos_id if own is None else own
+        if eos_id is None:
             raise InputError(
-                f"{self.config.source}: predict_steps = {self.config.training.predict_steps}: sampling needs "
-                "one tokenizer with an "
-                f"end-of-text token for all datasets; set tokenizer_path in the dataset config, or predict_steps to 0"
+                f"{where}: samples begin with an end of text, and {self.encoder.source} has no <|endoftext|>; set "
+                "eos_id in the dataset config, or predict_steps to 0"
             )
-        self.encoder, self.eos_id = encoder, eos_id
+        self.eos_id = eos_id
         self.sampler = Sampler(engine, self.config.training.predict_batch_size, eos_id)
 
     def write(self, step: int) -> str:
@@ -45,12 +48,18 @@ class SampleWriter:
         return text
 
 
-def write_predictions(model_path: str, step: int, sacred_id: str | None, text: str) -> str:
+def write_predictions(model_path: str, step: int, sacred_id: str | None, text: str, kind: str = "samples") -> str:
     """Write one file of generated text under `<model_path>/predictions/`; returns its path."""
     io = tf.io.gfile
-    directory = io.join(model_path, "predictions")
-    io.makedirs(directory)
-    path = io.join(directory, f"{sacred_id + '_' if sacred_id else ''}step_{step}.txt")
-    with io.GFile(path, "w") as file:
+    io.makedirs(io.join(model_path, "predictions"))
+    path = predictions_path(model_path, step, sacred_id, kind)
+    with io.GFile(path + ".writing", "w") as file:
         file.write(text)
-    return str(path)
+    io.rename(path + ".writing", path, overwrite=True)
+    return path
+
+
+def predictions_path(model_path: str, step: int, sacred_id: str | None, kind: str = "samples") -> str:
+    """The file of generated text of this step. `kind`: "samples" of a run in training, or what a "prompt" gave."""
+    name = f"{kind}_step_{step}.txt"
+    return str(tf.io.gfile.join(model_path, "predictions", f"{sacred_id}_{name}" if sacred_id else name))
