@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from meshes.compat import mtf
+
 import tensorflow as tf
 
 from config import Config
-from meshes.compat import mtf
 from models import entmax, gpt, losses
 from models.context import Context
 from models.dims import Dims

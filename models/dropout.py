@@ -44,10 +44,7 @@ class _Dropout(mtf.Operation):
         strides = _strides(x.shape)
 
         def drop(x_slice: tf.Tensor, seed_slice: tf.Tensor, *begin: tf.Tensor) -> tf.Tensor:
-            key = tf.bitwise.bitwise_xor(
-                tf.cast(seed_slice, tf.uint32), tf.constant(zlib.crc32(self.site.encode()), tf.uint32)
-            )
-            u = uniform(x_slice.shape.as_list(), begin, strides, key)
+            u = uniform(x_slice.shape.as_list(), begin, strides, _site_key(seed_slice, self.site))
             scale = tf.where(u >= self.rate, 1.0 / (1.0 - self.rate), 0.0)
             return x_slice * tf.cast(scale, x_slice.dtype)
 
@@ -58,6 +55,33 @@ class _Dropout(mtf.Operation):
                 drop, lowering.tensors[x].to_laid_out_tensor(), lowering.tensors[seed].to_laid_out_tensor(), *begin
             ),
         )
+
+
+class Draw(mtf.Operation):
+    """Uniform random numbers, float32 in [0, 1): each a hash of seed, site and its place in the whole tensor."""
+
+    def __init__(self, shape: mtf.Shape, seed: mtf.Tensor, site: str) -> None:
+        super().__init__([seed], name="draw")
+        self.site = site
+        self._outputs = [mtf.Tensor(self, shape, tf.float32)]
+        self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
+
+    def lower(self, lowering: mtf.Lowering) -> None:
+        mesh_impl = lowering.mesh_impl(self)
+        shape = self.outputs[0].shape
+        sizes, strides = mesh_impl.slice_shape(shape), _strides(shape)
+
+        def draw(seed: tf.Tensor, *begin: tf.Tensor) -> tf.Tensor:
+            return uniform(sizes, begin, strides, _site_key(seed, self.site))
+
+        begin = [kernels.first_index(mesh_impl, shape, dim) for dim in shape.dims]
+        seed = lowering.tensors[self.inputs[0]].to_laid_out_tensor()
+        lowering.set_tensor_lowering(self.outputs[0], mesh_impl.slicewise(draw, seed, *begin))
+
+
+def _site_key(seed: tf.Tensor, site: str) -> tf.Tensor:
+    """uint32 key of a place in the model, at the step that the int32 seed stands for."""
+    return tf.bitwise.bitwise_xor(tf.cast(seed, tf.uint32), tf.constant(zlib.crc32(site.encode()), tf.uint32))
 
 
 def _strides(shape: mtf.Shape) -> list[int]:
@@ -110,3 +134,10 @@ def step_seed(seed: int, step: tf.Tensor) -> tf.Tensor:
 def mixed_key(seeds: tf.Tensor, counter: tf.Tensor) -> tf.Tensor:
     """uint32 keys for `uniform`, one for each int32 seed, another at each count."""
     return _mix(_mix(tf.bitcast(seeds, tf.uint32)) + tf.bitcast(counter, tf.uint32))
+
+
+def row_keys(tokens: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """int32 [batch]: a hash of each row of int32 [batch, n] and of the seed, an int32 scalar."""
+    columns = tf.range(tokens.shape[1], dtype=tf.int32)[None, :]
+    mixed = _mix(_mix(tf.bitcast(tokens, tf.uint32)) + tf.bitcast(columns, tf.uint32))
+    return tf.bitwise.bitwise_xor(tf.reduce_sum(tf.bitcast(mixed, tf.int32), 1), seed)

@@ -16,7 +16,8 @@ import model_fns
 from config import Config
 from meshes.devices import MeshPlan
 from meshes.variables import VariableStore
-from training import checkpoints
+from models.dropout import step_seed
+from training import checkpoints, objectives
 
 
 class MeshFunction:
@@ -84,16 +85,18 @@ class Engine:
 
     def _train_step(self, tokens: tf.Tensor) -> dict[str, tf.Tensor]:
         step = self.global_step.read_value()
-        out = model_fns.build_train(_split(tokens), self.config, self.mesh_impl, step)
+        features = objectives.features(self.config, tokens, step_seed(self.config.training.seed, step))
+        out = model_fns.build_train(features, self.config, self.mesh_impl, step)
         self.global_step.assign(step + 1)
         return {"loss": out.loss, "nll": out.nll, "grad_norm": out.grad_norm, "lr": out.lr, **out.extras}
 
     def _eval_step(self, tokens: tf.Tensor, weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        out = model_fns.build_eval({**_split(tokens), "weights": weights}, self.config, self.mesh_impl)
+        features = objectives.features(self.config, tokens, weights=weights)
+        out = model_fns.build_eval(features, self.config, self.mesh_impl)
         return out.nll, out.correct, out.weight
 
     def _score_step(self, tokens: tf.Tensor) -> tf.Tensor:
-        return model_fns.build_score(_split(tokens), self.config, self.mesh_impl)
+        return model_fns.build_score(objectives.features(self.config, tokens), self.config, self.mesh_impl)
 
     def _logits_step(self, tokens: tf.Tensor) -> tf.Tensor:
         return model_fns.build_logits(tokens, self.config, self.mesh_impl)
@@ -116,7 +119,3 @@ class Engine:
             self._train.traced(tf.TensorSpec((settings.train_batch_size, width), tf.int32))
         else:
             self._score.traced(tf.TensorSpec((1, width), tf.int32))
-
-
-def _split(tokens: tf.Tensor) -> dict[str, tf.Tensor]:
-    return {"inputs": tokens[:, :-1], "labels": tokens[:, 1:]}
