@@ -9,6 +9,7 @@ then moved into place; the `checkpoint` file, which says which one is newest, co
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -81,14 +82,27 @@ def latest(directory: str) -> str | None:
 
     The one that the `checkpoint` file names, if it is whole; else the whole one of the highest step.
     """
-    io = tf.io.gfile
-    if not io.exists(io.join(directory, "checkpoint")) and not steps(directory):
-        return None
-    named = tf.train.latest_checkpoint(directory) if io.exists(io.join(directory, "checkpoint")) else None
-    if named is not None and io.exists(named + ".index"):
-        return str(named)
+    named = _named(directory)
+    if named is not None and _is_whole(named):
+        return named
     found = steps(directory)
-    return io.join(directory, f"{_PREFIX}{found[-1]}") if found else None
+    return tf.io.gfile.join(directory, f"{_PREFIX}{found[-1]}") if found else None
+
+
+def _named(directory: str) -> str | None:
+    """The path in the `checkpoint` file; None if there is no such file or nothing in it, as after a power cut."""
+    if not tf.io.gfile.exists(tf.io.gfile.join(directory, "checkpoint")):
+        return None
+    try:
+        state = tf.train.get_checkpoint_state(directory)
+    except ValueError:
+        return None
+    return None if state is None else str(state.model_checkpoint_path)
+
+
+def _is_whole(path: str) -> bool:
+    io, (directory, name) = tf.io.gfile, os.path.split(path)
+    return io.exists(path + ".index") and any(other.startswith(name + ".data-") for other in io.listdir(directory))
 
 
 def step_of(path: str) -> int:
@@ -100,8 +114,7 @@ def step_of(path: str) -> int:
 
 
 def delete_all(directory: str) -> int:
-    """Delete every checkpoint of a directory and the logs that belong to them; returns how many checkpoints there were.
-    """
+    """Delete every checkpoint of a directory and the logs beside them; returns how many checkpoints there were."""
     io = tf.io.gfile
     count = len(steps(directory))
     if io.isdir(directory):
