@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,7 +54,7 @@ def flops_per_token(model: ModelConfig) -> float:
 def peak_flops(device_name: str, precision: str) -> float | None:
     """Peak matmul FLOP/s of a device by its name ("NVIDIA H100 80GB HBM3"), None where it is not known."""
     for part, peaks in PEAK_FLOPS.items():
-        if part in device_name:
+        if re.search(rf"\b{part}(?!\d)", device_name):  # an "L40" is no "L4"
             return peaks[precision]
     return None
 
@@ -129,14 +130,14 @@ class JsonLines:
             return
         kept = []
         with tf.io.gfile.GFile(self.path) as file:
-            lines = file.read().splitlines()
-        for line in lines:
+            content = file.read()
+        for line in content.splitlines():
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
             except (ValueError, KeyError, TypeError):
                 continue
-        if len(kept) < len(lines):
+        if "".join(kept) != content:
             with tf.io.gfile.GFile(self.path + ".writing", "w") as file:
                 file.write("".join(kept))
             tf.io.gfile.rename(self.path + ".writing", self.path, overwrite=True)
