@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from meshes.compat import mtf
+
 from config import Config
 from errors import InputError
-from meshes.compat import mtf
 from meshes.devices import MeshPlan
 
 
@@ -43,9 +44,11 @@ def plan_mesh(
     suggestion = (
         '"mesh_shape": "", "layout": ""' if count == 1 else f'"mesh_shape": "all:{count}", "layout": "batch:all"'
     )
+    if config.training.train_batch_size % count:
+        suggestion += f" and train_batch_size to a multiple of {count}"
     names = ", ".join(name.lstrip("/") for name in devices)
     raise InputError(
-        f"{where} is for {_count(mesh.size)}, but {_count(count)} were given ({names}); "
+        f"{where} is for {_count(mesh.size)}, but {_count(count)} {'was' if count == 1 else 'were'} given ({names}); "
         f"set {suggestion}, or name {_count(mesh.size)} with --gpu_ids"
     )
 
