@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from meshes.compat import mtf
+
 import numpy as np
 import tensorflow as tf
 
 import model_fns
 from config import Config
-from meshes.compat import mtf
 from models import entmax, gpt
 from models.cache import Decode, Prefill
 from models.context import Context
