@@ -32,6 +32,7 @@ SAMPLING_MODES = ("documents_random", "documents_fixed", "chunks")
 SAMPLING_MODE_ALIASES = {"random_sample": "documents_random"}
 EVAL_TASKS = ("lambada", "wikitext")
 SECOND_EXPERT_POLICIES = ("all", "none", "threshold", "random")
+FIXED_SECOND_EXPERT_POLICIES = ("all", "none", "threshold")
 
 # The single list of activation functions; models/activations.py holds one function for each name.
 ACTIVATIONS = (
@@ -44,7 +45,7 @@ ACTIVATIONS = (
 # Tensor dimensions that a layout may split, by their mesh-tensorflow names.
 TENSOR_DIMENSIONS = (
     "batch", "sequence", "embd", "heads", "vocab", "memory_length", "intermediate_expanded", "embed_sequence",
-    "experts",
+    "experts", "expert_hidden",
 )  # fmt: skip
 
 # Stitch, sampling mode and weight of a dataset that is named without them.
@@ -283,27 +284,40 @@ class MoeParams:
         "Hidden features of one expert; null: 4 x `n_embd`.", default=None, interval=AT_LEAST_ONE
     )
     moe_loss_coef: float = key("Weight of the balance loss.", default=1e-2, interval=NON_NEGATIVE)
-    moe_group_size: int = key("Tokens that share one set of expert capacities.", default=1024, interval=AT_LEAST_ONE)
-    moe_capacity_factor_train: float = key(
-        "Room of each expert in training, relative to an even split.", default=1.25, interval=POSITIVE
+    moe_group_size: int = key(
+        "Most tokens that share one set of expert capacities. Groups are equal parts of a sequence.",
+        default=1024,
+        interval=AT_LEAST_ONE,
     )
-    moe_capacity_factor_eval: float = key(
-        "Room of each expert in evaluation and generation, relative to an even split.", default=2.0, interval=POSITIVE
+    moe_capacity_factor_train: float = key(
+        "Room of each expert in training, relative to an even split of first choices, but for at least 4 tokens of a "
+        "group. Tokens beyond it skip the expert.",
+        default=1.25,
+        interval=POSITIVE,
+    )
+    moe_capacity_factor_eval: float | None = key(
+        "The same outside training; null: room for every token, so that what becomes of a token does not depend on its "
+        "neighbours, and generation agrees with scoring. A number makes full passes cheaper, at that price.",
+        default=None,
+        interval=POSITIVE,
     )
     moe_gating: str = key("How tokens choose experts.", default="top_2", choices=("top_2",))
     moe_use_second_place_loss: bool = key("Balance the second choices too.", default=False)
     moe_second_policy_train: str = key(
-        "When a token also goes to its second expert, in training.", default="random", choices=SECOND_EXPERT_POLICIES
+        "When a token also goes to its second expert, in training; `random`: with probability gate / threshold.",
+        default="random",
+        choices=SECOND_EXPERT_POLICIES,
     )
     moe_second_policy_eval: str = key(
-        "The same, in evaluation and generation.", default="random", choices=SECOND_EXPERT_POLICIES
+        "The same outside training, where nothing is random.", default="all", choices=FIXED_SECOND_EXPERT_POLICIES
     )
     moe_second_threshold_train: float = key(
-        "Gate value above which `threshold` and `random` use the second expert, in training.",
+        "Gate, as a share of the two gates' sum, above which `threshold` and `random` use the second expert, in "
+        "training.",
         default=0.2,
         interval=PROBABILITY,
     )
-    moe_second_threshold_eval: float = key("The same, in evaluation and generation.", default=0.2, interval=PROBABILITY)
+    moe_second_threshold_eval: float = key("The same, outside training.", default=0.2, interval=PROBABILITY)
     moe_dropout_rate: float = key("Dropout inside the experts, in training only.", default=0.0, interval=RATE)
 
 
@@ -721,7 +735,6 @@ NOT_BUILT: tuple[Unbuilt, ...] = (
     Unbuilt("model.share_parameters", "sharing parameters between layers", {"share_parameters": True}),
     Unbuilt("model.no_weight_tie", "an untied output projection", {"no_weight_tie": True}),
     Unbuilt("model.num_mem_kv", "attention with memory keys and values", {"num_mem_kv": 4}),
-    Unbuilt("model.moe_layers", "the mixture of experts", {"moe_layers": [1]}),
     Unbuilt("training.recompute_grad", "recomputation of activations", {"recompute_grad": True}),
     Unbuilt("training.tokens_per_mb_per_replica", "training in microbatches", {"tokens_per_mb_per_replica": 32}),
     Unbuilt("training.eval_tasks", "evaluation on tasks", {"eval_tasks": ["lambada"]}),
