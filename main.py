@@ -9,9 +9,13 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from config import Config, load_config
 from errors import InputError
+
+if TYPE_CHECKING:  # each mode imports what it needs: TensorFlow takes seconds
+    import api
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -112,10 +116,9 @@ def evaluate(config: Config, arguments: argparse.Namespace) -> int:
 
 def predict(config: Config, arguments: argparse.Namespace) -> int:
     prompt = _read_prompt(arguments.prompt)
-    import api
     from training.samples import write_predictions
 
-    model = api.load(config, devices=arguments.gpu_ids)
+    model = _load(config, arguments)
     count = config.training.predict_batch_size
     samples = model.generate([prompt], samples=count, entmax=arguments.entmax_sampling)[0]
     texts = samples if config.training.remove_partial_sequences else [prompt + text for text in samples]
@@ -125,6 +128,15 @@ def predict(config: Config, arguments: argparse.Namespace) -> int:
     sys.stdout.write(text)
     _keep(lambda: write_predictions(config.training.model_path, model.step, arguments.sacred_id, text, kind="prompt"))
     return 0
+
+
+def _load(config: Config, arguments: argparse.Namespace) -> api.Model:
+    """The trained model, once its tokenizer is known to be there: building takes longer."""
+    import api
+    from evaluation.validation import required_encoder
+
+    required_encoder(config)
+    return api.load(config, devices=arguments.gpu_ids)
 
 
 def _keep(write: Callable[[], object]) -> None:
@@ -142,10 +154,9 @@ def _keep(write: Callable[[], object]) -> None:
 
 def score(config: Config, arguments: argparse.Namespace) -> int:
     documents = _documents(Path(arguments.score))
-    import api
     from training.progress import track
 
-    model = api.load(config, devices=arguments.gpu_ids)
+    model = _load(config, arguments)
     for document in track(documents, len(documents), "scoring", "documents"):
         print(json.dumps(dataclasses.asdict(model.score([document])[0])), flush=True)
     return 0

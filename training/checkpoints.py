@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -22,6 +22,7 @@ from errors import InputError
 KEEP = 5
 _PREFIX = "model.ckpt-"
 _TEMPORARY = ".writing"
+_LAYER = re.compile(r"gpt2/h(\d+)/")
 _SUFFIXES = (".index", ".data-00000-of-00001", ".json")
 
 
@@ -141,13 +142,14 @@ def restore(path: str, variables: Mapping[str, tf.Variable], source: str) -> lis
         Names of optimizer slots that the checkpoint does not have; they keep their values.
 
     Raises:
-        InputError: no such checkpoint, an unreadable one, a missing weight, or one of another shape.
+        InputError: no such checkpoint, an unreadable one, a missing weight, one of another shape, or more layers.
     """
     try:
         reader = tf.train.load_checkpoint(path)
         shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
     except (tf.errors.OpError, ValueError) as error:
         raise InputError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from None
+    _check_depth(path, shapes, variables, source)
     missing = []
     for name, variable in variables.items():
         if name not in shapes:
@@ -178,6 +180,18 @@ def restore(path: str, variables: Mapping[str, tf.Variable], source: str) -> lis
                 ) from None
             variable.assign(tf.cast(value, variable.dtype))
     return missing
+
+
+def _check_depth(path: str, stored: Iterable[str], wanted: Iterable[str], source: str) -> None:
+    """Refuse a checkpoint with layers that the model does not have: it would be silently cut off."""
+    layers = {match[1] for name in wanted if (match := _LAYER.match(name))}
+    for name in sorted(stored):
+        match = _LAYER.match(name)
+        if layers and match and match[1] not in layers:
+            raise InputError(
+                f"{path}: variable {name} is of layer {match[1]}, and {source} has {len(layers)} layers; use the "
+                "config that the checkpoint was trained with, or another model_path"
+            )
 
 
 def restore_state(path: str) -> dict[str, Any]:

@@ -181,8 +181,8 @@ def test_a_run_killed_and_restarted_ends_as_one_that_was_not(trained: Trained) -
     assert process.returncode == 0, log
     assert "interrupted at step" in log and "the same command goes on from there" in log
 
-    process = workspace.run(*flags)
-    assert process.returncode == 0, process.stderr
+    done = workspace.run(*flags)
+    assert done.returncode == 0, done.stderr
     assert losses(directory) == losses(trained.directory)
     assert different(directory / f"model.ckpt-{STEPS}", trained.directory / f"model.ckpt-{STEPS}") == []
     assert not list(directory.glob("*.writing*"))
@@ -228,8 +228,8 @@ def test_200_steps_with_three_kills_end_as_200_without(workspace: Workspace) -> 
                 wait_for_line(process, saved_step_at_least(50 * number + chance.randrange(10, 50)))
                 time.sleep(chance.uniform(0, 0.1))
                 process.kill()
-        process_run = workspace.run(*flags, cached=False)
-        assert process_run.returncode == 0, process_run.stderr
+        done = workspace.run(*flags, cached=False)
+        assert done.returncode == 0, done.stderr
         results.append(workspace.root / name)
     assert losses(results[0]) == losses(results[1])
     assert different(results[0] / "model.ckpt-200", results[1] / "model.ckpt-200") == []

@@ -1,0 +1,282 @@
+"""The library's face: what goes in, what comes out, and several models in one process."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import api
+import model_fns
+from config import load_config, replace
+from errors import InputError
+from tests.support.runs import N_CTX, N_VOCAB, STEPS, Trained, Workspace, rows, shared_workspace, trained_run
+from training.progress import log
+
+# Python's own words, and what others write: accents, another script, an emoji, both kinds of line end, and no end.
+TEXTS = ("import os\n", "import os", "\n\n", "naïve Κα 世界 🚀", "a\r\nb\n", " <|endoftext|> is text here")
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    return shared_workspace(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return trained_run(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def model(trained: Trained) -> api.Model:
+    return api.load(str(trained.directory))
+
+
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    """What the library logs."""
+    monkeypatch.setattr(log, "propagate", True)
+    caplog.set_level(logging.INFO, log.name)
+    return caplog
+
+
+def next_logits(model: api.Model, tokens: list[int]) -> np.ndarray:
+    """`model.logits` of at most n_ctx tokens, asked for at one length, so that one is compiled."""
+    padded = np.zeros(N_CTX, np.int32)
+    padded[: len(tokens)] = tokens
+    return model.logits(padded)[: len(tokens)]
+
+
+def expected_logprobs(model: api.Model, tokens: list[int]) -> np.ndarray:
+    """The log-softmax of the logits, at each of at most n_ctx + 1 tokens but the first."""
+    logits = next_logits(model, tokens[:-1]).astype(np.float64)
+    top = logits.max(-1, keepdims=True)
+    logprobs = logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
+    return logprobs[np.arange(len(tokens) - 1), tokens[1:]]
+
+
+# Logits
+
+
+def test_logits_have_the_shape_of_the_tokens_and_see_only_what_came_before(model: api.Model) -> None:
+    tokens = np.random.default_rng(0).integers(0, N_VOCAB, (2, 9))
+    logits = model.logits(tokens)
+    assert logits.shape == (2, 9, N_VOCAB) and logits.dtype == np.float32
+    single = model.logits(tokens[1].tolist())
+    assert single.shape == (9, N_VOCAB)
+    np.testing.assert_allclose(single, logits[1], atol=1e-5)
+    changed = tokens.copy()
+    changed[:, 5:] = 7
+    np.testing.assert_allclose(model.logits(changed)[:, :5], logits[:, :5], atol=1e-5)
+    assert model.logits(np.zeros((1, N_CTX), np.uint8)).shape == (1, N_CTX, N_VOCAB)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words"),
+    [
+        ([[1, N_VOCAB]], "ids must be from 0 to n_vocab - 1 = 319"),
+        ([[1, 2**32 + 5]], "ids must be from 0 to n_vocab - 1 = 319"),
+        ([-1], "tokens from -1 to -1"),
+        ([1.5], "type float64"),
+        (["import"], "type <U6"),
+        ([[1, 2], [3]], "differ in length"),
+        ([], r"shape \[0\]"),
+        (np.zeros((0, 4), int), r"shape \[0, 4\]"),
+        (3, r"shape \[\]"),
+        ([[[1]]], r"shape \[1, 1, 1\]"),
+        ([1] * (N_CTX + 1), "n_ctx = 32"),
+    ],
+)
+def test_tokens_that_cannot_be_given(model: api.Model, tokens: object, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        model.logits(tokens)  # type: ignore[arg-type]
+
+
+# Scores
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_score_is_the_log_softmax_of_the_logits_of_the_very_text(model: api.Model, text: str) -> None:
+    (score,) = model.score([text])
+    assert model.encoder.decode(score.tokens) == text
+    assert model.eos_id not in score.tokens
+    assert score.bytes == len(text.encode())
+    assert score.logprobs[0] is None and len(score.logprobs) == len(score.tokens)
+    assert 1 < len(score.tokens) <= N_CTX + 1
+    expected = expected_logprobs(model, score.tokens)
+    np.testing.assert_allclose(np.array(score.logprobs[1:], float), expected, atol=1e-4)
+    assert score.sum == pytest.approx(expected.sum(), abs=1e-3)
+
+
+@pytest.mark.parametrize("length", [1, 2, N_CTX, N_CTX + 1, N_CTX + 2, 3 * N_CTX + 1, 3 * N_CTX + 5])
+def test_a_document_of_any_length_has_every_token_scored_once(model: api.Model, length: int) -> None:
+    text = "x" * length
+    while len(model.encoder.encode(text)) < length:
+        text += "x"
+    (score,) = model.score([text])
+    n = len(score.tokens)
+    assert [value is None for value in score.logprobs] == [True] + [False] * (n - 1)
+    for start in range(0, n - 1, N_CTX):  # a window is the context, and the first token of the next one
+        window = score.tokens[start : start + N_CTX + 1]
+        found = np.array(score.logprobs[start + 1 : start + len(window)], float)
+        np.testing.assert_allclose(found, expected_logprobs(model, window), atol=1e-4)
+
+
+def test_an_empty_document_has_an_empty_score(model: api.Model) -> None:
+    assert model.score([]) == []
+    assert model.score(["", "a"])[0] == api.Score([], [], 0.0, 0)
+
+
+# Generation
+
+
+def test_greedy_generation_takes_the_largest_logit(model: api.Model) -> None:
+    prompt = "import os\n"
+    text = model.generate([prompt], max_new_tokens=5, temperature=0)[0][0]
+    tokens = model.encoder.encode(prompt)
+    for _ in range(5):
+        tokens.append(int(next_logits(model, tokens)[-1].argmax()))
+        if tokens[-1] == model.eos_id:
+            tokens.pop()
+            break
+    assert prompt + text == model.encoder.decode(tokens)
+
+
+def test_samples_differ_and_repeat_with_their_seed(model: api.Model) -> None:
+    prompts = ["import ", "def test"]
+    found = model.generate(prompts, max_new_tokens=12, samples=2, seed=5)
+    assert [len(texts) for texts in found] == [2, 2]
+    assert len(set(itertools.chain(*found))) == 4
+    assert model.generate(prompts, max_new_tokens=12, samples=2, seed=5) == found
+    assert model.generate(prompts, max_new_tokens=12, samples=2, seed=6) != found
+    assert model.generate(prompts[:1], max_new_tokens=12, samples=1, seed=5)[0] == found[0][:1]
+    assert model.generate([]) == []
+
+
+def test_generation_has_the_length_that_is_asked_for(model: api.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model.encoder, "decode", lambda tokens: "." * len(tokens))  # as many letters as tokens
+    # The config's predict_max_steps is 8. One of the prompts is empty, and begins with the end-of-text token instead.
+    for wanted, most in ((None, 8), (1, 1), (20, 20), (1000, N_CTX - 1)):
+        found = model.generate(["a", ""], samples=4, max_new_tokens=wanted)
+        assert [max(map(len, texts)) for texts in found] == [most, most]  # some end earlier, by an end of text
+
+
+def test_a_long_prompt_keeps_its_end_and_says_so(model: api.Model, logged: pytest.LogCaptureFixture) -> None:
+    long = "import email\n" * 30
+    found = model.generate([long], max_new_tokens=4, temperature=0)[0][0]
+    count = len(model.encoder.encode(long))
+    assert f"the prompt has {count} tokens" in logged.messages[-1]
+    assert f"its first {count - 28} are left out" in logged.messages[-1]
+    kept = model.encoder.decode(model.encoder.encode(long)[-28:])
+    assert model.generate([kept], max_new_tokens=4, temperature=0)[0][0] == found
+
+
+def test_generation_refuses_what_it_cannot_do(model: api.Model) -> None:
+    with pytest.raises(InputError, match="temperature = -1"):
+        model.generate(["a"], temperature=-1)
+    with pytest.raises(InputError, match="temperature = nan"):
+        model.generate(["a"], temperature=float("nan"))
+    with pytest.raises(InputError, match="samples = 0"):
+        model.generate(["a"], samples=0)
+    with pytest.raises(InputError, match="max_new_tokens = 0"):
+        model.generate(["a"], max_new_tokens=0)
+
+
+# Loading
+
+
+def test_load_takes_a_run_a_checkpoint_or_a_config(trained: Trained, model: api.Model, tmp_path: Path) -> None:
+    shutil.copytree(trained.directory, tmp_path / "moved")  # the run alone, without its config and its dataset's
+    tokens = list(range(5))
+    last, first = model.logits(tokens), None
+    assert model.step == STEPS
+    for what in (str(tmp_path / "moved"), str(trained.config), load_config(str(trained.config))):
+        loaded = api.load(what)
+        assert loaded.step == STEPS
+        np.testing.assert_array_equal(loaded.logits(tokens), last)
+    first = api.load(str(tmp_path / "moved" / "model.ckpt-40"))
+    assert first.step == 40
+    assert np.abs(first.logits(tokens) - last).max() > 0.01
+    assert first.score(["import os\n"])[0].sum != model.score(["import os\n"])[0].sum
+    np.testing.assert_array_equal(model.logits(tokens), last)  # the others loaded since have not touched it
+
+
+def test_load_names_what_is_not_there(workspace: Workspace, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no config\.json there; give the directory of a run"):
+        api.load(str(tmp_path))
+    with pytest.raises(InputError, match="neither the directory of a run, nor a checkpoint, nor a config"):
+        api.load(str(tmp_path / "model.ckpt-5"))
+    with pytest.raises(InputError, match=r"no such model config.*did you mean laptop"):
+        api.load("laptob")
+    with pytest.raises(InputError, match="there is no checkpoint; train first"):
+        api.load(str(workspace.config("nothing_trained")))
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(trained: Trained, tmp_path: Path) -> None:
+    from tests.support.corpora import make_tokenizer
+
+    shutil.copytree(trained.directory, tmp_path / "run")
+    larger = make_tokenizer(tmp_path / "larger", n_vocab=N_VOCAB + 1)
+    dataset = tmp_path / "run" / "dataset_configs" / "tiny.json"
+    dataset.write_text(json.dumps({**json.loads(dataset.read_text()), "tokenizer_path": str(larger)}))
+    with pytest.raises(InputError, match="n_vocab = 320 is smaller than the tokenizer's vocabulary"):
+        api.load(str(tmp_path / "run")).score(["a"])
+
+
+# Training and evaluation
+
+
+def test_two_models_train_evaluate_and_score_in_one_process(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture
+) -> None:
+    built = dict.fromkeys(("build_train", "build_eval"), 0)
+    for name in built:
+        original = getattr(model_fns, name)
+
+        def counted(*args: object, _name: str = name, _original: object = original, **keys: object) -> object:
+            built[_name] += 1
+            return _original(*args, **keys)  # type: ignore[operator]
+
+        monkeypatch.setattr(model_fns, name, counted)
+    first = load_config(str(workspace.config("first", train_steps=6, eval_steps=1)))
+    result = api.train(first, steps_per_checkpoint=2)
+    assert (result.step, result.interrupted) == (6, False)
+    evaluations = rows(workspace.root / "first" / "eval.jsonl")
+    assert [row["step"] for row in evaluations] == [2, 4, 6]
+    assert built == {"build_train": 1, "build_eval": 1}  # whatever the number of checkpoints
+    assert result.evaluation is not None and result.evaluation["nll"] == evaluations[-1]["nll"]
+
+    small = {"n_layer": 1, "n_embd": 16, "attention_types": [[["global"], 1]]}
+    second = str(workspace.config("second", train_steps=2, **small))
+    assert api.train(second).step == 2
+    assert api.train(first).checkpoint == result.checkpoint  # nothing to do, the second time
+    assert logged.messages[-1].startswith(f"{result.checkpoint} is at step 6 of 6 already")
+
+    one, other = api.load(first), api.load(second)
+    assert one.logits([1, 2]).shape == other.logits([1, 2]).shape
+    assert one.score(["import"])[0].tokens == other.score(["import"])[0].tokens
+    assert one.score(["import"])[0].sum != other.score(["import"])[0].sum
+    found = api.evaluate(first)
+    assert found == {"step": 6, **result.evaluation}
+    earlier = api.evaluate(first, checkpoint=str(workspace.root / "first" / "model.ckpt-2"))
+    assert earlier["step"] == 2 and earlier["nll"] == evaluations[0]["nll"]
+    whole = api.evaluate(replace(first, eval_steps=0))
+    assert whole["tokens"] == 4000 and found["tokens"] == 4 * N_CTX  # every token of the held-out set
+
+
+def test_evaluate_without_a_tokenizer_has_no_bits_per_byte(
+    trained: Trained, tmp_path: Path, logged: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(trained.directory, tmp_path / "run")
+    dataset = tmp_path / "run" / "dataset_configs" / "tiny.json"
+    dataset.write_text(json.dumps({**json.loads(dataset.read_text()), "tokenizer_path": None, "eos_id": 0}))
+    config = replace(load_config(str(tmp_path / "run" / "config.json")), model_path=str(tmp_path / "run"))
+    found = api.evaluate(config)
+    assert found["bits_per_byte"] is None and found["bytes"] is None
+    assert found["nll"] == rows(trained.directory / "eval.jsonl")[-1]["nll"]
+    assert any(line.startswith("bits per byte are left out: ") for line in logged.messages)
