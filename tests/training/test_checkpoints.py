@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from errors import InputError
 from tests.support.models import (
+    ONE_LAYER,
     assert_all_close,
     enlarge_weights,
     is_weight,
@@ -284,28 +285,35 @@ def stored_values(path):
     return {name: tf.train.load_variable(path, name) for name, _ in tf.train.list_variables(path)}
 
 
-def test_from_one_device_to_four_and_back(tmp_path):
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        {"mesh_shape": "a:2", "layout": "heads:a,vocab:a"},
+        pytest.param({"mesh_shape": "a:2,b:2", "layout": "batch:a,heads:b,vocab:b"}, marks=pytest.mark.slow),
+        pytest.param({"mesh_shape": "a:2,b:2", "layout": "embd:a,batch:b"}, marks=pytest.mark.slow),
+    ],
+)
+def test_from_one_device_to_several_and_back(tmp_path, mesh):
     """Values, slots and step are carried over exactly, and training goes on as if it had never moved."""
-    keys = {"lr": 0.003, "warmup_steps": 2, "res_dropout": 0.1, "n_layer": 1, "attention_types": [[["local"], 1]]}
+    keys = {**ONE_LAYER, "lr": 0.003, "warmup_steps": 2, "res_dropout": 0.1}
     single = tiny_config(**keys)
-    four = tiny_config(**keys, mesh_shape="a:2,b:2", layout="batch:a,heads:b,vocab:b")
     first = make_engine(single, compiled=False)
     train(first, 3)
     moved = first.save(str(tmp_path), 3, {})
 
-    on_four = make_engine(four)
-    on_four.create_variables(training=True)
-    assert on_four.restore(moved) == []
-    again = on_four.save(str(tmp_path), 4, {})
+    on_several = make_engine(tiny_config(**keys, **mesh))
+    on_several.create_variables(training=True)
+    assert on_several.restore(moved) == []
+    again = on_several.save(str(tmp_path), 4, {})
     assert_all_close(stored_values(again), stored_values(moved), rtol=0)
-    on_four_losses = train(on_four, 2, seed=3)
-    back = on_four.save(str(tmp_path), 5, {})
+    on_several_losses = train(on_several, 2, seed=3)
+    back = on_several.save(str(tmp_path), 5, {})
 
     second = make_engine(single, compiled=False)
     second.create_variables(training=True)
     assert second.restore(back) == []
     assert int(second.global_step) == 5
-    assert [*on_four_losses, *train(second, 1, seed=5)] == pytest.approx(train(first, 3, seed=3), rel=1e-5)
+    assert [*on_several_losses, *train(second, 1, seed=5)] == pytest.approx(train(first, 3, seed=3), rel=1e-5)
     last = second.save(str(tmp_path), 6, {})
     second.restore(last)
     assert_all_close(values(second.store.masters), stored_values(last), rtol=0)
@@ -326,7 +334,7 @@ def test_a_restored_mesh_scores_with_the_restored_weights(tmp_path):
 
 
 def test_weights_alone_are_restored_into_a_run_that_trains(tmp_path):
-    config = tiny_config()
+    config = tiny_config(**ONE_LAYER)
     weights_only = make_engine(config, compiled=False)
     weights_only.create_variables(training=False)
     path = weights_only.save(str(tmp_path), 0, {"samples": 0})
