@@ -1,0 +1,76 @@
+"""Decoding with kept keys and values gives the logits of the full pass."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from meshes.compat import mtf
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import model_fns
+from models import gpt
+from models.cache import Decode, Prefill
+from models.dims import Dims
+from tests.support import reference
+from tests.support.models import enlarge_weights, make_engine, tiny_config, token_batch, weights_of
+from training.engine import Engine
+
+
+def cached_logits(engine: Engine, read: int, dtype: tf.DType) -> Any:
+    """A function of tokens [batch, n_ctx]: the first `read` positions in one pass, the others one by one."""
+    config = engine.config
+
+    def build(tokens: tf.Tensor) -> tf.Tensor:
+        batch, width = tokens.shape.as_list()
+        ctx = model_fns.make_context(config, engine.decoding_mesh, batch, read, dtype)
+        first = mtf.constant(ctx.mesh, read, dtype=tf.int32)
+        prefill = Prefill(mtf.Dimension("memory_length", config.model.n_ctx), first)
+        shape = mtf.Shape([ctx.dims.batch, ctx.dims.sequence])
+        parts = [gpt.logits(ctx, mtf.import_tf_tensor(ctx.mesh, tokens[:, :read], shape), prefill)]
+        one = dataclasses.replace(ctx, dims=Dims.of(config.model, batch, 1, config.model.n_ctx))
+        shape = mtf.Shape([one.dims.batch, one.dims.sequence])
+        states = prefill.states
+        for position in range(read, width):
+            cache = Decode(mtf.constant(ctx.mesh, position, dtype=tf.int32), states)
+            token = mtf.import_tf_tensor(ctx.mesh, tokens[:, position : position + 1], shape)
+            parts.append(gpt.logits(one, token, cache))
+            states = cache.states
+        lowering = mtf.Lowering(ctx.mesh.graph, {ctx.mesh: engine.decoding_mesh}, autostack=False)
+        return tf.concat([lowering.export_to_tf_tensor(part) for part in parts], 1)
+
+    return engine.function(build)
+
+
+# Tokens beyond the window of 5 and up to the last position of the context of 16.
+@pytest.mark.parametrize(
+    ("read", "keys"),
+    [
+        (4, {}),
+        pytest.param(1, {}, marks=pytest.mark.slow),
+        (15, {"attention_types": [[["local"], 2]]}),
+        (13, {"mesh_shape": "a:2", "layout": "heads:a,vocab:a"}),
+        pytest.param(13, {"mesh_shape": "a:2", "layout": "embd:a,memory_length:a"}, marks=pytest.mark.slow),
+    ],
+)
+def test_cached_logits_are_those_of_a_full_pass(read, keys):
+    config = tiny_config(**keys)
+    engine = make_engine(config, compiled=False)
+    function, tokens = cached_logits(engine, read, tf.float32), token_batch(config, rows=2, width=16)
+    function.traced(tf.TensorSpec(tokens.shape, tf.int32))
+    enlarge_weights(engine)
+    wanted = reference.logits(weights_of(engine), tokens, config.model)
+    np.testing.assert_allclose(function(tokens), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_cached_logits_in_float64():
+    config = tiny_config(activation_function="relu")
+    engine = make_engine(config, compiled=False)
+    function, tokens = cached_logits(engine, 9, tf.float64), token_batch(config, rows=2, width=16)
+    function.traced(tf.TensorSpec(tokens.shape, tf.int32))
+    enlarge_weights(engine)
+    wanted = reference.logits(weights_of(engine), tokens, config.model)
+    np.testing.assert_allclose(function(tokens), wanted, rtol=0, atol=1e-9)
