@@ -51,7 +51,7 @@ class Sampler:
         return build_sample(
             *inputs,
             config=self.engine.config,
-            mesh_impl=self.engine.decoding_mesh,
+            mesh_impl=self.engine.mesh_for(self.batch_size, None),
             eos_id=self.eos_id,
             sparse=self.sparse,
         )

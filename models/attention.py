@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from meshes.compat import mtf
+
 import tensorflow as tf
 
-from meshes.compat import mtf
 from models import linear_attention
 from models.cache import Cache
 from models.context import Context, constant

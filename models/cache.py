@@ -13,6 +13,7 @@ attention.
 from __future__ import annotations
 
 from meshes.compat import mtf
+
 from models.context import Context
 from models.kernels import kernel
 

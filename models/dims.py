@@ -33,8 +33,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from config import ModelConfig
 from meshes.compat import mtf
+
+from config import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import zlib
 from typing import Any
 
+from meshes.compat import mtf
+
 import tensorflow as tf
 
-from meshes.compat import mtf
 from models import kernels
 
 

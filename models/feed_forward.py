@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from meshes.compat import mtf
+
 from models.activations import activate
 from models.context import Context, constant
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from meshes.compat import mtf
+
 from models import kernels
 from models.attention import attention
 from models.cache import Cache, FullPass

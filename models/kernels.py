@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import tensorflow as tf
-
 from meshes.compat import mtf
+
+import tensorflow as tf
 
 SliceFunction = Callable[..., Any]
 

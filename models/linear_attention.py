@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from meshes.compat import mtf
+
 import tensorflow as tf
 
-from meshes.compat import mtf
 from models.cache import Cache, Decode, Prefill, State
 from models.context import Context
 from models.kernels import kernel

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from meshes.compat import mtf
+
 import tensorflow as tf
 
-from meshes.compat import mtf
 from models.context import Context
 from models.kernels import kernel
 

@@ -15,6 +15,7 @@ import tensorflow as tf
 import model_fns
 from config import Config
 from meshes.devices import MeshPlan
+from meshes.placement import PlacementMesh
 from meshes.variables import VariableStore
 from models.dropout import step_seed
 from training import checkpoints, objectives
@@ -56,8 +57,6 @@ class Engine:
         self.store = VariableStore(plan.master_device)
         self.global_step = self.store.scalar("global_step", tf.int64)
         self.mesh_impl = plan.implementation(self.store)
-        # While decoding, a pass has one position and prompts have any length: neither is split.
-        self.decoding_mesh = plan.implementation(self.store, unsplit=("sequence", "memory_length"))
         self._train = self.function(self._train_step)
         self._eval = self.function(self._eval_step)
         self._score = self.function(self._score_step)
@@ -66,6 +65,16 @@ class Engine:
     def function(self, build: Callable[..., Any]) -> MeshFunction:
         """`build`, which makes a mesh graph of its arguments, as a function that shares this engine's weights."""
         return MeshFunction(build, self.store, self.plan.master_device, self.compiled)
+
+    def mesh_for(self, batch: int, positions: int | None) -> PlacementMesh:
+        """The mesh for batches of that size: what does not divide by the layout's mesh dimension is left whole.
+
+        `positions`: of each sequence; None: decoding, where a pass has one position and prompts have any length.
+        """
+        sizes = {"batch": batch, "sequence": positions or 1, "memory_length": positions or 1}
+        splits = {name: self.plan.shape[self.plan.rules[name]] for name in sizes if name in self.plan.rules}
+        whole = [name for name, parts in splits.items() if sizes[name] % parts]
+        return self.plan.implementation(self.store, unsplit=whole) if whole else self.mesh_impl
 
     def train_step(self, tokens: np.ndarray) -> dict[str, tf.Tensor]:
         """Update the weights with one batch, int32 [train_batch_size, n_ctx + 1]: `loss`, `nll`, `grad_norm`, `lr`."""
@@ -92,14 +101,15 @@ class Engine:
 
     def _eval_step(self, tokens: tf.Tensor, weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         features = objectives.features(self.config, tokens, weights=weights)
-        out = model_fns.build_eval(features, self.config, self.mesh_impl)
+        out = model_fns.build_eval(features, self.config, self.mesh_for(*features["inputs"].shape.as_list()))
         return out.nll, out.correct, out.weight
 
     def _score_step(self, tokens: tf.Tensor) -> tf.Tensor:
-        return model_fns.build_score(objectives.features(self.config, tokens), self.config, self.mesh_impl)
+        features = objectives.features(self.config, tokens)
+        return model_fns.build_score(features, self.config, self.mesh_for(*features["inputs"].shape.as_list()))
 
     def _logits_step(self, tokens: tf.Tensor) -> tf.Tensor:
-        return model_fns.build_logits(tokens, self.config, self.mesh_impl)
+        return model_fns.build_logits(tokens, self.config, self.mesh_for(*tokens.shape.as_list()))
 
     def restore(self, checkpoint: str) -> list[str]:
         """Fill every variable from a checkpoint; returns the names of optimizer slots that it does not have."""

@@ -11,6 +11,8 @@ from typing import Any
 import tensorflow as tf
 
 from config import Config, ModelConfig
+from models.linear_attention import CHUNK
+from models.shapes import weight_count as weight_count
 
 # Dense matmul peaks in FLOP/s from the makers' data sheets, by a part of the device's name and precision. float32 is
 # TF32 where the device has it: TensorFlow multiplies float32 matrices so by default.
@@ -26,29 +28,41 @@ PEAK_FLOPS: dict[str, dict[str, float]] = {
 }
 
 
-def weight_count(model: ModelConfig) -> int:
-    """Trained parameters of a model."""
-    width = model.n_embd
-    attention = 4 * width * width + width
-    feed_forward = 8 * width * width + 5 * width
-    return (model.n_vocab + model.n_ctx) * width + model.n_layer * (attention + feed_forward + 4 * width) + 2 * width
-
-
 def flops_per_token(model: ModelConfig) -> float:
     """Matmul FLOPs to train on one token: forward, and twice that backward.
 
     Counted as in PaLM (Chowdhery et al., 2022, arXiv:2204.02311, appendix B): two a weight that multiplies, plus scores
     and weighted sums of attention over every position of the context, or of the window where attention is local.
-    Recomputed activations and the causal half that is masked are not taken off or added.
+    Recomputed activations and the causal half that is masked are not taken off or added. Of a mixture's experts, those
+    count that there is room for in training.
     """
     width = model.n_embd
-    per_layer = {
-        kind: 2 * 12 * width * width
-        + 4 * width * (min(model.local_attention_radius, model.n_ctx) if kind == "local" else model.n_ctx)
-        for kind in ("global", "local")
-    }
-    forward = sum(per_layer[kind] for kind in model.attention_types) + 2 * width * model.n_vocab
-    return 3.0 * forward
+    layers = zip(range(model.n_layer), model.attention_types, strict=True)
+    products = sum(_attention(model, kind) + _feed_forwards(model, number) for number, kind in layers)
+    return 3.0 * 2.0 * (products + width * model.n_vocab)
+
+
+def _attention(model: ModelConfig, kind: str) -> float:
+    """Multiplications for one token in an attention layer."""
+    width = model.n_embd
+    if kind == "none":
+        return 0
+    if kind == "linear":  # weights of pairs within a chunk, the sum's update, and its reading
+        seen: float = min(CHUNK, model.n_ctx) + model.head_size
+    else:
+        seen = (min(model.local_attention_radius, model.n_ctx) if kind == "local" else model.n_ctx) + model.num_mem_kv
+    return 4 * width * width + 2 * width * seen
+
+
+def _feed_forwards(model: ModelConfig, layer: int) -> float:
+    """Multiplications for one token in the feed-forward parts of a block."""
+    width, moe = model.n_embd, model.moe_params
+    dense = (12 if model.mlp_glu else 8) * width * width
+    before = dense if model.macaron else 0
+    if layer not in model.moe_layers:
+        return before + dense
+    experts = min(moe.moe_capacity_factor_train, moe.moe_num_experts)
+    return before + width * moe.moe_num_experts + experts * 2 * width * (moe.moe_hidden_size or 4 * width)
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:

@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from meshes.compat import mtf
+
 import tensorflow as tf
 
 from config import Config
-from meshes.compat import mtf
 from models.context import Context
 from models.dropout import mixed_key
 from models.kernels import kernel

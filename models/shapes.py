@@ -1,0 +1,47 @@
+"""What a model weighs, from its graph, with nothing allocated."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+from meshes.compat import mtf
+
+from config import ModelConfig
+from models import gpt
+from models.context import Context
+from models.dims import Dims
+
+import tensorflow as tf  # isort: skip
+
+
+@functools.lru_cache(maxsize=8)
+def weight_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of a model's weights by their names, at any size: the mesh graph is built, but not lowered."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def record(getter: Any, name: str, shape: Any = None, **unused: Any) -> _Named:
+        del getter, unused
+        shapes[name] = tuple(shape)
+        return _Named(f"{name}:0")
+
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.variable_scope(v1.get_variable_scope(), custom_getter=record):
+        mesh = mtf.Mesh(mtf.Graph(), "mesh")
+        dims = Dims.of(model, 1, model.n_ctx)
+        ctx = Context(mesh=mesh, dims=dims, model=model, dtype=tf.float32, axes={}, init_seed=0)
+        gpt.logits(ctx, mtf.zeros(mesh, [dims.batch, dims.sequence], tf.int32))
+    return shapes
+
+
+def weight_count(model: ModelConfig) -> int:
+    """Trained parameters of a model."""
+    return sum(math.prod(shape) for shape in weight_shapes(model).values())
+
+
+class _Named:
+    """Stands for a variable where only its name is asked for."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name

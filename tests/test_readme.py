@@ -1,0 +1,91 @@
+"""The commands and the example of the README, exactly as printed, on a folder of text."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+TINY = {"n_layer": 1, "n_embd": 16, "n_head": 2, "n_ctx": 32, "n_vocab": 8192, "train_batch_size": 2, "train_steps": 4}
+
+
+def blocks(language: str) -> list[str]:
+    """Fenced blocks of that language, in order, indentation taken off."""
+    fenced = re.findall(r"^( *)```(\w*)\n(.*?)^\1```$", README, re.MULTILINE | re.DOTALL)
+    return [re.sub(rf"^{indent}", "", text, flags=re.MULTILINE) for indent, found, text in fenced if found == language]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the program with a folder of text beside it, and a model config that names the data of the guide."""
+    copy = tmp_path_factory.mktemp("readme") / "checkout"
+    names = ("api.py", "config.py", "errors.py", "inputs.py", "main.py", "model_fns.py", "sample.py")
+    for name in names:
+        shutil.copy(ROOT / name, _made(copy) / name)
+    for name in ("configs", "data", "evaluation", "meshes", "models", "training"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    library = Path(sysconfig.get_paths()["stdlib"])
+    for name in ("textwrap", "argparse", "random", "shlex", "heapq", "tarfile", "zipfile", "typing", "ast", "inspect"):
+        source = library / f"{name}.py" if (library / f"{name}.py").exists() else library / name / "__init__.py"
+        (_made(copy / "my_text") / f"{name}.txt").write_text(source.read_text())
+    shutil.copy(copy / "my_text" / "shlex.txt", copy / "some.txt")
+    return copy
+
+
+def _made(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _model_config(checkout: Path) -> None:
+    """The reader's part: a config with the guide's entry of `datasets`, and held-out text."""
+    entry = json.loads("{" + next(text for text in blocks("json") if "documents_random" in text) + "}")
+    values = {**TINY, **entry, "lr": 0.001, "eval_steps": 1, "predict_max_steps": 8, "model_path": "runs/my_model"}
+    (checkout / "configs" / "my_model.json").write_text(json.dumps(values))
+    path = checkout / "configs" / "dataset_configs" / "my_text.json"
+    dataset = json.loads(path.read_text())
+    path.write_text(json.dumps({**dataset, "eval_path": dataset["path"]}))
+
+
+def test_the_guide_and_the_example(checkout: Path) -> None:
+    guide = README[README.index("## Train on your own text") : README.index("## As a library")]
+    commands = [text for text in blocks("") if "python3 " in text and text.splitlines()[0] in guide]
+    assert len(commands) == 4, commands
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": ""}
+    ran = 0
+    for text in [*commands, "python3 main.py --model my_model --check_dataset"]:
+        if "main.py" in text and not (checkout / "configs" / "my_model.json").exists():
+            _model_config(checkout)
+        done = subprocess.run(
+            ["bash", "-ec", text], cwd=checkout, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+        ran += 1
+    assert ran == 5
+    (example,) = blocks("python")
+    done = subprocess.run(
+        [sys.executable, "-c", example], cwd=checkout, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "(1, 3, 8192)" in done.stdout
+
+
+def test_every_file_that_the_readme_names_is_there() -> None:
+    names = re.findall(r"\]\(([^)#]+)\)", README)
+    missing = [name for name in names if "://" not in name and not (ROOT / name).exists()]
+    assert len(names) > 8 and not missing
+
+
+def test_every_config_is_in_the_table() -> None:
+    listed = set(re.findall(r"`([\w-]+)`", README[README.index("## Configs") :]))
+    assert {path.stem for path in (ROOT / "configs").glob("*.json")} <= listed
