@@ -5,10 +5,12 @@ from __future__ import annotations
 import email
 import functools
 import json
+import logging
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import tensorflow as tf
 
 from data.encoders import load_encoder
 from tests.support.corpora import Documents, add_dataset, make_tokenizer
+from training.progress import log
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 N_VOCAB = 320
@@ -43,6 +46,10 @@ TINY = {
     "iterations": 3,
     "datasets": [["tiny", 2, "documents_random", 1.0]],
 }
+
+
+# What to add where not even two kinds of layers are needed.
+ONE_LAYER = {"n_layer": 1, "attention_types": [[["global"], 1]]}
 
 
 @dataclass(frozen=True)
@@ -131,6 +138,25 @@ def _trained(temporary: Path) -> Trained:
     process = workspace.run("--model", config, "--steps_per_checkpoint", STEPS_PER_CHECKPOINT, cwd=cwd)
     assert process.returncode == 0, process.stderr
     return Trained(workspace, config, workspace.root / "straight", cwd, process)
+
+
+@contextmanager
+def logged() -> Iterator[list[str]]:
+    """What the program logs within it, in this process."""
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    messages: list[str] = []
+    handler, level = Keep(), log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield messages
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
