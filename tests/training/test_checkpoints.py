@@ -124,6 +124,36 @@ def test_what_a_killed_save_leaves_is_ignored_and_then_removed(tmp_path, moved):
     assert left == {"checkpoint"}
 
 
+@pytest.mark.parametrize("survived", [0, 1, 2, 3])
+def test_a_save_killed_between_any_two_moves_leaves_a_whole_checkpoint(tmp_path, monkeypatch, survived):
+    save(tmp_path, 10)
+    rename, calls = tf.io.gfile.rename, []
+
+    def killed(*args, **keys):
+        if len(calls) == survived:
+            raise KeyboardInterrupt
+        calls.append(args)
+        rename(*args, **keys)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(tf.io.gfile, "rename", killed)
+        save(tmp_path, 20)
+    assert checkpoints.latest(str(tmp_path)) == str(tmp_path / "model.ckpt-10")
+    (tmp_path / "checkpoint").unlink()
+    newest = 20 if survived == 3 else 10
+    assert checkpoints.latest(str(tmp_path)) == str(tmp_path / f"model.ckpt-{newest}")
+    fresh = some_variables(0.0)
+    checkpoints.restore(checkpoints.latest(str(tmp_path)), fresh, "tiny.json")
+    assert int(fresh["global_step"]) == newest
+
+
+def test_what_a_killed_save_leaves_is_removed_when_its_step_is_saved_again(tmp_path):
+    leave_writing(tmp_path, 10)
+    (tmp_path / "model.ckpt-10.writing.data-00000-of-00002").write_bytes(b"of an older writer")
+    save(tmp_path, 10)
+    assert not [name for name in os.listdir(tmp_path) if "writing" in name]
+
+
 def test_a_save_killed_before_the_state_file_still_counts(tmp_path):
     """The state file names 10, but 20 is whole: the one named is taken, as every reader of such files does."""
     save(tmp_path, 10)
