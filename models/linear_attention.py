@@ -48,8 +48,8 @@ def attend(
     whole = [mtf.replace_dimensions(t, dims.sequence, dims.whole_sequence) for t in (q, k, v)]
 
     def slices(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, *memory: tf.Tensor) -> tf.Tensor:
-        dtype = ctx.statistics_dtype
-        return tf.cast(attend_all(*[tf.cast(t, dtype) for t in (q, k, v)], [tf.cast(t, dtype) for t in memory]), q.dtype)
+        wide_q, wide_k, wide_v, *wide_memory = (tf.cast(t, ctx.statistics_dtype) for t in (q, k, v, *memory))
+        return tf.cast(attend_all(wide_q, wide_k, wide_v, wide_memory), q.dtype)
 
     out = kernel(slices, [*whole, *memory], [(whole[0].shape, q.dtype)], [dims.batch, dims.heads], "linear_attention")
     return mtf.replace_dimensions(out[0], dims.whole_sequence, dims.sequence)
