@@ -1,4 +1,9 @@
-"""Where the demo keeps its files, and the config that it trains."""
+"""Where the demo keeps its files, and the config that it trains.
+
+Of configs/demo.json: most of its layers see four positions only. With GPT-Neo's initial weights, a layer that sees many
+adds more of their mean than of the token itself, and a short run is over before that is unlearned. Training nll around
+step 400: 4.83; with lr 0.004 5.11; with [global, local over 64] and lr 0.001 5.31, lr 0.004 5.75.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +18,9 @@ from examples.screen import REPOSITORY
 # --smoke: everything at its smallest, in which only the steps from one to the next are of interest.
 SMOKE = {
     "n_layer": 2,
-    "attention_types": [[["global", "local"], 1]],
+    "attention_types": [[["local", "global"], 1]],
     "n_embd": 32,
     "n_ctx": 64,
-    "local_attention_radius": 16,
     "train_steps": 40,
     "iterations": 5,
     "predict_max_steps": 20,
