@@ -6,10 +6,11 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from meshes.compat import mtf
+
 import tensorflow as tf
 
 from errors import InputError
-from meshes.compat import mtf
 from meshes.placement import PlacementMesh
 from meshes.variables import VariableStore
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from meshes.compat import mtf
+
 import tensorflow as tf
 from mesh_tensorflow import placement_mesh_impl
 
-from meshes.compat import mtf
 from meshes.variables import VariableStore
 
 

@@ -26,7 +26,7 @@ def cached_logits(engine: Engine, read: int, dtype: tf.DType) -> Any:
 
     def build(tokens: tf.Tensor) -> tf.Tensor:
         batch, width = tokens.shape.as_list()
-        ctx = model_fns.make_context(config, engine.decoding_mesh, batch, read, dtype)
+        ctx = model_fns.make_context(config, engine.mesh_for(batch, None), batch, read, dtype)
         first = mtf.constant(ctx.mesh, read, dtype=tf.int32)
         prefill = Prefill(mtf.Dimension("memory_length", config.model.n_ctx), first)
         shape = mtf.Shape([ctx.dims.batch, ctx.dims.sequence])
@@ -39,7 +39,7 @@ def cached_logits(engine: Engine, read: int, dtype: tf.DType) -> Any:
             token = mtf.import_tf_tensor(ctx.mesh, tokens[:, position : position + 1], shape)
             parts.append(gpt.logits(one, token, cache))
             states = cache.states
-        lowering = mtf.Lowering(ctx.mesh.graph, {ctx.mesh: engine.decoding_mesh}, autostack=False)
+        lowering = mtf.Lowering(ctx.mesh.graph, {ctx.mesh: engine.mesh_for(batch, None)}, autostack=False)
         return tf.concat([lowering.export_to_tf_tensor(part) for part in parts], 1)
 
     return engine.function(build)
