@@ -97,4 +97,4 @@ Cache = FullPass | Prefill | Decode
 
 
 def _as_memory(ctx: Context, x: mtf.Tensor) -> mtf.Tensor:
-    return mtf.replace_dimensions(x, ctx.dims.sequence, ctx.dims.memory_length)
+    return ctx.rename_positions(x, ctx.dims.sequence, ctx.dims.memory_length)

@@ -82,6 +82,16 @@ class Context:
         """Whether the layout splits none of these dimensions."""
         return not any(dim.name in self.split for dim in dims)
 
+    def rename_positions(self, x: mtf.Tensor, old: mtf.Dimension, new: mtf.Dimension) -> mtf.Tensor:
+        """`x` with `old`, a dimension over the positions of this graph, called `new`.
+
+        Where a layout splits both, by way of a whole one: mesh-tensorflow's reshape from one split to another splits
+        each slice once more before it joins them, which leaves positions in another order.
+        """
+        if not self.is_whole(old) and not self.is_whole(new):
+            x, old = mtf.replace_dimensions(x, old, self.dims.whole_sequence), self.dims.whole_sequence
+        return mtf.replace_dimensions(x, old, new)
+
     def dropout(self, x: mtf.Tensor, rate: float, site: str) -> mtf.Tensor:
         """Dropout while training, the identity otherwise. `site` names the place in the model."""
         return x if self.seed is None else dropout(x, rate, self.seed, site)

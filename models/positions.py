@@ -20,7 +20,7 @@ def position_embedding(ctx: Context, cache: Cache) -> mtf.Tensor | None:
     dims = ctx.dims
     table = _axial_table(ctx) if ctx.model.axial_pos_emb else _learned_table(ctx)
     if dims.sequence.size == dims.embed_sequence.size:
-        return mtf.replace_dimensions(table, dims.embed_sequence, dims.sequence)
+        return ctx.rename_positions(table, dims.embed_sequence, dims.sequence)
     return embedding_lookup(table, cache.positions(ctx), dims.embed_sequence)
 
 

@@ -9,6 +9,7 @@ import tensorflow as tf
 import model_fns
 from tests.support import reference
 from tests.support.models import (
+    ONE_LAYER,
     enlarge_weights,
     is_weight,
     make_engine,
@@ -66,6 +67,18 @@ def test_compiled_logits_are_those_of_the_reference():
     engine.create_variables(training=False)
     enlarge_weights(engine)
     tokens = token_batch(config, width=16)
+    wanted = reference.logits(weights_of(engine), tokens, config.model)
+    np.testing.assert_allclose(engine.logits(tokens), wanted, rtol=0, atol=1e-4)
+
+
+# Positions have three names, which a layout may split along different mesh dimensions.
+@pytest.mark.parametrize("layout", ["sequence:a,memory_length:b", "memory_length:a,sequence:b,embed_sequence:a"])
+def test_logits_on_a_mesh_that_splits_positions_are_those_of_the_reference(layout):
+    config = tiny_config(**ONE_LAYER, mesh_shape="a:2,b:2", layout=layout)
+    engine = make_engine(config)
+    engine.create_variables(training=False)
+    enlarge_weights(engine, scale=0.2)
+    tokens = token_batch(config, rows=2, width=16)
     wanted = reference.logits(weights_of(engine), tokens, config.model)
     np.testing.assert_allclose(engine.logits(tokens), wanted, rtol=0, atol=1e-4)
 
