@@ -197,7 +197,11 @@ class Model:
 
         A text longer than the context is scored in windows, each token once; a window begins with the last token of the
         one before.
+
+        Raises:
+            InputError: the model does not predict the next token (`mlm_training`).
         """
+        check_predicts_next(self.config)
         return [self._score_one(text) for text in texts]
 
     def _score_one(self, text: str) -> Score:
@@ -240,7 +244,11 @@ class Model:
 
         Returns:
             `samples` texts for each prompt, each ended by the end-of-text token or its length.
+
+        Raises:
+            InputError: an argument out of range, or a model that does not predict the next token (`mlm_training`).
         """
+        check_predicts_next(self.config)
         if temperature < 0 or not np.isfinite(temperature):
             raise InputError(f"temperature = {temperature}: must be 0 (the likeliest token) or more")
         if samples < 1 or (max_new_tokens is not None and max_new_tokens < 1):
@@ -287,6 +295,18 @@ def make_plan(config: Config, devices: Sequence[str] | None, *, fit: bool) -> Me
     """The mesh of a config over the named devices; `fit`: over one of them, if it is made for another number."""
     dims = Dims.of(config.model, config.training.train_batch_size, config.model.n_ctx)
     return plan_mesh(config, dims.tensors(), choose_devices(devices), fit=fit, chosen=devices is not None)
+
+
+def check_predicts_next(config: Config) -> None:
+    """
+    Raises:
+        InputError: the model fills masks from both sides (`mlm_training`), so it has no probability of what comes next.
+    """
+    if config.mlm.mlm_training:
+        raise InputError(
+            f"{config.source}: mlm_training = true: mlm_training models fill masks from both sides; they do not "
+            "generate or score text; use a model trained without it"
+        )
 
 
 def _as_config(config: Config | str) -> Config:

@@ -131,10 +131,11 @@ def predict(config: Config, arguments: argparse.Namespace) -> int:
 
 
 def _load(config: Config, arguments: argparse.Namespace) -> api.Model:
-    """The trained model, once its tokenizer is known to be there: building takes longer."""
+    """The trained model, once it is known to predict text and its tokenizer to be there: building takes longer."""
     import api
     from evaluation.validation import required_encoder
 
+    api.check_predicts_next(config)
     required_encoder(config)
     return api.load(config, devices=arguments.gpu_ids)
 

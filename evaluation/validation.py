@@ -30,8 +30,8 @@ class Validation:
         self._limit = config.training.eval_steps or None
 
     def run(self, engine: Engine) -> dict[str, float | None]:
-        """`nll` (nats a token), `perplexity`, `bits_per_byte` (None without a tokenizer), `accuracy`, `tokens`,
-        `bytes`.
+        """`nll` (nats a token), `perplexity`, `bits_per_byte` (None without a tokenizer or with `mlm_training`),
+        `accuracy`, `tokens`, `bytes`.
         """
         size = self.config.training.eval_batch_size
         total = -(-self.data.n_windows // size)
@@ -45,7 +45,13 @@ class Validation:
 
 
 def _byte_lengths(config: Config) -> Ints | None:
-    """UTF-8 bytes of each token; None, with a line that says why, where they cannot be known."""
+    """UTF-8 bytes of each token; None, with a line that says why, where they cannot be known.
+
+    None for masked language modelling too: hidden tokens, told from the text on both sides of them, are no measure of
+    how far the text could be compressed.
+    """
+    if config.mlm.mlm_training:
+        return None
     try:
         return byte_lengths(common_encoder(config))
     except InputError as error:

@@ -286,3 +286,17 @@ def test_evaluate_without_a_tokenizer_has_no_bits_per_byte(
     assert found["bits_per_byte"] is None and found["bytes"] is None
     assert found["nll"] == rows(trained.directory / "eval.jsonl")[-1]["nll"]
     assert any(line.startswith("bits per byte are left out: ") for line in messages)
+
+
+def test_masked_models_are_trained_and_evaluated_but_neither_generate_nor_score(workspace: Workspace) -> None:
+    keys = {"mlm_training": True, "mlm_mask_id": 3, "train_steps": 2, "eval_steps": 1, **ONE_LAYER}
+    path = workspace.config("masked", **keys)
+    result = api.train(str(path))
+    assert result.evaluation is not None
+    assert result.evaluation["bits_per_byte"] is None and result.evaluation["bytes"] is None
+    model = api.load(str(path))
+    for use in (model.generate, model.score):
+        with pytest.raises(InputError, match="mlm_training models fill masks from both sides; they do not generate"):
+            use(["import"])
+    with pytest.raises(InputError, match="predict_steps = 1: mlm_training models fill masks"):
+        api.train(replace(load_config(str(path)), predict_steps=1, train_steps=3))

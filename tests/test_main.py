@@ -259,6 +259,15 @@ def test_a_missing_checkpoint(refused: Callable[..., str], workspace: Workspace,
     assert not (workspace.root / "untrained").exists()
 
 
+def test_masked_models_do_not_generate(refused: Callable[..., str], workspace: Workspace, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("import os")
+    config = workspace.config("masks", mlm_training=True, mlm_mask_id=3)
+    for mode in (["--predict", "--prompt", text], ["--score", text]):
+        line = refused("--model", config, *mode)
+        assert f"{config}: mlm_training = true: mlm_training models fill masks from both sides; they do not" in line
+
+
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_a_checkpoint_of_another_shape_names_the_variable(
     refused: Callable[..., str], copy: Path, tmp_path: Path, mode: str

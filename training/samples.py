@@ -18,10 +18,12 @@ class SampleWriter:
     def __init__(self, engine: Engine, sacred_id: str | None) -> None:
         """
         Raises:
-            InputError: the datasets have no tokenizer in common, or it has no end-of-text token.
+            InputError: the datasets have no tokenizer in common, it has no end-of-text token, or the model fills masks.
         """
         self.engine, self.config, self.sacred_id = engine, engine.config, sacred_id
         where = f"{self.config.source}: predict_steps = {self.config.training.predict_steps}"
+        if self.config.mlm.mlm_training:
+            raise InputError(f"{where}: mlm_training models fill masks; they do not generate; set predict_steps to 0")
         try:
             self.encoder = common_encoder(self.config)
         except InputError as error:
