@@ -710,37 +710,17 @@ class Unbuilt:
         key: `group.key`.
         feature: what is missing, as the subject of a sentence.
         example: flat keys of a config that uses it.
-        used: whether a value of the key uses it.
     """
 
     key: str
     feature: str
     example: Mapping[str, Any]
-    used: Callable[[Any], bool] = bool
-
-
-def _contains(name: str) -> Callable[[Any], bool]:
-    return lambda names: name in names
 
 
 # Building a feature ends with removing its entry here.
 NOT_BUILT: tuple[Unbuilt, ...] = (
-    Unbuilt("model.attention_types", "linear attention", {"attention_types": [[["linear"], 2]]}, _contains("linear")),
-    Unbuilt("model.attention_types", "attention type none", {"attention_types": [[["none"], 2]]}, _contains("none")),
-    Unbuilt("model.axial_pos_emb", "axial position embedding", {"axial_pos_emb": [4, 4]}),
-    Unbuilt("model.rotary_emb", "rotary position embedding", {"rotary_emb": True}),
-    Unbuilt("model.mlp_glu", "the gated feed-forward layer", {"mlp_glu": True}),
-    Unbuilt("model.rezero", "ReZero", {"rezero": True}),
-    Unbuilt("model.macaron", "the macaron block", {"macaron": True}),
-    Unbuilt("model.share_parameters", "sharing parameters between layers", {"share_parameters": True}),
-    Unbuilt("model.no_weight_tie", "an untied output projection", {"no_weight_tie": True}),
-    Unbuilt("model.num_mem_kv", "attention with memory keys and values", {"num_mem_kv": 4}),
-    Unbuilt("training.recompute_grad", "recomputation of activations", {"recompute_grad": True}),
-    Unbuilt("training.tokens_per_mb_per_replica", "training in microbatches", {"tokens_per_mb_per_replica": 32}),
     Unbuilt("training.eval_tasks", "evaluation on tasks", {"eval_tasks": ["lambada"]}),
-    Unbuilt("training.log_grads", "logging gradients", {"log_grads": True}),
-    Unbuilt("mlm.mlm_training", "masked language modelling", {"mlm_training": True, "mlm_mask_id": 3}),
-)  # fmt: skip
+)
 
 
 def _check_built(config: Config) -> None:
@@ -748,13 +728,12 @@ def _check_built(config: Config) -> None:
     for unbuilt in NOT_BUILT:
         group, name = unbuilt.key.split(".")
         value = getattr(getattr(config, group), name)
-        if unbuilt.used(value):
+        if value:
             default = _keys(GROUPS[group])[name].default_text()
-            shown = _compact(value) if name == "attention_types" else _to_json(value)
             _refuse(
                 config.source,
                 name,
-                shown,
+                _to_json(value),
                 f"{unbuilt.feature} is not built yet; leave the key out (default: {default})",
             )
 
