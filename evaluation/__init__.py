@@ -1,0 +1,3 @@
+"""Held-out scores."""
+
+from meshes import compat as compat  # before TensorFlow, which it keeps quiet
