@@ -53,9 +53,9 @@ def float64_engine(**keys):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("z_loss", [0.0, 1e-4, 0.1])
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
 def test_training_losses_are_those_of_the_reference(z_loss):
-    engine, step, tokens = float64_engine(z_loss=z_loss, activation_function="relu")
+    engine, step, tokens = float64_engine(**ONE_LAYER, z_loss=z_loss, activation_function="relu")
     scores = reference.logits(weights_of(engine), tokens[:, :-1], engine.config.model)
     nll, log_z = reference.nll_and_log_z(scores, tokens[:, 1:])
     out = step(tokens)
@@ -86,7 +86,8 @@ def test_evaluation_and_scores_are_those_of_the_reference(keys):
 
 def test_an_untrained_model_is_as_surprised_as_by_dice():
     engine = make_engine(tiny_config(n_vocab=128), compiled=False)
-    assert float(engine.train_step(token_batch(engine.config))["nll"]) == pytest.approx(math.log(128), rel=0.02)
+    nll = -np.mean(engine.log_probabilities(token_batch(engine.config)))
+    assert nll == pytest.approx(math.log(128), rel=0.02)
 
 
 def test_one_batch_is_learned_by_heart():
@@ -212,7 +213,7 @@ def test_step_zero_of_a_warm_up_changes_no_weight_but_fills_the_slots():
 # The same numbers on any mesh, compiled or not
 # ---------------------------------------------------------------------------------------------------------------------
 
-TRAINED = {"lr": 0.003, "weight_decay": 0.1, "z_loss": 0.01, "train_batch_size": 4}
+TRAINED = {**ONE_LAYER, "lr": 0.003, "weight_decay": 0.1, "z_loss": 0.01, "train_batch_size": 4}
 STEPS = 5
 
 

@@ -127,7 +127,8 @@ def test_what_a_killed_save_leaves_is_ignored_and_then_removed(tmp_path, moved):
 @pytest.mark.parametrize("survived", [0, 1, 2, 3])
 def test_a_save_killed_between_any_two_moves_leaves_a_whole_checkpoint(tmp_path, monkeypatch, survived):
     save(tmp_path, 10)
-    rename, calls = tf.io.gfile.rename, []
+    rename = tf.io.gfile.rename
+    calls: list[object] = []
 
     def killed(*args, **keys):
         if len(calls) == survived:
@@ -141,9 +142,10 @@ def test_a_save_killed_between_any_two_moves_leaves_a_whole_checkpoint(tmp_path,
     assert checkpoints.latest(str(tmp_path)) == str(tmp_path / "model.ckpt-10")
     (tmp_path / "checkpoint").unlink()
     newest = 20 if survived == 3 else 10
-    assert checkpoints.latest(str(tmp_path)) == str(tmp_path / f"model.ckpt-{newest}")
+    path = str(tmp_path / f"model.ckpt-{newest}")
+    assert checkpoints.latest(str(tmp_path)) == path
     fresh = some_variables(0.0)
-    checkpoints.restore(checkpoints.latest(str(tmp_path)), fresh, "tiny.json")
+    checkpoints.restore(path, fresh, "tiny.json")
     assert int(fresh["global_step"]) == newest
 
 
