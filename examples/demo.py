@@ -31,7 +31,8 @@ from examples.layout import SMOKE_FILES, Demo, read_json_lines, set_up, write_js
 from examples.screen import REPOSITORY, run, say, section, short, table
 
 CHECKPOINTS = 5  # and evaluations along the way
-PROMPTS = {"class": "import os\n\n\nclass ", "def": "def "}
+# Not ending in a space: a tokenizer makes it part of the word that follows.
+PROMPTS = {"class": "import os\n\n\nclass", "function": "def main("}
 
 
 # The steps. Each is done when the file that it writes last is there.

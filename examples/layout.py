@@ -21,6 +21,7 @@ SMOKE = {
     "attention_types": [[["local", "global"], 1]],
     "n_embd": 32,
     "n_ctx": 64,
+    "warmup_steps": 5,
     "train_steps": 40,
     "iterations": 5,
     "predict_max_steps": 20,

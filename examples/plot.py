@@ -21,7 +21,7 @@ def save_curves(path: Path, held_out: Curve, training: Curve, baselines: Mapping
     axes.plot(*zip(*training, strict=True), color="tab:blue", alpha=0.35, linewidth=1, label="GPT, training text")
     axes.plot(*zip(*held_out, strict=True), color="tab:blue", marker="o", markersize=4, label="GPT, held-out text")
     last_step, last = held_out[-1]
-    axes.annotate(f"{last:.3f}", (last_step, last), (0, -14), textcoords="offset points", ha="right", color="tab:blue")
+    axes.annotate(f"{last:.3f}", (last_step, last), (0, 7), textcoords="offset points", ha="right", color="tab:blue")
     for name, value in baselines.items():
         axes.axhline(value, color=_GREY, linewidth=1, linestyle="--")
         axes.annotate(

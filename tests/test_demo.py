@@ -205,7 +205,7 @@ def test_from_text_to_curves_and_again_from_what_is_there(tmp_path):
     assert "There already" not in first
     for command in ("data/train_tokenizer.py", "data/create_tfrecords.py", "main.py"):
         assert command in first
-    assert "import os\n\n\nclass " in first  # the prompt, and on from there
+    assert "import os\n\n\nclass" in first  # the prompt, and on from there
 
     for path in folder.glob("model.ckpt-40*"):  # as if interrupted before the end
         path.unlink()
