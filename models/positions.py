@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from models.cache import Cache
 from models.context import Context
+from models.dims import whole
 from models.kernels import embedding_lookup, kernel
 
 ROTARY_BASE = 10000.0
@@ -40,7 +41,9 @@ def _axial_table(ctx: Context) -> mtf.Tensor:
     rows = ctx.variable("axial_wpe_1", [dims.axial_rows, dims.embd], ctx.normal("axial_wpe_1", stddev))
     columns = ctx.variable("axial_wpe_2", [dims.axial_columns, dims.embd], ctx.normal("axial_wpe_2", stddev))
     grid = mtf.add(rows, columns, output_shape=[dims.axial_rows, dims.axial_columns, dims.embd])
-    return mtf.reshape(grid, mtf.Shape([dims.embed_sequence, dims.embd]))
+    # Rows and columns are never split: they merge into a dimension that is not either, which a layout may then split.
+    merged = mtf.reshape(grid, mtf.Shape([whole(dims.embed_sequence), dims.embd]))
+    return mtf.replace_dimensions(merged, whole(dims.embed_sequence), dims.embed_sequence)
 
 
 def rotate(ctx: Context, x: mtf.Tensor, positions: mtf.Tensor) -> mtf.Tensor:
