@@ -718,9 +718,7 @@ class Unbuilt:
 
 
 # Building a feature ends with removing its entry here.
-NOT_BUILT: tuple[Unbuilt, ...] = (
-    Unbuilt("training.eval_tasks", "evaluation on tasks", {"eval_tasks": ["lambada"]}),
-)
+NOT_BUILT: tuple[Unbuilt, ...] = (Unbuilt("training.eval_tasks", "evaluation on tasks", {"eval_tasks": ["lambada"]}),)
 
 
 def _check_built(config: Config) -> None:
