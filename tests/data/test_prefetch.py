@@ -32,8 +32,14 @@ def test_items_come_in_order_and_end():
 
 
 def test_no_more_than_size_items_are_drawn_ahead():
-    drawn = []
-    with Prefetcher((drawn.append(i) or i for i in itertools.count()), 3) as prefetcher:
+    drawn: list[int] = []
+
+    def draw():
+        for i in itertools.count():
+            drawn.append(i)
+            yield i
+
+    with Prefetcher(draw(), 3) as prefetcher:
         for _ in range(5):
             next(prefetcher)
         time.sleep(0.1)
