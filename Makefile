@@ -13,6 +13,8 @@ DEV := $(VENV)/.dev
 TPU := $(TPU_VENV)/.tpu
 TOOLS := .venv-tools
 
+# The pip of a fresh environment may be too old to build this project as below.
+PIP := pip>=23.1,<27
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 # The project itself: a link to this folder, built with the locked setuptools.
 THIS_PROJECT := --no-deps --no-build-isolation --config-settings editable_mode=compat -e .
@@ -66,6 +68,7 @@ $(VENV)/.runtime $(VENV)/.runtime-gpu: $(RUNTIME_LOCK) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || { echo \
 	  "error: $(PYTHON) is $$($(PYTHON) --version 2>&1), this needs Python 3.10-3.13: make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python $(PIP_INSTALL) '$(PIP)'
 	$(BIN)/python $(PIP_INSTALL) -r $(RUNTIME_LOCK)
 	$(BIN)/python $(PIP_INSTALL) $(THIS_PROJECT)
 	@touch $@
@@ -85,6 +88,7 @@ $(TPU): requirements-tpu.lock pyproject.toml
 	@test -n "$(TPU_PYTHON)" || { echo \
 	  "error: TensorFlow 2.15 needs Python 3.10 or 3.11, and none was found: make tpu-env TPU_PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(TPU_VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(TPU_PYTHON) -m venv --clear $(TPU_VENV)
+	$(TPU_VENV)/bin/python $(PIP_INSTALL) '$(PIP)'
 	$(TPU_VENV)/bin/python $(PIP_INSTALL) -r requirements-tpu.lock
 	$(TPU_VENV)/bin/python $(PIP_INSTALL) $(THIS_PROJECT)
 	@touch $@

@@ -117,7 +117,7 @@ def load(config_or_checkpoint: Config | str, *, devices: Sequence[str] | None = 
     if isinstance(config_or_checkpoint, Config):
         return Model(config_or_checkpoint, devices=devices)
     path = config_or_checkpoint
-    if os.path.isdir(path):
+    if os.path.isdir(path) and (os.path.exists(os.path.join(path, "config.json")) or os.path.basename(path) != path):
         return Model(_config_of_run(path), devices=devices)
     if os.path.exists(path + ".index"):
         return Model(_config_of_run(os.path.dirname(path) or "."), checkpoint=path, devices=devices)
@@ -202,6 +202,7 @@ class Model:
             InputError: the model does not predict the next token (`mlm_training`).
         """
         check_predicts_next(self.config)
+        _refuse_single_text(texts, "texts")
         return [self._score_one(text) for text in texts]
 
     def _score_one(self, text: str) -> Score:
@@ -249,6 +250,7 @@ class Model:
             InputError: an argument out of range, or a model that does not predict the next token (`mlm_training`).
         """
         check_predicts_next(self.config)
+        _refuse_single_text(prompts, "prompts")
         if temperature < 0 or not np.isfinite(temperature):
             raise InputError(f"temperature = {temperature}: must be 0 (the likeliest token) or more")
         if samples < 1 or (max_new_tokens is not None and max_new_tokens < 1):
@@ -307,6 +309,12 @@ def check_predicts_next(config: Config) -> None:
             f"{config.source}: mlm_training = true: mlm_training models fill masks from both sides; they do not "
             "generate or score text; use a model trained without it"
         )
+
+
+def _refuse_single_text(texts: Sequence[str], name: str) -> None:
+    """A string is a sequence of strings too, but never the one that is meant."""
+    if isinstance(texts, str):
+        raise InputError(f"{name} = {texts[:40]!r}: give a list of texts, such as [{texts[:40]!r}]")
 
 
 def _as_config(config: Config | str) -> Config:

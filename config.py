@@ -688,7 +688,7 @@ RETIRED_KEYS = {
     "n_layers": "use n_layer",
     "d_model": "use n_embd",
     "causal": "remove it: attention is causal unless mlm_training is true",
-    "use_tpu": "remove it: devices come from --tpu and --gpu_ids",
+    "use_tpu": "remove it: devices come from --gpu_ids",
     "gpu_ids": "remove it: devices come from --gpu_ids",
     "num_cores": "remove it: the number of devices comes from mesh_shape",
     "steps_per_checkpoint": "remove it: it comes from --steps_per_checkpoint",

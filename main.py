@@ -43,6 +43,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.predict != (arguments.prompt is not None):
         parser.error("--predict and --prompt go together")
+    if arguments.sacred_id is not None and not arguments.sacred_id.replace("-", "").replace("_", "").isalnum():
+        parser.error("--sacred_id is part of file names: letters, digits, - and _ only")
     if arguments.entmax_sampling and not arguments.predict:
         parser.error("--entmax_sampling goes with --predict only")
     if arguments.new and run_mode(arguments) is not train:

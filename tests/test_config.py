@@ -185,7 +185,7 @@ NEAREST = [
     ({"zzqqxx": 1}, "zzqqxx", "1", "unknown key; remove it: docs/parameters.md lists the keys"),
     ({"n_heads": 4}, "n_heads", "4", "unknown key; use n_head"),
     ({"dataset_ids": ["toy"]}, "dataset_ids", '["toy"]', "unknown key; remove it: the ids stand in datasets"),
-    ({"use_tpu": True}, "use_tpu", "true", "devices come from --tpu and --gpu_ids"),
+    ({"use_tpu": True}, "use_tpu", "true", "devices come from --gpu_ids"),
     ({"tokenizer_path": "t"}, "tokenizer_path", '"t"', "it belongs in the dataset config, move it there"),
     ({"activation_function": "gellu"}, "activation_function", '"gellu"', "did you mean gelu?"),
     ({"activation_function": "softpluss"}, "activation_function", '"softpluss"', "did you mean softplus?"),

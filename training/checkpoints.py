@@ -115,7 +115,7 @@ def step_of(path: str) -> int:
 
 
 def delete_all(directory: str) -> int:
-    """Delete every checkpoint of a directory and the logs beside them; returns how many checkpoints there were."""
+    """Delete the checkpoints of a directory, with their logs and samples; returns how many checkpoints there were."""
     io = tf.io.gfile
     count = len(steps(directory))
     if io.isdir(directory):
@@ -127,6 +127,8 @@ def delete_all(directory: str) -> int:
             )
             if ours:
                 io.remove(io.join(directory, name))
+        for path in io.glob(io.join(directory, "predictions", "*samples_step_*.txt")):
+            io.remove(path)
     return count
 
 

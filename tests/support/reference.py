@@ -1,4 +1,4 @@
-"""The model, its loss and its optimizer in NumPy float64, written from the specification and the papers alone.
+"""The model, its loss and its optimizer in NumPy float64, written from docs/parameters.md and the papers alone.
 
 As plain as can be (a Python loop over queries, no masks, no batching of heads), so that it shares no idea with the code
 under test: Vaswani et al. 2017 for attention, Ba et al. 2016 for layer norm, Hendrycks & Gimpel 2016 for GELU, Kingma &

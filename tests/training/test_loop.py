@@ -55,7 +55,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 # What a run leaves
 
 
-def test_metrics_have_the_keys_of_the_specification(trained: Trained) -> None:
+def test_metrics_have_these_keys_and_no_others(trained: Trained) -> None:
     written = rows(trained.directory / "metrics.jsonl")
     keys = ["step", "loss", "nll", "lr", "grad_norm", "tokens_per_second", "mfu"]
     assert [list(row) for row in written] == [keys] * (STEPS // 3)
