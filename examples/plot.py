@@ -21,7 +21,7 @@ def save_curves(path: Path, held_out: Curve, training: Curve, baselines: Mapping
     axes.plot(*zip(*training, strict=True), color="tab:blue", alpha=0.35, linewidth=1, label="GPT, training text")
     axes.plot(*zip(*held_out, strict=True), color="tab:blue", marker="o", markersize=4, label="GPT, held-out text")
     last_step, last = held_out[-1]
-    axes.annotate(f"{last:.3f}", (last_step, last), (0, 7), textcoords="offset points", ha="right", color="tab:blue")
+    axes.annotate(f"{last:.3f}", (last_step, last), (7, -3), textcoords="offset points", color="tab:blue")
     for name, value in baselines.items():
         axes.axhline(value, color=_GREY, linewidth=1, linestyle="--")
         axes.annotate(
@@ -35,7 +35,7 @@ def save_curves(path: Path, held_out: Curve, training: Curve, baselines: Mapping
             color=_GREY,
         )
     axes.set(xlabel="training step", ylabel="bits per byte", title="Python's standard library: less is better")
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.1 * last_step)
     axes.set_ylim(bottom=min(last, *baselines.values()) - 0.3, top=max(baselines.values()) + 1)
     axes.legend(loc="upper center", frameon=False)
     for side in ("top", "right"):
