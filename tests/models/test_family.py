@@ -292,8 +292,10 @@ def test_layouts_give_the_logits_of_one_device(layout):
 @pytest.mark.parametrize("more", [{}, {**MLM, "recompute_grad": True, "tokens_per_mb_per_replica": 12}])
 def test_layouts_give_the_losses_and_gradients_of_one_device(layout, more):
     found = []
+    # Each replica has microbatches of its own: with a split batch they are others, and so are their dropout masks.
+    rate = 0.0 if more and layout == "batch:a" else 0.1
     for mesh in ({}, {"mesh_shape": "a:2", "layout": layout}):
-        keys = {**SMALL, **COMBINED, **more, **mesh, "train_batch_size": 4, "res_dropout": 0.1, "attn_dropout": 0.1}
+        keys = {**SMALL, **COMBINED, **more, **mesh, "train_batch_size": 4, "res_dropout": rate, "attn_dropout": rate}
         engine = make_engine(tiny_config(**keys), compiled=False)
         engine.create_variables(training=True)
         enlarge_weights(engine)
