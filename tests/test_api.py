@@ -300,3 +300,10 @@ def test_masked_models_are_trained_and_evaluated_but_neither_generate_nor_score(
             use(["import"])
     with pytest.raises(InputError, match="predict_steps = 1: mlm_training models fill masks"):
         api.train(replace(load_config(str(path)), predict_steps=1, train_steps=3))
+
+
+def test_a_single_text_is_not_taken_as_a_list_of_letters(model: api.Model) -> None:
+    with pytest.raises(InputError, match=r"prompts = 'ab': give a list of texts, such as \['ab'\]"):
+        model.generate("ab")
+    with pytest.raises(InputError, match="texts = 'ab': give a list"):
+        model.score("ab")

@@ -375,3 +375,13 @@ def test_weights_alone_are_restored_into_a_run_that_trains(tmp_path):
     missing = engine.restore(path)
     assert sorted(missing) == sorted(name for name in engine.store.masters if not is_weight(name) and "/" in name)
     assert json.loads((tmp_path / "model.ckpt-0.json").read_text()) == {"samples": 0}
+
+
+def test_starting_over_deletes_the_samples_of_the_old_run(tmp_path):
+    save(tmp_path, 10)
+    folder = tmp_path / "predictions"
+    folder.mkdir()
+    for name in ("samples_step_10.txt", "id_samples_step_10.txt", "prompt_step_10.txt"):
+        (folder / name).write_text("text")
+    assert checkpoints.delete_all(str(tmp_path)) == 1
+    assert [path.name for path in folder.iterdir()] == ["prompt_step_10.txt"]
