@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from meshes.compat import mtf
 
@@ -17,11 +16,9 @@ from models.attention import attention
 from models.cache import Cache, FullPass
 from models.context import Context, constant
 from models.feed_forward import feed_forward
+from models.moe import Balance, mixture_of_experts
 from models.norms import norm
 from models.positions import position_embedding
-
-if TYPE_CHECKING:
-    from models.moe import Balance
 
 
 @dataclass(frozen=True)
@@ -58,8 +55,6 @@ def forward(ctx: Context, tokens: mtf.Tensor, cache: Cache | None = None, *, rec
         outputs = mtf.recompute_grad(layer, [x]) if recompute else layer(x)
         x, parts = (outputs[0], outputs[1:]) if isinstance(outputs, (tuple, list)) else (outputs, ())
         if parts:
-            from models.moe import Balance
-
             balance[f"h{i}"] = Balance(*parts)
     return Forward(_score(ctx, norm(ctx, x, "ln_f")), balance)
 
@@ -114,8 +109,6 @@ class Layer:
         def second_half(h: mtf.Tensor) -> mtf.Tensor:
             if not self.is_mixture:
                 return feed_forward(self.ctx, h, f"{self.name}/mlp")
-            from models.moe import mixture_of_experts
-
             h, balance = mixture_of_experts(self.ctx, h, f"{self.name}/moe", f"{self.site}/moe")
             parts.extend([balance.loss, balance.load])
             return h

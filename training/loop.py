@@ -109,7 +109,8 @@ class Trainer:
             return
         missing = self.engine.restore(self.checkpoint)
         if missing:
-            log.info("%s has no optimizer state for %d weights: it starts at zero", self.checkpoint, len(missing) // 2)
+            weights = {name.rpartition("/")[0] for name in missing}  # optimizers differ in slots a weight
+            log.info("%s has no optimizer state for %d weights: it starts at zero", self.checkpoint, len(weights))
         self.step = int(self.engine.global_step.numpy())
         state = checkpoints.restore_state(self.checkpoint)
         self.position = int(state.get("samples", self.step * self.config.training.train_batch_size))
