@@ -20,11 +20,11 @@ if __name__ in ("__main__", "__mp_main__"):  # run as a file: import from the re
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 from data import storage
-from data.documents import FILE_TYPES, find_files
 from data.encoders import GPT2, Encoder, load_encoder
 from data.encoding import encode_files
 from data.progress import Progress
 from data.shards import Account, check_free, chunks, long_enough, shard_names, shard_pattern, write_shards
+from data.sources import add_source_flags, open_sources
 from errors import InputError
 
 
@@ -33,14 +33,12 @@ def create_tfrecords(flags: argparse.Namespace) -> None:
     encoder = load_encoder(GPT2, pretrained=True) if flags.use_gpt2_tokenizer else load_encoder(flags.encoder_path)
     separator = _separator(flags, encoder)
     _check_output(flags)
-    files = find_files(flags.input_dir, flags.file_type)
-    total = sum(storage.stat(path).size for path in files)
-    print(f"files to encode: {len(files):,}, {total:,} bytes, in {flags.processes} processes", flush=True)
+    sources = open_sources(flags.input_dir, flags)
+    total = sum(source.size for source in sources)
+    print(f"files to encode: {len(sources):,}, {total:,} bytes, in {flags.processes} processes", flush=True)
     account = Account()
     with Progress(total, "encoding") as progress:
-        documents = encode_files(
-            files, encoder, processes=flags.processes, errors=flags.errors, progress=progress.update
-        )
+        documents = encode_files(sources, encoder, processes=flags.processes, progress=progress.update)
         records = long_enough(account.read(documents), flags.minimum_size, account)
         if flags.mode == "chunks":
             records = chunks(records, separator, flags.chunk_size, account)
@@ -170,14 +168,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Encode a corpus into TFRecord files of token ids.")
     add = parser.add_argument
     add("--mode", choices=("documents", "chunks"), default="documents", help="what a record is (default: %(default)s)")
-    add("--input_dir", required=True, help="folder of text (with its subfolders), a file, or a glob")
-    add(
-        "--file_type",
-        nargs="+",
-        metavar="TYPE",
-        help=f"types of the files, such as txt, jsonl, jsonl.zst or py (default: {' '.join(FILE_TYPES)}); "
-        "jsonl holds a document a line in its field text, others are one document of plain text",
-    )
+    add_source_flags(parser, "--input_dir")
     add("--name", required=True, help="files are called NAME_<index>_<records>.tfrecords")
     add("--output_dir", required=True, help="where they go")
     tokenizer = parser.add_mutually_exclusive_group(required=True)
@@ -201,12 +192,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--records_per_file", type=_at_least(1), default=10_000, metavar="N", help="(default: %(default)s)")
     add("--processes", type=_at_least(1), default=_cores(), metavar="N", help="(default: one for each core)")
-    add(
-        "--errors",
-        choices=("strict", "replace"),
-        default="strict",
-        help="bytes that are not UTF-8: stop, or put U+FFFD",
-    )
     add(
         "--write_dataset_config",
         metavar="PATH",

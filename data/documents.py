@@ -10,6 +10,7 @@ import codecs
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import IO, Literal
 
 import zstandard
@@ -22,6 +23,29 @@ FILE_TYPES = ("txt", "jsonl", "jsonl.zst")
 
 Errors = Literal["strict", "replace"]
 Progress = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the bytes of a file become text.
+
+    text_key: field of JSON objects that holds the text. errors: what happens to bytes that are not UTF-8 (and to lone
+    surrogates in JSON): "strict" stops, "replace" puts U+FFFD. by_flags: the user has flags for these (--text_key,
+    --errors), which messages may therefore advise.
+    """
+
+    text_key: str = "text"
+    errors: Errors = "strict"
+    by_flags: bool = False
+
+    @property
+    def or_replace(self) -> str:
+        """What else can be done about text that is not UTF-8."""
+        return ", or use --errors replace" if self.by_flags else ""
+
+
+AS_IT_STANDS = Reading()
+"""The field `text` of JSON, and nothing that is not UTF-8."""
 
 _READ_BYTES = 1 << 20
 _COMPRESSED_BYTES = 1 << 16  # read at a time; what comes out of it is many times as much
@@ -61,16 +85,15 @@ def _of_type(paths: Iterable[str], file_types: Sequence[str]) -> list[str]:
     return [path for path in paths if path.endswith(endings)]
 
 
-def read_documents(path: str, errors: Errors = "strict", progress: Progress | None = None) -> Iterator[str]:
+def read_documents(path: str, reading: Reading = AS_IT_STANDS, progress: Progress | None = None) -> Iterator[str]:
     """Documents of one file.
 
-    errors: what happens to bytes that are not UTF-8 (and to lone surrogates in JSON): "strict" stops, "replace" puts
-    U+FFFD. progress is called with the number of bytes of the file read since its last call.
+    progress is called with the number of bytes of the file read since its last call.
 
     Raises InputError naming the file and the byte, or the line (counted from 1), that cannot be used.
     """
     held: list[str] = []
-    for piece, ends in read_pieces(path, 1 << 20, errors, progress):
+    for piece, ends in read_pieces(path, 1 << 20, reading, progress):
         held.append(piece)
         if ends:
             yield "".join(held)
@@ -78,7 +101,7 @@ def read_documents(path: str, errors: Errors = "strict", progress: Progress | No
 
 
 def read_pieces(
-    path: str, size: int, errors: Errors = "strict", progress: Progress | None = None
+    path: str, size: int, reading: Reading = AS_IT_STANDS, progress: Progress | None = None
 ) -> Iterator[tuple[str, bool]]:
     """read_documents() in pieces: (text, whether the document ends with it).
 
@@ -93,9 +116,9 @@ def read_pieces(
                 blocks = _decompressed(path, file, progress) if path.endswith(".zst") else _blocks(file, progress)
                 for number, line in enumerate(_lines(blocks), start=1):
                     if line.strip():
-                        yield from _cut([_text_of(line, f"{path}: line {number}", errors)], size)
+                        yield from _cut([_text_of(line, f"{path}: line {number}", reading)], size)
             else:
-                yield from _cut(_decoded(path, _blocks(file, progress), errors), size)
+                yield from _cut(_decoded(path, _blocks(file, progress), reading), size)
     except storage.errors() as error:
         raise InputError(f"{path}: cannot be read: {storage.reason(error)}") from error
 
@@ -150,8 +173,8 @@ def _lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
     yield b"".join(held)
 
 
-def _decoded(path: str, blocks: Iterable[bytes], errors: Errors) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8")(errors)
+def _decoded(path: str, blocks: Iterable[bytes], reading: Reading) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")(reading.errors)
     read = 0
     try:
         for block in blocks:
@@ -161,18 +184,16 @@ def _decoded(path: str, blocks: Iterable[bytes], errors: Errors) -> Iterator[str
     except UnicodeDecodeError as error:
         # error.object also has the bytes that an earlier block left over.
         at = read - len(error.object) + error.start
-        raise InputError(f"{path}: byte {at} is not UTF-8; convert the file, or use --errors replace") from error
+        raise InputError(f"{path}: byte {at} is not UTF-8; convert the file{reading.or_replace}") from error
 
 
-def _text_of(line: bytes, where: str, errors: Errors) -> str:
+def _text_of(line: bytes, where: str, reading: Reading) -> str:
     """The document of one JSON line."""
     try:
-        text = line.decode("utf-8", errors)
+        text = line.decode("utf-8", reading.errors)
         value = json.loads(text)
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{where}: byte {error.start} of it is not UTF-8; convert it, or use --errors replace"
-        ) from error
+        raise InputError(f"{where}: byte {error.start} of it is not UTF-8; convert it{reading.or_replace}") from error
     except ValueError as error:
         raise InputError(f"{where}: is not JSON ({error}); each line must be an object with a field text") from error
     document = value.get("text") if isinstance(value, dict) else None
@@ -181,8 +202,8 @@ def _text_of(line: bytes, where: str, errors: Errors) -> str:
     try:
         document.encode("utf-8")
     except UnicodeEncodeError as error:  # JSON can write half of a character: "\ud83d"
-        if errors == "strict":
+        if reading.errors == "strict":
             reason = f"character {error.start} of its text is a lone surrogate"
-            raise InputError(f"{where}: {reason}; mend it, or use --errors replace") from error
+            raise InputError(f"{where}: {reason}; mend it{reading.or_replace}") from error
         document = document.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return document

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from data.documents import Errors, read_documents, read_pieces
 from data.encoders import Encoder
+from data.sources import Source
 from errors import InputError
 
 Ids = npt.NDArray[np.int32]
@@ -41,14 +41,13 @@ class _Encoded(NamedTuple):
 
 
 def encode_files(
-    files: Sequence[str],
+    sources: Sequence[Source],
     encoder: Encoder,
     *,
     processes: int,
-    errors: Errors = "strict",
     progress: Callable[[int], object] = lambda _: None,
 ) -> Iterator[Ids]:
-    """Ids of every document of `files`, in order, whatever the number of processes. Special tokens in them are text.
+    """Ids of every document of `sources`, in order, whatever the number of processes. Special tokens in them are text.
 
     `progress` is called with the number of bytes of the files that were encoded since its last call. Memory is bounded
     by the longest document (4 bytes a token) and a few tasks for each process.
@@ -56,7 +55,7 @@ def encode_files(
     Raises InputError when a file cannot be read, or a process is killed.
     """
     held: list[Ids] = []
-    for task, encoded in _in_order(_tasks(files, encoder, errors), encoder, processes):
+    for task, encoded in _in_order(_tasks(sources, encoder), encoder, processes):
         progress(task.bytes)
         texts = np.split(encoded.ids, np.cumsum(encoded.lengths)[:-1])
         for ids, ends in zip(texts, task.ends, strict=True):
@@ -66,7 +65,7 @@ def encode_files(
                 held = []
 
 
-def _tasks(files: Sequence[str], encoder: Encoder, errors: Errors) -> Iterator[_Task]:
+def _tasks(sources: Sequence[Source], encoder: Encoder) -> Iterator[_Task]:
     texts: list[str] = []
     ends: list[bool] = []
     characters = read = 0
@@ -75,12 +74,12 @@ def _tasks(files: Sequence[str], encoder: Encoder, errors: Errors) -> Iterator[_
         nonlocal read
         read += size
 
-    def pieces(path: str) -> Iterator[tuple[str, bool]]:
+    def pieces(source: Source) -> Iterator[tuple[str, bool]]:
         if encoder.splittable:
-            return read_pieces(path, _TASK_CHARACTERS, errors, count)
-        return ((document, True) for document in read_documents(path, errors, count))
+            return source.pieces(_TASK_CHARACTERS, count)
+        return ((document, True) for document in source.documents(count))
 
-    for text, end in chain.from_iterable(map(pieces, files)):
+    for text, end in chain.from_iterable(map(pieces, sources)):
         texts.append(text)
         ends.append(end)
         characters += len(text)

@@ -16,9 +16,9 @@ if __name__ in ("__main__", "__mp_main__"):  # run as a file: import from the re
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from data import storage
-from data.documents import FILE_TYPES, Errors, find_files, read_pieces
 from data.encoders import END_OF_TEXT, PADDING, TOKENIZER_FILE, byte_level_bpe
 from data.progress import Progress
+from data.sources import Source, add_source_flags, open_sources
 from data.storage import make_folder
 from errors import InputError
 
@@ -28,10 +28,10 @@ SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
 _PIECE_CHARACTERS = 1 << 20
 
 
-def train_tokenizer(files: Sequence[str], vocab_size: int, errors: Errors = "strict") -> Tokenizer:
-    """A tokenizer of at most `vocab_size` tokens, trained on all of every file; ids 0 and 1 are the special tokens.
+def train_tokenizer(sources: Sequence[Source], vocab_size: int) -> Tokenizer:
+    """A tokenizer of at most `vocab_size` tokens, trained on all of every source; ids 0 and 1 are the special tokens.
 
-    The 256 bytes are always in it, so that it encodes any text. The same files in the same order give the same
+    The 256 bytes are always in it, so that it encodes any text. The same sources in the same order give the same
     tokenizer. There are fewer tokens than asked for when the corpus holds no more pairs that occur twice.
 
     Raises InputError when vocab_size cannot hold bytes and special tokens, or a file cannot be read.
@@ -49,14 +49,14 @@ def train_tokenizer(files: Sequence[str], vocab_size: int, errors: Errors = "str
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    with Progress(sum(storage.stat(path).size for path in files), "reading") as progress:
-        tokenizer.train_from_iterator(_texts(files, errors, progress), trainer)
+    with Progress(sum(source.size for source in sources), "reading") as progress:
+        tokenizer.train_from_iterator(_texts(sources, progress), trainer)
     return tokenizer
 
 
-def _texts(files: Sequence[str], errors: Errors, progress: Progress) -> Iterator[str]:
-    for path in files:
-        for piece, _ in read_pieces(path, _PIECE_CHARACTERS, errors, progress.update):
+def _texts(sources: Sequence[Source], progress: Progress) -> Iterator[str]:
+    for source in sources:
+        for piece, _ in source.pieces(_PIECE_CHARACTERS, progress.update):
             yield piece
 
 
@@ -74,32 +74,19 @@ def save(tokenizer: Tokenizer, folder: str) -> str:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train a byte-level BPE tokenizer on text files, all of every file.")
-    parser.add_argument("--base_dir", required=True, help="folder of text (with its subfolders), a file, or a glob")
+    add_source_flags(parser, "--base_dir")
     parser.add_argument("--output_dir", required=True, help=f"folder for {TOKENIZER_FILE}")
-    parser.add_argument(
-        "--file_type",
-        nargs="+",
-        metavar="TYPE",
-        help=f"types of the files, such as txt, jsonl, jsonl.zst or py (default: {' '.join(FILE_TYPES)}); "
-        "jsonl holds a document a line in its field text, others are plain text",
-    )
     parser.add_argument("--vocab_size", type=int, default=50257, help="tokens, the special ones included (%(default)s)")
-    parser.add_argument(
-        "--errors",
-        choices=("strict", "replace"),
-        default="strict",
-        help="bytes that are not UTF-8: stop, or put U+FFFD for them (default: %(default)s)",
-    )
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     flags = _arguments(argv)
     try:
-        files = find_files(flags.base_dir, flags.file_type)
+        sources = open_sources(flags.base_dir, flags)
         make_folder(flags.output_dir)  # before the work, not after it
-        print(f"training on {len(files):,} files")
-        tokenizer = train_tokenizer(files, flags.vocab_size, flags.errors)
+        print(f"training on {len(sources):,} files")
+        tokenizer = train_tokenizer(sources, flags.vocab_size)
         found = tokenizer.get_vocab_size()
         if found < flags.vocab_size:
             print(f"{found:,} tokens, not {flags.vocab_size:,}: the text has no more pairs that occur twice")

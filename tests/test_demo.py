@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from data.encoders import Encoder, load_encoder
+from data.sources import file_sources
 from data.train_tokenizer import save
 from data.train_tokenizer import train_tokenizer as train_bpe
 from errors import InputError
@@ -88,7 +89,7 @@ class TestText:
 @pytest.fixture
 def encoder(tmp_path) -> Encoder:
     (tmp_path / "text.txt").write_bytes(LINE * 10)
-    return load_encoder(save(train_bpe([str(tmp_path / "text.txt")], 300), str(tmp_path)))
+    return load_encoder(save(train_bpe(file_sources([str(tmp_path / "text.txt")]), 300), str(tmp_path)))
 
 
 class TestBaselines:

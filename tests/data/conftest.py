@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from data.encoders import Encoder, load_encoder
+from data.sources import file_sources
 from data.train_tokenizer import save, train_tokenizer
 
 
@@ -20,7 +21,7 @@ def sources() -> list[str]:
 
 @pytest.fixture(scope="session")
 def tokenizer_path(sources: list[str], tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save(train_tokenizer(sources, 1000), str(tmp_path_factory.mktemp("tokenizer")))
+    return save(train_tokenizer(file_sources(sources), 1000), str(tmp_path_factory.mktemp("tokenizer")))
 
 
 @pytest.fixture(scope="session")

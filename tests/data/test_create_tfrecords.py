@@ -22,6 +22,7 @@ from data.create_tfrecords import main
 from data.encoders import Encoder
 from data.encoding import encode_files
 from data.shards import Account, chunks, long_enough, write_shards
+from data.sources import file_sources
 from data.tfrecords import load_index, parse_records, read_records
 from errors import InputError
 
@@ -173,10 +174,10 @@ def test_processes_and_pieces_change_nothing(
     corpus: Path, encoder: Encoder, sources: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = [*sources, str(corpus / "1.jsonl")]
-    whole = [ids.tolist() for ids in encode_files(files, encoder, processes=1)]
+    whole = [ids.tolist() for ids in encode_files(file_sources(files), encoder, processes=1)]
     monkeypatch.setattr(encoding, "_TASK_CHARACTERS", 1000)
     read: list[int] = []
-    parallel = [ids.tolist() for ids in encode_files(files, encoder, processes=2, progress=read.append)]
+    parallel = [ids.tolist() for ids in encode_files(file_sources(files), encoder, processes=2, progress=read.append)]
     assert whole == parallel == [encoder.encode_documents([text])[0] for text in texts(files)]
     assert len(read) > 100
     assert sum(read) == sum(os.path.getsize(path) for path in files)
@@ -191,12 +192,12 @@ def test_tokenizers_that_cannot_be_cut(encoder: Encoder, sources: list[str], mon
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     other = Encoder(tokenizer, "other")
     monkeypatch.setattr(encoding, "_TASK_CHARACTERS", 100)
-    (ids,) = encode_files(sources[:1], other, processes=1)
+    (ids,) = encode_files(file_sources(sources[:1]), other, processes=1)
     assert ids.tolist() == other.encode(Path(sources[0]).read_text())
 
 
 def test_stopping_early_ends_the_processes(sources: list[str], encoder: Encoder) -> None:
-    documents = encode_files(sources, encoder, processes=2)
+    documents = encode_files(file_sources(sources), encoder, processes=2)
     next(documents)
     documents.close()  # type: ignore[attr-defined]
     import multiprocessing
@@ -207,7 +208,7 @@ def test_stopping_early_ends_the_processes(sources: list[str], encoder: Encoder)
 def test_errors_of_the_reader_come_through_the_pool(corpus: Path, encoder: Encoder) -> None:
     (corpus / "1.jsonl").write_text("no json")
     with pytest.raises(InputError, match=r"1\.jsonl: line 1"):
-        list(encode_files([str(corpus / "0.txt"), str(corpus / "1.jsonl")], encoder, processes=2))
+        list(encode_files(file_sources([str(corpus / "0.txt"), str(corpus / "1.jsonl")]), encoder, processes=2))
 
 
 def _killed(texts: list[str]) -> None:
@@ -217,7 +218,7 @@ def _killed(texts: list[str]) -> None:
 def test_a_killed_process_is_reported(corpus: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoding, "_work", _killed)
     with pytest.raises(InputError, match=r"--processes 2: one of the processes was killed.*give fewer"):
-        list(encode_files([str(corpus / "0.txt")], encoder, processes=2))
+        list(encode_files(file_sources([str(corpus / "0.txt")]), encoder, processes=2))
 
 
 # Nothing written, nothing lost

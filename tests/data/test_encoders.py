@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from data import documents
-from data.documents import find_files, read_documents, read_pieces
+from data.documents import Reading, find_files, read_documents, read_pieces
 from data.encoders import Encoder, byte_level_bpe, load_encoder
 from errors import InputError
 
@@ -240,7 +240,7 @@ def test_a_text_file_is_one_document_as_it_stands(
         except UnicodeDecodeError as error:
             with pytest.raises(InputError, match=rf"a\.txt: byte {error.start} is not UTF-8"):
                 list(read_documents(str(path)))
-            assert list(read_documents(str(path), "replace")) == [content.decode(errors="replace")]
+            assert list(read_documents(str(path), Reading(errors="replace"))) == [content.decode(errors="replace")]
         else:
             assert list(read_documents(str(path))) == [expected]
 
@@ -308,7 +308,7 @@ def test_bad_line(tmp_path: Path, line: bytes, reason: str) -> None:
 def test_bad_characters_can_be_replaced(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "a\xff"}\n{"text": "b\\ud800c \\ud83c\\udf89"}\n')
-    assert list(read_documents(str(path), "replace")) == ["a\ufffd", "b\ufffdc 🎉"]
+    assert list(read_documents(str(path), Reading(errors="replace"))) == ["a\ufffd", "b\ufffdc 🎉"]
 
 
 def test_long_text_is_read_in_pieces(tmp_path: Path) -> None:

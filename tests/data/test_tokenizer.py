@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.encoders import Encoder, load_encoder
+from data.sources import file_sources
 from data.train_tokenizer import main, save, train_tokenizer
 from errors import InputError
 
@@ -26,7 +27,7 @@ def test_any_text_round_trips(encoder: Encoder, text: str) -> None:
 
 def test_every_byte_has_a_token(tmp_path: Path) -> None:
     (tmp_path / "tiny.txt").write_text("aaaa")
-    tokenizer = train_tokenizer([str(tmp_path / "tiny.txt")], 1000)
+    tokenizer = train_tokenizer(file_sources([str(tmp_path / "tiny.txt")]), 1000)
     assert tokenizer.get_vocab_size() >= 258
     assert tokenizer.decode(tokenizer.encode("\N{SNOWMAN} ünseen\0\x7f").ids) == "\N{SNOWMAN} ünseen\0\x7f"
 
@@ -41,9 +42,9 @@ def test_no_space_is_put_in_front(encoder: Encoder) -> None:
 
 
 def test_training_is_deterministic(sources: list[str], encoder: Encoder) -> None:
-    again = Encoder(train_tokenizer(sources, 1000), "again")
+    again = Encoder(train_tokenizer(file_sources(sources), 1000), "again")
     assert again.fingerprint == encoder.fingerprint
-    assert Encoder(train_tokenizer(sources, 999), "other").fingerprint != encoder.fingerprint
+    assert Encoder(train_tokenizer(file_sources(sources), 999), "other").fingerprint != encoder.fingerprint
 
 
 def test_all_of_every_file_counts(tmp_path: Path) -> None:
@@ -52,24 +53,24 @@ def test_all_of_every_file_counts(tmp_path: Path) -> None:
         (tmp_path / f"{number:02}.txt").write_text(f"nothing here {number}")
     (tmp_path / "49.txt").write_text("y " * 600_000 + " quetzalcoatlus" * 10)
     files = [str(path) for path in sorted(tmp_path.iterdir())]
-    assert train_tokenizer(files, 400).token_to_id("Ġquetzalcoatlus") is not None
+    assert train_tokenizer(file_sources(files), 400).token_to_id("Ġquetzalcoatlus") is not None
 
 
 @pytest.mark.parametrize("vocab_size", [0, -1, 257])
 def test_vocabulary_too_small(sources: list[str], vocab_size: int) -> None:
     with pytest.raises(InputError, match=rf"--vocab_size {vocab_size} is too small.*258"):
-        train_tokenizer(sources, vocab_size)
+        train_tokenizer(file_sources(sources), vocab_size)
 
 
 def test_bytes_alone(sources: list[str]) -> None:
-    assert train_tokenizer(sources[:1], 258).get_vocab_size() == 258
+    assert train_tokenizer(file_sources(sources[:1]), 258).get_vocab_size() == 258
 
 
 def test_output_folder_is_left_as_it_is(sources: list[str], tmp_path: Path) -> None:
     kept = tmp_path / "kept.txt"
     kept.write_text("mine")
-    save(train_tokenizer(sources[:1], 300), str(tmp_path))
-    path = save(train_tokenizer(sources[:1], 310), str(tmp_path))
+    save(train_tokenizer(file_sources(sources[:1]), 300), str(tmp_path))
+    path = save(train_tokenizer(file_sources(sources[:1]), 310), str(tmp_path))
     assert kept.read_text() == "mine"
     assert load_encoder(path).n_vocab == 310
     assert {item.name for item in tmp_path.iterdir()} == {"kept.txt", "byte-level-bpe.tokenizer.json"}
