@@ -32,8 +32,10 @@ def plan_mesh(
     mesh, count, first = config.mesh, len(devices), devices[0]
     where = f'{config.source}: "mesh_shape": "{mesh.mesh_shape}"'
     if mesh.size == count:
-        _check_layout(config, tensors)
-        return MeshPlan(mesh.shape, mesh.rules, tuple(devices))
+        # mesh-tensorflow counts a mesh dimension of size 1, which splits nothing, as a split.
+        rules = {tensor: mesh_dim for tensor, mesh_dim in mesh.rules.items() if mesh.shape[mesh_dim] > 1}
+        _check_layout(config, tensors, rules)
+        return MeshPlan(mesh.shape, rules, tuple(devices))
     if not mesh.shape and not chosen:
         whole = f'"mesh_shape": "all:{count}", "layout": "batch:all"'
         return MeshPlan(
@@ -57,9 +59,8 @@ def _count(devices: int) -> str:
     return f"{devices} device{'s' * (devices != 1)}"
 
 
-def _check_layout(config: Config, tensors: Mapping[str, mtf.Shape]) -> None:
+def _check_layout(config: Config, tensors: Mapping[str, mtf.Shape], rules: Mapping[str, str]) -> None:
     sizes = config.mesh.shape
-    rules = {tensor: mesh for tensor, mesh in config.mesh.rules.items() if sizes[mesh] > 1}
     where = f'{config.source}: "layout": "{config.mesh.layout}"'
     for what, shape in tensors.items():
         split_by: dict[str, str] = {}

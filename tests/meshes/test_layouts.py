@@ -132,7 +132,9 @@ def test_two_dimensions_of_a_tensor_on_one_mesh_dimension(layout, words):
 
 
 def test_a_mesh_dimension_of_size_one_splits_nothing():
-    assert plan(2, mesh_shape="a:1,b:2", layout="batch:a,heads:a,sequence:b").shape == {"a": 1, "b": 2}
+    found = plan(2, mesh_shape="a:1,b:2", layout="batch:a,heads:a,sequence:b")
+    assert found.shape == {"a": 1, "b": 2}
+    assert found.rules == {"sequence": "b"}, "mesh-tensorflow refuses two dimensions along one of size 1"
 
 
 def test_dimensions_of_different_tensors_share_a_mesh_dimension():
