@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 TPU_VENV ?= .venv-tpu
+PEERS_VENV ?= .venv-peers
 # GPU=1 adds NVIDIA's libraries to the environment (Linux, driver 525 or newer): make demo GPU=1
 GPU ?=
 
@@ -11,6 +12,7 @@ RUNTIME := $(VENV)/.runtime$(if $(filter-out 0,$(GPU)),-gpu)
 RUNTIME_LOCK := requirements$(if $(filter-out 0,$(GPU)),-gpu).lock
 DEV := $(VENV)/.dev
 TPU := $(TPU_VENV)/.tpu
+PEERS := $(PEERS_VENV)/.peers
 TOOLS := .venv-tools
 
 # The pip of a fresh environment may be too old to build this project as below.
@@ -21,7 +23,7 @@ THIS_PROJECT := --no-deps --no-build-isolation --config-settings editable_mode=c
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-slow test-all test-tpu tpu-env lint types docs docs-check lock clean
+.PHONY: help venv demo test test-slow test-all test-tpu test-peers tpu-env peers-env lint types docs docs-check lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -33,17 +35,22 @@ demo: $(RUNTIME)  ## train and sample a small model on this machine
 	$(BIN)/python examples/demo.py
 
 test: $(DEV)  ## quick tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not peers"
 
 test-slow: $(DEV)  ## the tests that take minutes
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not peers"
 
-test-all: $(DEV)  ## every test
-	$(BIN)/python -m pytest
+test-all: $(DEV) $(PEERS)  ## every test
+	PEERS_VENV=$(PEERS_VENV) $(BIN)/python -m pytest
 
 test-tpu: $(TPU)  ## the tests marked tpu_env, under TensorFlow 2.15 (TPUEstimator)
 	$(TPU_VENV)/bin/python $(PIP_INSTALL) -r requirements-dev.lock
 	$(TPU_VENV)/bin/python -m pytest -m tpu_env
+
+test-peers: $(DEV) $(PEERS)  ## the tests marked peers, against Hugging Face and PyTorch
+	PEERS_VENV=$(PEERS_VENV) $(BIN)/python -m pytest -m peers
+
+peers-env: $(PEERS)  ## make .venv-peers, where Hugging Face and PyTorch are (CPU)
 
 tpu-env: $(TPU)  ## make .venv-tpu, what --tpu runs in (Python 3.10 or 3.11)
 
@@ -93,6 +100,26 @@ $(TPU): requirements-tpu.lock pyproject.toml
 	$(TPU_VENV)/bin/python $(PIP_INSTALL) $(THIS_PROJECT)
 	@touch $@
 
+# Python 3.11 first; any that has a working venv will do.
+PEERS_PYTHONS = python3.11 $(wildcard $(HOME)/.pyenv/versions/3.11.*/bin/python) python3.12 python3.13 python3.10 \
+                $(PYTHON)
+PEERS_PYTHON ?= $(shell for python in $(PEERS_PYTHONS); do \
+    $$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+    && echo $$python && break; done)
+# PyPI's torch for Linux brings gigabytes of NVIDIA's libraries. The build for CPUs is on torch's own index, under a
+# version that PyPI does not have: without that index (or a local copy) this fails and fetches nothing else.
+TORCH := torch==2.13.0$(if $(filter Linux,$(shell uname -s)),+cpu)
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+$(PEERS): requirements-peers.lock
+	@test -n "$(PEERS_PYTHON)" || { echo \
+	  "error: no Python 3.10-3.13 was found: make peers-env PEERS_PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PEERS_VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PEERS_PYTHON) -m venv --clear $(PEERS_VENV)
+	$(PEERS_VENV)/bin/python $(PIP_INSTALL) '$(PIP)'
+	$(PEERS_VENV)/bin/python $(PIP_INSTALL) --no-deps --retries 1 --extra-index-url $(TORCH_INDEX) '$(TORCH)'
+	$(PEERS_VENV)/bin/python $(PIP_INSTALL) -r requirements-peers.lock
+	@touch $@
+
 # --- versions ---------------------------------------------------------------------------------------------------------
 
 # One lock for every supported Python and system, from the public index alone whatever this machine's settings are.
@@ -105,6 +132,7 @@ lock: $(TOOLS)/.uv  ## resolve requirements*.txt to the newest versions into req
 	$(COMPILE) requirements-dev.txt -o requirements-dev.lock
 	$(COMPILE) requirements-gpu.txt -o requirements-gpu.lock
 	$(COMPILE) requirements-tpu.txt -o requirements-tpu.lock
+	$(COMPILE) requirements-peers.txt -o requirements-peers.lock
 
 $(TOOLS)/.uv:
 	$(PYTHON) -m venv --clear $(TOOLS)
@@ -112,5 +140,5 @@ $(TOOLS)/.uv:
 	@touch $@
 
 clean:  ## remove the environments and caches
-	rm -rf $(VENV) $(TPU_VENV) $(TOOLS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TPU_VENV) $(PEERS_VENV) $(TOOLS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
