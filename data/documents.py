@@ -1,96 +1,48 @@
-"""Readers of text corpora, one document at a time.
+"""Readers of text corpora, one document at a time, told apart by the endings of their names.
 
-`.jsonl` and `.jsonl.zst` hold a document a line, in the field `text`; a file of any other type is one document,
-exactly as it stands. Everything is UTF-8.
+| ending | documents |
+|---|---|
+| `.jsonl`, `.ndjson` | one a line: an object with the text under a field, or a string |
+| `.json` | the items of its array; without an array, one a line |
+| `.parquet` | one a row |
+| `.tar`, `.zip` | those of each file in it, which is read as its own name says |
+| `.dat` inside a compressed file | as lm_dataformat writes it |
+| anything else, `.txt` too | one: the whole file exactly as it stands |
+
+Any of them may be compressed: `.gz`, `.xz`, `.bz2`, `.zst` (and `.tgz`). Where a compressed file's name says no more
+than that, its content tells: a tar archive, JSON lines, or else text. Everything is UTF-8, and nothing is held whole in
+memory but a line, an item, or a row group.
 """
 
 from __future__ import annotations
 
-import codecs
-import json
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import IO, Literal
-
-import zstandard
+from collections.abc import Callable, Iterable, Iterator
+from typing import IO
 
 from data import storage
+from data.archives import BlockReader, dat_members, is_tar, tar_members, zip_members
+from data.compression import ENDINGS, decompressed
+from data.json_documents import begins_with_object, lines, lines_or_array
+from data.parquet import parquet_documents
+from data.pieces import cut
+from data.text import AS_IT_STANDS, Reading, decoded
 from errors import InputError
 
-FILE_TYPES = ("txt", "jsonl", "jsonl.zst")
-"""What is looked for in a folder when no type is asked for."""
-
-Errors = Literal["strict", "replace"]
 Progress = Callable[[int], object]
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How the bytes of a file become text.
-
-    text_key: field of JSON objects that holds the text. errors: what happens to bytes that are not UTF-8 (and to lone
-    surrogates in JSON): "strict" stops, "replace" puts U+FFFD. by_flags: the user has flags for these (--text_key,
-    --errors), which messages may therefore advise.
-    """
-
-    text_key: str = "text"
-    errors: Errors = "strict"
-    by_flags: bool = False
-
-    @property
-    def or_replace(self) -> str:
-        """What else can be done about text that is not UTF-8."""
-        return ", or use --errors replace" if self.by_flags else ""
-
-
-AS_IT_STANDS = Reading()
-"""The field `text` of JSON, and nothing that is not UTF-8."""
+Documents = Iterator[Iterable[str]]
+"""Documents as blocks of text. A document is to be read to its end before the next one is asked for."""
 
 _READ_BYTES = 1 << 20
 _COMPRESSED_BYTES = 1 << 16  # read at a time; what comes out of it is many times as much
-_MAX_WINDOW = 1 << 31  # `zstd --long=31`
-# Where a document may be cut: before white space that follows something else. U+180E was white space until Unicode 6.3.
-_CUT = re.compile(r"[^\s\u180e][ \n]")
-
-
-def find_files(pattern: str, file_types: Sequence[str] | None = None) -> list[str]:
-    """Files of a corpus, sorted.
-
-    pattern: a file, a folder (searched with its subfolders), or a glob of either. file_types: endings without their
-    leading dot, such as `txt` or `py`; of a folder only such files are taken, FILE_TYPES when it is None. A glob is
-    filtered only when types are given; a file that is named is taken whatever it is.
-
-    Raises InputError when nothing is found.
-    """
-    if storage.is_folder(pattern):
-        found = _of_type(storage.walk(pattern), file_types or FILE_TYPES)
-    elif storage.exists(pattern):
-        found = [pattern]
-    else:
-        found = []
-        for match in storage.glob(pattern):
-            if storage.is_folder(match):
-                found += _of_type(storage.walk(match), file_types or FILE_TYPES)
-            else:
-                found += _of_type([match], file_types) if file_types else [match]
-    if not found:
-        types = ", ".join(f".{name.lstrip('.')}" for name in file_types or FILE_TYPES)
-        raise InputError(f"{pattern}: no {types} file there; check the path, or ask for another --file_type")
-    return sorted(set(found))
-
-
-def _of_type(paths: Iterable[str], file_types: Sequence[str]) -> list[str]:
-    endings = tuple(f".{name.lstrip('.')}" for name in file_types)
-    return [path for path in paths if path.endswith(endings)]
+_HEAD_BYTES = 1 << 20  # looked at to tell what a file is
 
 
 def read_documents(path: str, reading: Reading = AS_IT_STANDS, progress: Progress | None = None) -> Iterator[str]:
     """Documents of one file.
 
-    progress is called with the number of bytes of the file read since its last call.
+    progress is called with the number of bytes of the file read since its last call; the calls add up to its size.
 
-    Raises InputError naming the file and the byte, or the line (counted from 1), that cannot be used.
+    Raises InputError naming the file, and where in it something is that cannot be used.
     """
     held: list[str] = []
     for piece, ends in read_pieces(path, 1 << 20, reading, progress):
@@ -109,101 +61,91 @@ def read_pieces(
     token of a tokenizer that is `splittable`. It may be longer where there is no such place. A file of many gigabytes
     is read in little memory.
     """
-    progress = progress or (lambda _: None)
+    count = _Count(progress or (lambda _: None))
     try:
         with storage.open_binary(path) as file:
-            if path.endswith((".jsonl", ".jsonl.zst")):
-                blocks = _decompressed(path, file, progress) if path.endswith(".zst") else _blocks(file, progress)
-                for number, line in enumerate(_lines(blocks), start=1):
-                    if line.strip():
-                        yield from _cut([_text_of(line, f"{path}: line {number}", reading)], size)
-            else:
-                yield from _cut(_decoded(path, _blocks(file, progress), reading), size)
+            for document in _of_file(path, file, reading, count):
+                yield from cut(document, size)
+        count.up_to(storage.stat(path).size)
     except storage.errors() as error:
         raise InputError(f"{path}: cannot be read: {storage.reason(error)}") from error
 
 
-def _cut(blocks: Iterable[str], size: int) -> Iterator[tuple[str, bool]]:
-    """Pieces of the document that `blocks` make up."""
-    held, searched = "", 0
-    for block in blocks:
-        held += block
-        start = 0
-        while (match := _CUT.search(held, max(start + size - 1, searched))) is not None:
-            yield held[start : match.start() + 1], False
-            start = searched = match.start() + 1
-        searched = max(len(held) - 1, start) - start
-        held = held[start:]
-    yield held, True
+class _Count:
+    """Tells `progress` how much of a file was read, and at last what the reader did not see, such as zip's index."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._done = 0
+
+    def __call__(self, size: int) -> None:
+        self._done += size
+        self._progress(size)
+
+    def up_to(self, size: int) -> None:
+        if size > self._done:
+            self(size - self._done)
 
 
-def _blocks(file: IO[bytes], progress: Progress, size: int = _READ_BYTES) -> Iterator[bytes]:
+def _of_file(path: str, file: IO[bytes], reading: Reading, count: Progress) -> Documents:
+    """Documents of an open file; `count` is told how far it has been read."""
+    name = path.lower()
+    if name.endswith(".zip"):
+        for member, content in zip_members(path, file, count):
+            yield from _of_stream(f"{path}: {member}", member, content, reading)
+    elif name.endswith(".parquet"):
+        yield from ([text] for text in parquet_documents(path, file, reading, count))
+    else:
+        size = _COMPRESSED_BYTES if name.endswith((*ENDINGS, ".tgz")) else _READ_BYTES
+        yield from _of_stream(path, path, _blocks(file, count, size), reading)
+
+
+def _of_stream(where: str, name: str, blocks: Iterator[bytes], reading: Reading) -> Documents:
+    """Documents of a file called `name` with this content; messages call it `where`."""
+    lower = name.lower()
+    if lower.endswith(".tgz"):
+        name, lower = f"{name[:-4]}.tar.gz", f"{lower[:-4]}.tar.gz"
+    if lower.endswith(ENDINGS):
+        ending = lower[lower.rindex(".") :]
+        yield from _of_compressed(where, name[: -len(ending)], decompressed(where, ending, blocks), reading)
+    elif lower.endswith(".tar"):
+        yield from _of_tar(where, name, blocks, reading)
+    elif lower.endswith((".jsonl", ".ndjson")):
+        yield from ([text] for text in lines(where, blocks, reading))
+    elif lower.endswith(".json"):
+        yield from ([text] for text in lines_or_array(where, blocks, reading))
+    elif lower.endswith((".zip", ".parquet")):
+        raise InputError(f"{where}: a zip or Parquet file inside another file cannot be read; unpack the outer one")
+    else:
+        yield decoded(where, blocks, reading)
+
+
+def _of_compressed(where: str, name: str, blocks: Iterator[bytes], reading: Reading) -> Documents:
+    """Documents of decompressed content; `name` is without the compression's ending."""
+    if name.lower().endswith(".dat"):
+        for member, content in dat_members(where, blocks):
+            yield decoded(f"{where}: {member}", content, reading)
+    elif name.lower().endswith((".txt", *_TOLD)):
+        yield from _of_stream(where, name, blocks, reading)
+    else:
+        reader = BlockReader(blocks)
+        head = reader.peek(_HEAD_BYTES)
+        kind = ".tar" if is_tar(head) else ".jsonl" if begins_with_object(head) else ""
+        yield from _of_stream(where, name + kind, iter(reader), reading)
+
+
+_TOLD = (".jsonl", ".ndjson", ".json", ".tar", ".zip", ".parquet", ".tgz", *ENDINGS)  # endings that tell what it is
+
+
+def _of_tar(where: str, name: str, blocks: Iterator[bytes], reading: Reading) -> Documents:
+    outer = name[: -len(".tar")]
+    for member, content in tar_members(where, blocks):
+        # lm_dataformat's .jsonl.zst.tar has members of any name, which the archive's own name tells how to read.
+        told = member.lower().endswith((".txt", *_TOLD)) or not outer.lower().endswith(_TOLD)
+        yield from _of_stream(f"{where}: {member}", member if told else outer, content, reading)
+
+
+def _blocks(file: IO[bytes], progress: Progress, size: int) -> Iterator[bytes]:
     while block := file.read(size):
         yield block
         progress(len(block))
-
-
-def _decompressed(path: str, file: IO[bytes], progress: Progress) -> Iterator[bytes]:
-    """Content of a zstd file of any number of frames. (The library's stream reader takes a cut-off one for whole.)"""
-    decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
-    frame = None
-    try:
-        for block in _blocks(file, progress, _COMPRESSED_BYTES):
-            while block:
-                frame = frame or decompressor.decompressobj()
-                yield frame.decompress(block)
-                block = frame.unused_data
-                if frame.eof:
-                    frame = None
-    except zstandard.ZstdError as error:
-        raise InputError(f"{path}: is not zstd, or damaged: {storage.reason(error)}") from error
-    if frame is not None:
-        raise InputError(f"{path}: is cut off: its last zstd frame does not end; get the file again")
-
-
-def _lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    held: list[bytes] = []
-    for block in blocks:
-        first, *rest = block.split(b"\n")
-        held.append(first)
-        if rest:
-            yield b"".join(held)
-            yield from rest[:-1]
-            held = rest[-1:]
-    yield b"".join(held)
-
-
-def _decoded(path: str, blocks: Iterable[bytes], reading: Reading) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8")(reading.errors)
-    read = 0
-    try:
-        for block in blocks:
-            read += len(block)
-            yield decoder.decode(block)
-        yield decoder.decode(b"", final=True)
-    except UnicodeDecodeError as error:
-        # error.object also has the bytes that an earlier block left over.
-        at = read - len(error.object) + error.start
-        raise InputError(f"{path}: byte {at} is not UTF-8; convert the file{reading.or_replace}") from error
-
-
-def _text_of(line: bytes, where: str, reading: Reading) -> str:
-    """The document of one JSON line."""
-    try:
-        text = line.decode("utf-8", reading.errors)
-        value = json.loads(text)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: byte {error.start} of it is not UTF-8; convert it{reading.or_replace}") from error
-    except ValueError as error:
-        raise InputError(f"{where}: is not JSON ({error}); each line must be an object with a field text") from error
-    document = value.get("text") if isinstance(value, dict) else None
-    if not isinstance(document, str):
-        raise InputError(f'{where}: has no string field text; each line must be an object such as {{"text": "…"}}')
-    try:
-        document.encode("utf-8")
-    except UnicodeEncodeError as error:  # JSON can write half of a character: "\ud83d"
-        if reading.errors == "strict":
-            reason = f"character {error.start} of its text is a lone surrogate"
-            raise InputError(f"{where}: {reason}; mend it{reading.or_replace}") from error
-        document = document.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return document

@@ -7,15 +7,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from data import storage
-from data.documents import (
-    AS_IT_STANDS,
-    FILE_TYPES,
-    Progress,
-    Reading,
-    find_files,
-    read_documents,
-    read_pieces,
-)
+from data.documents import Progress, read_documents, read_pieces
+from data.files import FILE_TYPES, find_files
+from data.pieces import cut
+from data.text import AS_IT_STANDS, Reading
+from data.tfds import check_name, tfds_documents, tfds_size
+from errors import InputError
 
 
 @dataclass(frozen=True)
@@ -33,6 +30,11 @@ class Source:
         """Bytes: what the numbers passed to `progress` below add up to."""
         return storage.stat(self.path).size
 
+    @property
+    def mtime_ns(self) -> int | None:
+        """When it was last changed; None where that is not known."""
+        return storage.stat(self.path).mtime_ns
+
     def documents(self, progress: Progress | None = None) -> Iterator[str]:
         """Each document whole; `progress` is called with the number of bytes read since its last call."""
         return read_documents(self.path, self.reading, progress)
@@ -47,32 +49,74 @@ def file_sources(paths: Iterable[str], reading: Reading = AS_IT_STANDS) -> list[
     return [Source(path, reading) for path in paths]
 
 
+@dataclass(frozen=True)
+class TfdsSource(Source):
+    """A split of a dataset of tensorflow-datasets. path: NAME[:CONFIG]/SPLIT. folder: where such datasets lie."""
+
+    folder: str | None = None
+
+    @property
+    def size(self) -> int:
+        return tfds_size(self.path, self.folder)
+
+    @property
+    def mtime_ns(self) -> int | None:
+        return None
+
+    def documents(self, progress: Progress | None = None) -> Iterator[str]:
+        return tfds_documents(self.path, self.folder, self.reading, progress or (lambda _: None))
+
+    def pieces(self, size: int, progress: Progress | None = None) -> Iterator[tuple[str, bool]]:
+        for document in self.documents(progress):
+            yield from cut([document], size)
+
+
 def add_source_flags(parser: argparse.ArgumentParser, folder_flag: str) -> None:
     """Add the flags that name text to a script's parser; `folder_flag` (such as --input_dir) is its word for a folder.
 
     open_sources() takes what they hold.
     """
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument(folder_flag, help="folder of text (with its subfolders), a file, or a glob")
+    where.add_argument(
+        "--tfds",
+        metavar="NAME:CONFIG/SPLIT",
+        help="text of tensorflow-datasets instead, such as wikipedia:20220620.en/train",
+    )
     add = parser.add_argument
-    add(folder_flag, required=True, help="folder of text (with its subfolders), a file, or a glob")
+    add("--tfds_dir", metavar="DIR", help="folder of those datasets (default: ~/tensorflow_datasets)")
     add(
         "--file_type",
         nargs="+",
         metavar="TYPE",
-        help=f"endings of the files, such as txt, jsonl.zst or py (default: {' '.join(FILE_TYPES)})",
+        help=f"endings of the files, such as txt, jsonl.zst or py (default: {' '.join(FILE_TYPES)}); the ending also "
+        "says how a file is read: README.md has the list",
     )
-    add("--text_key", default="text", metavar="KEY", help="field of JSON that holds the text (default: %(default)s)")
+    add(
+        "--text_key",
+        default="text",
+        metavar="KEY",
+        help="field, column or feature that holds the text; a.b is field b of field a (default: %(default)s)",
+    )
     add(
         "--errors",
         choices=("strict", "replace"),
         default="strict",
-        help="bytes that are not UTF-8: stop, or put U+FFFD for them (default: %(default)s)",
+        help="bytes that are not UTF-8, and NUL bytes: stop, or put U+FFFD for them (default: %(default)s)",
     )
 
 
-def open_sources(folder: str, flags: argparse.Namespace) -> list[Source]:
+def open_sources(folder: str | None, flags: argparse.Namespace) -> list[Source]:
     """The sources that the flags of add_source_flags() name; `folder` is the value of its `folder_flag`.
 
     Raises InputError when there are none.
     """
     reading = Reading(text_key=flags.text_key, errors=flags.errors, by_flags=True)
-    return file_sources(find_files(folder, flags.file_type), reading)
+    if folder is not None:
+        if flags.tfds_dir is not None:
+            raise InputError("--tfds_dir: goes with --tfds, which is not given")
+        return file_sources(find_files(folder, flags.file_type), reading)
+    if flags.file_type:
+        raise InputError("--file_type: goes with a folder; --tfds has none")
+    check_name(flags.tfds)
+    return [TfdsSource(flags.tfds, reading, flags.tfds_dir)]

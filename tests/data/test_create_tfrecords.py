@@ -12,16 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zstandard
-from hypothesis import given
-from hypothesis import strategies as st
 from tokenizers import Tokenizer, pre_tokenizers
 
 from config import parse_config
 from data import encoding
+from data.cleaning import Cleaning
 from data.create_tfrecords import main
 from data.encoders import Encoder
-from data.encoding import encode_files
-from data.shards import Account, chunks, long_enough, write_shards
+from data.encoding import Recipe, encode_pieces
+from data.output import locked
+from data.reading import Selection, read_corpus
 from data.sources import file_sources
 from data.tfrecords import load_index, parse_records, read_records
 from errors import InputError
@@ -119,32 +119,8 @@ def test_files_of_one_type(command: Callable[..., int], tmp_path: Path, encoder:
 
 def test_records_per_file(command: Callable[..., int], tmp_path: Path) -> None:
     assert command("--records_per_file", 2) == 0
-    names = {path.name for path in (tmp_path / "out").iterdir()}
+    names = {path.name for path in (tmp_path / "out").iterdir()} - {"x.manifest.json"}
     assert names == {"x_0_2.tfrecords", "x_1_2.tfrecords", "x_2_1.tfrecords"}
-
-
-DOCUMENT_IDS = st.lists(st.lists(st.integers(0, 99), max_size=30), max_size=20)
-
-
-@given(DOCUMENT_IDS, st.lists(st.integers(0, 99), max_size=3), st.integers(2, 20), st.integers(0, 20))
-def test_every_token_is_accounted_for(
-    documents: list[list[int]], separator: list[int], size: int, minimum_size: int
-) -> None:
-    account = Account()
-    arrays = [np.array(ids, np.int32) for ids in documents]
-    kept = long_enough(account.read(arrays), minimum_size, account)
-    found = [ids.tolist() for ids in account.written(chunks(kept, separator, size, account))]
-    account.check()
-    stream = [t for ids in documents if len(ids) >= max(minimum_size, 1) for t in (*ids, *separator)]
-    assert found == [stream[start : start + size] for start in range(0, len(stream) - size + 1, size)]
-    assert (account.documents_read, account.records) == (len(documents), len(found))
-    assert account.tokens_read == sum(map(len, documents))
-    assert account.tokens_written == size * len(found)
-
-
-def test_account_that_does_not_add_up() -> None:
-    with pytest.raises(AssertionError):
-        Account(tokens_read=5, tokens_written=4).check()
 
 
 def test_account_is_printed(command: Callable[..., int], encoder: Encoder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,13 +129,19 @@ def test_account_is_printed(command: Callable[..., int], encoder: Encoder, capsy
     kept = [length for length in lengths if length >= 15]
     assert short
     assert command("--minimum_size", 15, "--mode", "chunks", "--chunk_size", 16) == 0
-    table = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines() if "  " in line)
-    assert {label.strip(): value.strip() for label, value in table.items()} == {
+    rows = [line.split("  ", 1) for line in capsys.readouterr().out.splitlines() if "  " in line]
+    table = {
+        label + " (tokens)" * (value.endswith("tokens") and "minimum" in label): value.strip() for label, value in rows
+    }
+    assert {label.strip(): value for label, value in table.items()} == {
         "documents read": "6",
+        "- empty": "1",
+        "- shorter than --minimum_size 15": str(len(short)),
+        "= documents written": str(len(kept)),
+        "bytes read": str(sum(len(text.encode()) for text in DOCUMENTS)),
         "tokens read": str(sum(lengths)),
         "+ separators": str(len(kept)),
-        "- empty": "0 tokens in 1 documents",
-        "- shorter than --minimum_size 15": f"{sum(short)} tokens in {len(short)} documents",
+        "- shorter than --minimum_size 15 (tokens)": f"{sum(short)} tokens",
         "- the end, less than --chunk_size 16": f"{(sum(kept) + len(kept)) % 16} tokens",
         "= tokens written": str((sum(kept) + len(kept)) // 16 * 16),
         "records": str((sum(kept) + len(kept)) // 16),
@@ -170,16 +152,23 @@ def test_account_is_printed(command: Callable[..., int], encoder: Encoder, capsy
 # In parallel, and in pieces
 
 
+def encoded(
+    files: list[str], encoder: Encoder, processes: int, progress: Callable[[int], object] = id
+) -> list[list[int]]:
+    recipe = Recipe(encoder)
+    pieces = read_corpus(file_sources(files), Selection(), size=recipe.piece_size, progress=progress)
+    return [document.ids.tolist() for document in encode_pieces(pieces, recipe, processes=processes)]
+
+
 def test_processes_and_pieces_change_nothing(
     corpus: Path, encoder: Encoder, sources: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = [*sources, str(corpus / "1.jsonl")]
-    whole = [ids.tolist() for ids in encode_files(file_sources(files), encoder, processes=1)]
-    monkeypatch.setattr(encoding, "_TASK_CHARACTERS", 1000)
+    whole = encoded(files, encoder, 1)
+    monkeypatch.setattr(encoding, "TASK_CHARACTERS", 1000)
     read: list[int] = []
-    parallel = [ids.tolist() for ids in encode_files(file_sources(files), encoder, processes=2, progress=read.append)]
+    parallel = encoded(files, encoder, 2, read.append)
     assert whole == parallel == [encoder.encode_documents([text])[0] for text in texts(files)]
-    assert len(read) > 100
     assert sum(read) == sum(os.path.getsize(path) for path in files)
 
 
@@ -187,19 +176,40 @@ def texts(files: list[str]) -> list[str]:
     return [*(Path(path).read_text() for path in files[:-1]), *DOCUMENTS[1:3]]
 
 
+def test_documents_know_their_place_and_size(corpus: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoding, "TASK_CHARACTERS", 10)
+    files = sorted(str(path) for path in corpus.rglob("*.*") if path.suffix != ".md")
+    recipe = Recipe(encoder)
+    pieces = read_corpus(file_sources(files), Selection(), size=recipe.piece_size)
+    found = list(encode_pieces(pieces, recipe, processes=1))
+    assert [document.origin.place for document in found] == [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2)]
+    assert [document.bytes for document in found] == [len(text.encode()) for text in DOCUMENTS]
+
+
 def test_tokenizers_that_cannot_be_cut(encoder: Encoder, sources: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = Tokenizer.from_str(encoder.tokenizer.to_str())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     other = Encoder(tokenizer, "other")
-    monkeypatch.setattr(encoding, "_TASK_CHARACTERS", 100)
-    (ids,) = encode_files(file_sources(sources[:1]), other, processes=1)
-    assert ids.tolist() == other.encode(Path(sources[0]).read_text())
+    monkeypatch.setattr(encoding, "TASK_CHARACTERS", 100)
+    assert encoded(sources[:1], other, 1) == [other.encode(Path(sources[0]).read_text())]
+
+
+def test_cleaning_sees_whole_documents(corpus: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoding, "TASK_CHARACTERS", 3)
+    (corpus / "a.txt").write_text("one @-@ two , three " * 9)
+    recipe = Recipe(encoder, Cleaning(wikitext=True))
+    pieces = read_corpus(file_sources([str(corpus / "a.txt")]), Selection(), size=recipe.piece_size)
+    (document,) = encode_pieces(pieces, recipe, processes=1)
+    assert encoder.decode(document.ids) == ("one-two, three " * 9).strip()
+    assert document.bytes == len("one-two, three " * 9) - 1
 
 
 def test_stopping_early_ends_the_processes(sources: list[str], encoder: Encoder) -> None:
-    documents = encode_files(file_sources(sources), encoder, processes=2)
+    recipe = Recipe(encoder)
+    pieces = read_corpus(file_sources(sources), Selection(), size=recipe.piece_size)
+    documents = encode_pieces(pieces, recipe, processes=2)
     next(documents)
-    documents.close()  # type: ignore[attr-defined]
+    documents.close()
     import multiprocessing
 
     assert multiprocessing.active_children() == []
@@ -208,7 +218,7 @@ def test_stopping_early_ends_the_processes(sources: list[str], encoder: Encoder)
 def test_errors_of_the_reader_come_through_the_pool(corpus: Path, encoder: Encoder) -> None:
     (corpus / "1.jsonl").write_text("no json")
     with pytest.raises(InputError, match=r"1\.jsonl: line 1"):
-        list(encode_files(file_sources([str(corpus / "0.txt"), str(corpus / "1.jsonl")]), encoder, processes=2))
+        encoded([str(corpus / "0.txt"), str(corpus / "1.jsonl")], encoder, 2)
 
 
 def _killed(texts: list[str]) -> None:
@@ -218,7 +228,7 @@ def _killed(texts: list[str]) -> None:
 def test_a_killed_process_is_reported(corpus: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoding, "_work", _killed)
     with pytest.raises(InputError, match=r"--processes 2: one of the processes was killed.*give fewer"):
-        list(encode_files(file_sources([str(corpus / "0.txt")]), encoder, processes=2))
+        encoded([str(corpus / "0.txt")], encoder, 2)
 
 
 # Nothing written, nothing lost
@@ -247,7 +257,7 @@ def test_empty_corpus(command: Callable[..., int], corpus: Path, capsys: pytest.
     assert command("--file_type", "jsonl") == 1
     assert "hold no document" in error_line(capsys)
     assert command("--file_type", "txt") == 1
-    assert "empty: 0 tokens in 1 documents" in error_line(capsys)
+    assert "empty: 1 documents, 0 tokens" in error_line(capsys)
 
 
 def test_existing_files_are_kept(
@@ -265,39 +275,54 @@ def test_overwrite_removes_stale_files_of_this_name_only(command: Callable[..., 
     out = tmp_path / "out"
     assert command("--records_per_file", 1) == 0
     assert records(out)
-    others = ["x_eval_0_5.tfrecords", "xx_0_5.tfrecords", "x_0.tfrecords", "x_0_1.tfrecords.copy"]
+    others = {"x_eval_0_5.tfrecords", "xx_0_5.tfrecords", "x_0.tfrecords", "x_0_1.tfrecords.copy"}
     for name in others:
         (out / name).touch()
     assert (out / "x_0_1.tfrecords.index").exists()
     assert command("--overwrite", "--minimum_size", 10**6) == 1
     assert (out / "x_4_1.tfrecords").exists(), "nothing new: the old files stay"
     assert command("--overwrite", "--records_per_file", 3) == 0
-    assert {path.name for path in out.iterdir()} == {*others, "x_0_3.tfrecords", "x_1_2.tfrecords"}
+    assert {path.name for path in out.iterdir()} == {*others, "x_0_3.tfrecords", "x_1_2.tfrecords", "x.manifest.json"}
 
 
-def test_failure_on_the_way_leaves_nothing(
+def test_overwrite_takes_the_old_held_out_files_away(command: Callable[..., int], tmp_path: Path) -> None:
+    assert command("--records_per_file", 1, "--eval_fraction", 0.5) == 0
+    assert len(list((tmp_path / "out").glob("x_eval_*"))) == 1
+    assert command("--overwrite") == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"x_0_5.tfrecords", "x.manifest.json"}
+
+
+def test_failure_on_the_way_leaves_the_old_files(
     command: Callable[..., int], corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command("--records_per_file", 1) == 0
-    before = sorted((tmp_path / "out").iterdir())
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     (corpus / "z.txt").write_bytes(b"good so far \xff")
     assert command("--records_per_file", 1, "--overwrite") == 1
     assert "z.txt: byte 12 is not UTF-8" in error_line(capsys)
-    assert sorted((tmp_path / "out").iterdir()) == before
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()} == before
     assert command("--records_per_file", 1, "--overwrite", "--errors", "replace") == 0
+    assert all(path.is_file() for path in (tmp_path / "out").iterdir()), "no hidden folder is left"
+    assert len(records(tmp_path / "out")) == len(before)
 
 
-def test_two_runs_at_once_do_not_overwrite_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = [np.array([1], np.int32)]
+def test_failure_before_the_first_file_leaves_nothing(
+    command: Callable[..., int], corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (corpus / "z.txt").write_bytes(b"\xff")
+    assert command() == 1
+    assert list((tmp_path / "out").iterdir()) == []
+    (corpus / "z.txt").write_bytes(b"mended")
+    assert command() == 0
+    assert len(records(tmp_path / "out")) == 6
 
-    def while_another_finishes() -> object:
-        monkeypatch.setattr(os, "getpid", lambda: 12345)
-        write_shards(one, str(tmp_path), "x", records_per_file=9)
-        yield np.array([2], np.int32)
 
-    with pytest.raises(InputError, match=r"x_0_1\.tfrecords: is there already"):
-        write_shards(while_another_finishes(), str(tmp_path), "x", records_per_file=9)  # type: ignore[arg-type]
-    assert records(tmp_path) == [[1]]
+def test_two_runs_at_once(command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").mkdir()
+    with locked(str(tmp_path / "out"), "x"):
+        assert command() == 1
+        assert "another run is writing --name x there" in error_line(capsys)
+    assert command() == 0
 
 
 # Flags
@@ -313,7 +338,7 @@ def test_two_runs_at_once_do_not_overwrite_each_other(tmp_path: Path, monkeypatc
         (["--name", "*"], "--name '*'"),
         (["--name", ""], "--name ''"),
         (["--encoder_path", "/none.json"], "/none.json: no such tokenizer"),
-        (["--input_dir", "/none"], "/none: no .txt, .jsonl, .jsonl.zst file there"),
+        (["--input_dir", "/none"], "/none: no .txt, .jsonl, .gz"),
         (["--output_dir", "/dev/null/x"], "/dev/null/x: cannot be made: Not a directory"),
         (["--write_dataset_config", "/dev/null/x/y.json"], "/dev/null/x: cannot be made"),
     ],

@@ -1,4 +1,4 @@
-"""Tokenizers from files and from the hub, and readers of documents."""
+"""Tokenizers from files and from the hub, and text in pieces."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from pathlib import Path
 
 import pytest
 import tensorflow as tf
-import zstandard
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from data import documents
-from data.documents import Reading, find_files, read_documents, read_pieces
 from data.encoders import Encoder, byte_level_bpe, load_encoder
+from data.pieces import cut
 from errors import InputError
 
 SPECIAL = "a<|endoftext|>b<|padding|>"
@@ -187,7 +185,7 @@ TEXT = st.text(
 @given(TEXT, st.integers(1, 12))
 @example("it's  \n\n x\n\n", 1)
 def test_pieces_have_the_tokens_of_the_whole(encoder: Encoder, text: str, size: int) -> None:
-    pieces = list(documents._cut([text], size))
+    pieces = list(cut([text], size))
     assert encoder.splittable
     assert "".join(piece for piece, _ in pieces) == text
     assert [ends for _, ends in pieces] == [False] * (len(pieces) - 1) + [True]
@@ -198,11 +196,11 @@ def test_pieces_have_the_tokens_of_the_whole(encoder: Encoder, text: str, size: 
 @given(TEXT, st.integers(1, 12), st.integers(1, 7))
 def test_pieces_do_not_depend_on_the_blocks_read(text: str, size: int, block: int) -> None:
     blocks = [text[start : start + block] for start in range(0, len(text), block)]
-    assert list(documents._cut(blocks, size)) == list(documents._cut([text], size))
+    assert list(cut(blocks, size)) == list(cut([text], size))
 
 
 def test_pieces_are_about_as_long_as_asked() -> None:
-    pieces = [piece for piece, _ in documents._cut(["word " * 1000], 100)]
+    pieces = [piece for piece, _ in cut(["word " * 1000], 100)]
     assert {len(piece) for piece in pieces[:-1]} <= set(range(100, 106))
 
 
@@ -221,160 +219,3 @@ def test_other_tokenizers_are_not_cut(encoder: Encoder) -> None:
     spaced = changed()
     spaced.tokenizer.add_tokens(["two words"])
     assert not Encoder(spaced.tokenizer, "spaced").splittable
-
-
-# Documents
-
-
-@given(st.binary(max_size=40) | st.text(max_size=40).map(str.encode), st.integers(1, 5))
-def test_a_text_file_is_one_document_as_it_stands(
-    tmp_path_factory: pytest.TempPathFactory, content: bytes, block: int
-) -> None:
-    path = tmp_path_factory.mktemp("text") / "a.txt"
-    path.write_bytes(content)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(documents, "_READ_BYTES", block)
-        patch.setattr(documents._blocks, "__defaults__", (block,))
-        try:
-            expected = content.decode()
-        except UnicodeDecodeError as error:
-            with pytest.raises(InputError, match=rf"a\.txt: byte {error.start} is not UTF-8"):
-                list(read_documents(str(path)))
-            assert list(read_documents(str(path), Reading(errors="replace"))) == [content.decode(errors="replace")]
-        else:
-            assert list(read_documents(str(path))) == [expected]
-
-
-DOCUMENTS = ["one\ntwo", "", "\N{SNOWMAN}\u2028\r\n", "x" * 100_000]
-
-
-def jsonl(texts: list[str]) -> bytes:
-    return "".join(json.dumps({"text": text, "meta": 1}) + "\n" for text in texts).encode()
-
-
-@pytest.mark.parametrize("ending", ["\n", "", "\n\n", "\r\n"])
-def test_jsonl(tmp_path: Path, ending: str) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(jsonl(DOCUMENTS).rstrip(b"\n") + ending.encode())
-    read: list[int] = []
-    assert list(read_documents(str(path), progress=read.append)) == DOCUMENTS
-    assert sum(read) == path.stat().st_size
-
-
-def test_zstd_of_many_frames(tmp_path: Path) -> None:
-    content = jsonl(DOCUMENTS)
-    frames = [
-        zstandard.ZstdCompressor().compress(content[start : start + 1000]) for start in range(0, len(content), 1000)
-    ]
-    path = tmp_path / "a.jsonl.zst"
-    path.write_bytes(b"".join(frames))
-    assert list(read_documents(str(path))) == DOCUMENTS
-
-
-def test_zstd_cut_off_or_damaged(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl.zst"
-    whole = zstandard.ZstdCompressor().compress(jsonl(DOCUMENTS))
-    for size in (1, 10, len(whole) // 2, len(whole) - 1):
-        path.write_bytes(whole + whole[:size])
-        with pytest.raises(InputError, match=r"a\.jsonl\.zst: is cut off"):
-            list(read_documents(str(path)))
-    path.write_bytes(b"plain text, not zstd")
-    with pytest.raises(InputError, match=r"a\.jsonl\.zst: is not zstd"):
-        list(read_documents(str(path)))
-    path.write_bytes(b"")
-    assert list(read_documents(str(path))) == []
-
-
-@pytest.mark.parametrize(
-    ("line", "reason"),
-    [
-        (b"{", "is not JSON"),
-        (b'{"text": "a"} extra', "is not JSON"),
-        (b'{"content": "a"}', "no string field text"),
-        (b'{"text": ["a"]}', "no string field text"),
-        (b'"text"', "no string field text"),
-        (b'{"text": "\xff"}', "byte 10 of it is not UTF-8"),
-        (b'{"text": "ab\\ud800"}', "character 2 of its text is a lone surrogate"),
-    ],
-)
-def test_bad_line(tmp_path: Path, line: bytes, reason: str) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(b'{"text": "fine"}\n\n' + line + b"\n")
-    with pytest.raises(InputError, match=reason) as caught:
-        list(read_documents(str(path)))
-    assert f"{path}: line 3" in str(caught.value)
-
-
-def test_bad_characters_can_be_replaced(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(b'{"text": "a\xff"}\n{"text": "b\\ud800c \\ud83c\\udf89"}\n')
-    assert list(read_documents(str(path), Reading(errors="replace"))) == ["a\ufffd", "b\ufffdc 🎉"]
-
-
-def test_long_text_is_read_in_pieces(tmp_path: Path) -> None:
-    path = tmp_path / "long.txt"
-    path.write_text("some words\n" * 500_000)
-    pieces = list(read_pieces(str(path), 10_000))
-    assert max(len(piece) for piece, _ in pieces) < 10_020
-    assert "".join(piece for piece, _ in pieces) == path.read_text()
-
-
-# Finding files
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    for name in ("b.txt", "a.txt", "sub/c.jsonl", "sub/d.jsonl.zst", "sub/e.py", "sub/zst", "txt", "f.zst"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("pattern", "types", "found"),
-    [
-        ("", None, ["a.txt", "b.txt", "sub/c.jsonl", "sub/d.jsonl.zst"]),
-        ("", ["py"], ["sub/e.py"]),
-        ("", [".py", "txt"], ["a.txt", "b.txt", "sub/e.py"]),
-        ("", ["jsonl"], ["sub/c.jsonl"]),
-        ("sub/e.py", None, ["sub/e.py"]),
-        ("sub/e.py", ["txt"], ["sub/e.py"]),
-        ("*", None, ["a.txt", "b.txt", "f.zst", "sub/c.jsonl", "sub/d.jsonl.zst", "txt"]),
-        ("*", ["txt"], ["a.txt", "b.txt"]),
-        ("**/*.py", None, ["sub/e.py"]),
-    ],
-)
-def test_find_files(tree: Path, pattern: str, types: list[str] | None, found: list[str]) -> None:
-    assert find_files(f"{tree}/{pattern}", types) == [str(tree / name) for name in found]
-
-
-def test_find_files_through_links(tree: Path) -> None:
-    (tree / "sub" / "back").symlink_to(tree)
-    (tree / "linked").symlink_to(tree / "sub")
-    assert sum(path.endswith("c.jsonl") for path in find_files(str(tree))) == 1, "each folder once, loops end"
-    (tree / "sub" / "back").unlink()
-    (tree / "only").mkdir()
-    (tree / "only" / "link").symlink_to(tree / "sub")
-    assert find_files(f"{tree}/only") == [f"{tree}/only/link/c.jsonl", f"{tree}/only/link/d.jsonl.zst"]
-
-
-@pytest.mark.parametrize(("pattern", "types"), [("none", None), ("", ["rst"]), ("*.rst", None), ("sub/*.py", ["txt"])])
-def test_nothing_found(tree: Path, pattern: str, types: list[str] | None) -> None:
-    with pytest.raises(InputError, match=r"file there; check the path") as caught:
-        find_files(f"{tree}/{pattern}", types)
-    assert str(tree) in str(caught.value)
-
-
-def test_documents_at_urls() -> None:
-    tf.io.gfile.makedirs("ram://corpus/sub")
-    for name in ("a.jsonl", "sub/b.jsonl"):
-        with tf.io.gfile.GFile(f"ram://corpus/{name}", "wb") as file:
-            file.write(jsonl(DOCUMENTS))
-    files = find_files("ram://corpus")
-    assert files == ["ram://corpus/a.jsonl", "ram://corpus/sub/b.jsonl"]
-    assert list(read_documents(files[1])) == DOCUMENTS
-
-
-def test_unreadable_file(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"none\.txt: cannot be read: No such file"):
-        list(read_documents(str(tmp_path / "none.txt")))
