@@ -80,8 +80,8 @@ $(VENV)/.runtime $(VENV)/.runtime-gpu: $(RUNTIME_LOCK) pyproject.toml
 	$(BIN)/python $(PIP_INSTALL) $(THIS_PROJECT)
 	@touch $@
 
-$(DEV): $(RUNTIME) requirements-dev.lock
-	$(BIN)/python $(PIP_INSTALL) -r requirements-dev.lock
+$(DEV): $(RUNTIME) requirements-dev.lock requirements-data.lock
+	$(BIN)/python $(PIP_INSTALL) -r requirements-dev.lock -r requirements-data.lock
 	@touch $@
 
 # The first of these that is a working Python 3.11 or 3.10 (a pyenv shim may be on the PATH and yet not run).
@@ -130,6 +130,7 @@ COMPILE := env -u UV_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_URL -u UV_FIND_LINK
 lock: $(TOOLS)/.uv  ## resolve requirements*.txt to the newest versions into requirements*.lock
 	$(COMPILE) requirements.txt -o requirements.lock
 	$(COMPILE) requirements-dev.txt -o requirements-dev.lock
+	$(COMPILE) -c requirements.lock -c requirements-dev.lock requirements-data.txt -o requirements-data.lock
 	$(COMPILE) requirements-gpu.txt -o requirements-gpu.lock
 	$(COMPILE) requirements-tpu.txt -o requirements-tpu.lock
 	$(COMPILE) requirements-peers.txt -o requirements-peers.lock

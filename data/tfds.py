@@ -97,15 +97,19 @@ def _wanted(where: str, features: Any, reading: Reading) -> dict[str, Any]:
 
 def _examples(name: str, builder: Any, wanted: dict[str, Any]) -> Iterator[Any]:
     tfds = _library(name)
-    decoders = tfds.decode.PartialDecoding(wanted)
     try:
         if builder.info.file_format is tfds.core.FileFormat.TFRECORD:
             # One file after the other: the default reads sixteen at a time, in turn.
+            partial = tfds.decode.PartialDecoding(wanted)  # not even decoding images, say
             order = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
-            data = builder.as_dataset(split=_split(name), shuffle_files=False, read_config=order, decoders=decoders)
+            data = builder.as_dataset(split=_split(name), shuffle_files=False, read_config=order, decoders=partial)
             yield from tfds.as_numpy(data)
         else:
-            source = builder.as_data_source(split=_split(name), decoders=decoders)
-            yield from (source[i] for i in range(len(source)))
+            source = builder.as_data_source(split=_split(name))
+            yield from (_pick(source[i], wanted) for i in range(len(source)))
     except storage.errors() as error:
         raise InputError(f"--tfds {name}: cannot be read: {storage.reason(error)}; prepare it again") from error
+
+
+def _pick(example: Any, wanted: Any) -> Any:
+    return {key: _pick(example[key], inner) for key, inner in wanted.items()} if isinstance(wanted, dict) else example
