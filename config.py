@@ -332,7 +332,7 @@ class ModelConfig:
     n_head: int = key("Attention heads; must divide `n_embd`.", interval=AT_LEAST_ONE)
     n_embd: int = key("Features of the residual stream.", interval=AT_LEAST_ONE)
     n_layer: int = key("Transformer blocks.", interval=LAYERS)
-    n_ctx: int = key("Context length, in tokens.", interval=AT_LEAST_ONE)
+    n_ctx: int = key("Context length, in tokens.", interval=Interval(low=2))
     n_vocab: int = key("Rows of the token embedding; at least every dataset's `n_vocab`.", interval=AT_LEAST_ONE)
     n_positions: int = key(
         "Another name for the context length, for converters; must equal `n_ctx`.",
@@ -848,8 +848,14 @@ def _to_str(value: Any, declared: Key) -> str:
 _SCALARS: dict[Any, Callable[[Any, Key], Any]] = {bool: _to_bool, int: _to_int, float: _to_float, str: _to_str}
 
 
-def _read(keys: Mapping[str, _Declared], values: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Every key's checked value, defaults filled in. Raises InputError for the first that cannot work."""
+def _read(
+    keys: Mapping[str, _Declared], values: Mapping[str, Any], source: str, written: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Every key's checked value, defaults filled in. Raises InputError for the first that cannot work.
+
+    written: keys that the file has under another name, which the error then gives.
+    """
+    written = written or {}
     missing = [name for name, declared in keys.items() if declared.required and name not in values]
     if missing:
         _refuse(source, missing[0], None, f"required but missing; add {', '.join(missing)}")
@@ -861,7 +867,7 @@ def _read(keys: Mapping[str, _Declared], values: Mapping[str, Any], source: str)
         try:
             read[name] = _convert(declared.hint, values[name], declared.key)
         except _Refused as refused:
-            _refuse(source, name, values[name], str(refused))
+            _refuse(source, written.get(name, name), values[name], str(refused))
     for name, declared in keys.items():
         if read[name] is dataclasses.MISSING:
             assert declared.key.derive is not None
@@ -913,7 +919,7 @@ def _check_moe(source: str, model: ModelConfig) -> None:
     listed = list(model.moe_layers)
     outside = [layer for layer in listed if layer >= model.n_layer]
     if outside:
-        problem = f"layer {outside[0]} does not exist; layers count from 0 to {model.n_layer - 1}"
+        problem = f"layer {outside[0]} does not exist; use layers from 0 to {model.n_layer - 1}"
         _refuse(source, "moe_layers", listed, problem)
     if len(set(listed)) != len(listed):
         _refuse(source, "moe_layers", listed, "names a layer twice; list each once")
@@ -1014,8 +1020,8 @@ def parse_config(
         InputError: something in it cannot work.
     """
     keys = {name: declared for group in GROUPS.values() for name, declared in _keys(group).items()}
-    values = _known(_without_aliases(values, source), keys, source, _keys(DatasetConfig), "dataset config")
-    read = _read(keys, values, source)
+    renamed = _known(_without_aliases(values, source), keys, source, _keys(DatasetConfig), "dataset config")
+    read = _read(keys, renamed, source, {name: alias for alias, name in ALIASES.items() if alias in values})
     read["datasets"] = tuple(_resolve_dataset(use, read, source, directory) for use in read["datasets"])
     groups = {name: _build(group, read) for name, group in GROUPS.items()}
     config = Config(source=source, directory=directory, **groups)

@@ -222,9 +222,10 @@ TYPES = [
     ({"axial_pos_emb": 16}, "axial_pos_emb", "16", "must be a pair [d1, d2]"),
 ]
 RANGES = [
+    ({"n_ctx": 1}, "n_ctx", "1", "must be >= 2"),
     *[
         ({name: 0}, name, "0", "must be >= 1")
-        for name in ("n_ctx", "n_head", "n_embd", "n_vocab", "train_steps", "train_batch_size", "eval_batch_size",
+        for name in ("n_head", "n_embd", "n_vocab", "train_steps", "train_batch_size", "eval_batch_size",
                      "predict_batch_size", "iterations", "local_attention_radius", "lr_decay_end")
     ],
     *[
@@ -258,7 +259,7 @@ COMBINATIONS = [
     ({"rotary_emb": True, "axial_pos_emb": [4, 4]}, "rotary_emb", "true", "choose one position embedding"),
     ({"rotary_emb": True, "n_embd": 36}, "rotary_emb", "true", "needs an even head size, but n_embd / n_head = 9"),
     ({"scalenorm": True, "rezero": True}, "scalenorm", "true", "cannot be combined with rezero"),
-    ({"moe_layers": [2]}, "moe_layers", "[2]", "layer 2 does not exist; layers count from 0 to 1"),
+    ({"moe_layers": [2]}, "moe_layers", "[2]", "layer 2 does not exist; use layers from 0 to 1"),
     ({"moe_layers": [1, 1]}, "moe_layers", "[1, 1]", "list each once"),
     ({"moe_layers": [1], "share_parameters": True}, "moe_layers", "[1]", "list every layer or none"),
     ({"activation_function": "gelu", "activation_fn": "relu"}, "activation_fn", '"relu"', "given too; remove one"),
@@ -452,7 +453,7 @@ def test_refuses_unknown_names(name: str, words: str) -> None:
 def test_names_files_relative_to_the_working_directory(own_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(own_directory.parent)
     (own_directory / "bad.json").write_text(json.dumps({**TOY, "n_ctx": 0}))
-    with pytest.raises(InputError, match=r"^configs/bad\.json: n_ctx = 0: must be >= 1$"):
+    with pytest.raises(InputError, match=r"^configs/bad\.json: n_ctx = 0: must be >= 2$"):
         load_config(str(own_directory / "bad.json"))
 
 

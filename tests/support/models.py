@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def train(engine: Engine, steps: int, seed: int = 0) -> list[float]:
 
 def is_weight(name: str) -> bool:
     """Whether a variable is a trained one, not an optimizer slot or the step."""
-    return name.startswith("gpt2/") and not name.endswith(("/adam_m", "/adam_v"))
+    return name.startswith("gpt2/") and not re.search(r"/(adam|adafactor)_\w+$", name)
 
 
 def weights_of(engine: Engine) -> dict[str, np.ndarray]:
