@@ -36,6 +36,11 @@ class MeshPlan:
         """Where whole variables live: on the device itself when there is one, else on the host."""
         return self.devices[0] if len(self.devices) == 1 else "/device:CPU:0"
 
+    @property
+    def splits(self) -> dict[str, int]:
+        """Into how many parts each tensor dimension of the layout is cut."""
+        return {dimension: self.shape[mesh_dimension] for dimension, mesh_dimension in self.rules.items()}
+
     def implementation(self, store: VariableStore, *, unsplit: Collection[str] = ()) -> PlacementMesh:
         """The mesh to lower graphs on, leaving the tensor dimensions named in `unsplit` whole."""
         shape = mtf.Shape([mtf.Dimension(name, size) for name, size in self.shape.items()])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 from meshes.compat import mtf
@@ -17,27 +16,25 @@ import tensorflow as tf  # isort: skip
 
 
 @functools.lru_cache(maxsize=8)
-def weight_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of a model's weights by their names, at any size: the mesh graph is built, but not lowered."""
-    shapes: dict[str, tuple[int, ...]] = {}
+def weight_shapes(model: ModelConfig) -> dict[str, mtf.Shape]:
+    """Dimensions of a model's weights by their names, at any size: the mesh graph is built, but not lowered."""
 
-    def record(getter: Any, name: str, shape: Any = None, **unused: Any) -> _Named:
+    def name_only(getter: Any, name: str, **unused: Any) -> _Named:
         del getter, unused
-        shapes[name] = tuple(shape)
         return _Named(f"{name}:0")
 
     v1 = tf.compat.v1
-    with tf.Graph().as_default(), v1.variable_scope(v1.get_variable_scope(), custom_getter=record):
+    with tf.Graph().as_default(), v1.variable_scope(v1.get_variable_scope(), custom_getter=name_only):
         mesh = mtf.Mesh(mtf.Graph(), "mesh")
         dims = Dims.of(model, 1, model.n_ctx)
         ctx = Context(mesh=mesh, dims=dims, model=model, dtype=tf.float32, axes={}, init_seed=0)
         gpt.logits(ctx, mtf.zeros(mesh, [dims.batch, dims.sequence], tf.int32))
-    return shapes
+    return {weight.name: weight.shape for weight in mesh.graph.trainable_variables}
 
 
 def weight_count(model: ModelConfig) -> int:
     """Trained parameters of a model."""
-    return sum(math.prod(shape) for shape in weight_shapes(model).values())
+    return sum(shape.size for shape in weight_shapes(model).values())
 
 
 class _Named:

@@ -10,9 +10,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from config import Config, ModelConfig
+from config import ModelConfig
 from models.linear_attention import CHUNK
-from models.shapes import weight_count as weight_count
 
 # Dense matmul peaks in FLOP/s from the makers' data sheets, by a part of the device's name and precision. float32 is
 # TF32 where the device has it: TensorFlow multiplies float32 matrices so by default.
@@ -86,25 +85,6 @@ def device_peak(devices: list[str], precision: str) -> float | None:
             return None
         total += peak
     return total
-
-
-def training_memory(config: Config) -> dict[str, int]:
-    """Bytes that training takes, over all devices: exact for weights, gradients and Adam's state, rough for
-    activations.
-
-    Activations: what the backward pass reads again, about 16 features of width n_embd a token and layer, the attention
-    weights in float32, and the logits with their gradient in float32.
-    """
-    model, batch = config.model, config.training.train_batch_size
-    weights, tokens = weight_count(model), batch * model.n_ctx
-    size = 2 if config.training.precision == "bfloat16" else 4
-    attention = batch * model.n_layer * model.n_head * model.n_ctx * model.n_ctx * 4
-    return {
-        "weights": 4 * weights,
-        "gradients": size * weights,
-        "optimizer": 8 * weights,
-        "activations": tokens * model.n_layer * 16 * model.n_embd * size + attention + tokens * model.n_vocab * 8,
-    }
 
 
 def human_bytes(count: float) -> str:

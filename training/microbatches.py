@@ -24,14 +24,18 @@ def count(config: Config, mesh_impl: Any, batch: mtf.Dimension) -> int:
     As many as leave each replica (each part that the layout splits the batch into) microbatches of at most
     `tokens_per_mb_per_replica` tokens, or of one sequence where that is longer.
     """
+    axis = mesh_impl.tensor_dimension_to_mesh_axis(batch)
+    sequences: int = batch.size // (1 if axis is None else mesh_impl.shape.dims[axis].size)
+    return sequences // microbatch_size(config, sequences)
+
+
+def microbatch_size(config: Config, sequences: int) -> int:
+    """How many of a replica's `sequences` are processed at a time."""
     limit = config.training.tokens_per_mb_per_replica
     if limit is None:
-        return 1
-    axis = mesh_impl.tensor_dimension_to_mesh_axis(batch)
-    sequences = batch.size // (1 if axis is None else mesh_impl.shape.dims[axis].size)
+        return sequences
     target = max(1, limit // config.model.n_ctx)
-    size = max(n for n in range(1, sequences + 1) if sequences % n == 0 and n <= target)
-    return sequences // size
+    return max(n for n in range(1, sequences + 1) if sequences % n == 0 and n <= target)
 
 
 def accumulate(

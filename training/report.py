@@ -15,7 +15,9 @@ from tqdm import tqdm
 from config import GROUPS, Config, DatasetConfig
 from errors import InputError
 from meshes.devices import MeshPlan
-from training.metrics import flops_per_token, human_bytes, training_memory, weight_count
+from models.shapes import weight_count
+from training.memory import training_memory
+from training.metrics import flops_per_token, human_bytes
 
 
 def prepare_directory(config: Config) -> None:
@@ -44,7 +46,7 @@ def reason(error: Exception) -> str:
 
 def header(config: Config, plan: MeshPlan) -> list[str]:
     """Effective config, parameters, memory and devices, in lines that fit a terminal."""
-    memory = training_memory(config)
+    memory = training_memory(config, plan.splits)
     parts = ", ".join(f"{name} {human_bytes(size)}" for name, size in memory.items())
     mesh = ", ".join(f"{name}:{size}" for name, size in plan.shape.items()) or "one device"
     layout = ", ".join(f"{tensor}:{mesh}" for tensor, mesh in plan.rules.items())
@@ -53,7 +55,7 @@ def header(config: Config, plan: MeshPlan) -> list[str]:
         f"config {config.source} (every key as run: {as_run})",
         *_settings(config),
         f"{weight_count(config.model):,} parameters, {flops_per_token(config.model) / 1e6:.1f} MFLOP a trained token",
-        f"memory, about {human_bytes(sum(memory.values()))}: {parts}",
+        f"memory of each device, about {human_bytes(sum(memory.values()))}: {parts}",
         f"devices {', '.join(name.lstrip('/') for name in plan.devices)}; mesh "
         f"{mesh}{'; layout ' + layout if layout else ''}",
         *([plan.notice] if plan.notice else []),

@@ -1,0 +1,50 @@
+"""What each shipped config weighs and costs, from its graph, with nothing allocated.
+
+    python benchmarks/config_sizes.py [config ...]
+
+FLOPs are those of training on a token. Memory is of one device of the config's own mesh, as training prints it: exact
+for weights and optimizer, rough for activations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from config import load_config
+from meshes.layouts import plan_mesh
+from models.dims import Dims
+from models.shapes import weight_count
+from training.memory import training_memory
+from training.metrics import flops_per_token, human_bytes
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    shipped = sorted(path.stem for path in CONFIGS.glob("*.json"))
+    parser.add_argument("configs", nargs="*", default=shipped, help="default: all that are shipped")
+    flags = parser.parse_args()
+    print("| config | parameters | GFLOP a token | devices | memory of each | weights and optimizer | activations |")
+    print("|---|---|---|---|---|---|---|")
+    for name in flags.configs:
+        config = load_config(name)
+        dims = Dims.of(config.model, config.training.train_batch_size, config.model.n_ctx)
+        devices = [f"/device:GPU:{number}" for number in range(config.mesh.size)]
+        plan = plan_mesh(config, dims.tensors(), devices, fit=False)
+        memory = training_memory(config, plan.splits)
+        state = memory["weights"] + memory["optimizer"]
+        print(
+            f"| `{name}` | {weight_count(config.model) / 1e6:,.1f} M | {flops_per_token(config.model) / 1e9:,.3f} | "
+            f"{config.mesh.size} | {human_bytes(sum(memory.values()))} | {human_bytes(state)} | "
+            f"{human_bytes(memory['activations'])} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
