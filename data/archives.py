@@ -12,8 +12,10 @@ from contextlib import AbstractContextManager
 from typing import IO, cast
 
 from data import storage
+from data.progress import Share
 from errors import InputError
 
+Progress = Callable[[int], object]
 Member = tuple[str, Iterator[bytes]]
 """Name and content of a file in an archive. The content is to be read before the next member is asked for."""
 
@@ -95,7 +97,7 @@ def tar_members(name: str, blocks: Iterable[bytes]) -> Iterator[Member]:
                     raise InputError(f"{name}: goes on after its end mark; if archives were joined, take them apart")
 
 
-def zip_members(name: str, file: IO[bytes], progress: Callable[[int], object]) -> Iterator[Member]:
+def zip_members(name: str, file: IO[bytes], progress: Progress) -> Iterator[Member]:
     """The files of a zip archive, in order. `file` must be seekable; `progress` is told the bytes of each that is read.
 
     Raises InputError, naming the archive as `name`, when it is damaged, cut off, encrypted, or of an unknown method.
@@ -104,8 +106,8 @@ def zip_members(name: str, file: IO[bytes], progress: Callable[[int], object]) -
         for info in archive.infolist():
             if not info.is_dir():
                 with archive.open(info) as content:
-                    yield info.filename, _blocks(content, _zip_errors(name))
-            progress(info.compress_size)
+                    told = _telling(progress, info.compress_size, info.file_size)
+                    yield info.filename, _blocks(content, _zip_errors(name), told)
 
 
 def dat_members(name: str, blocks: Iterable[bytes]) -> Iterator[Member]:
@@ -122,10 +124,20 @@ def dat_members(name: str, blocks: Iterable[bytes]) -> Iterator[Member]:
         yield f"document {number}", iter([text])
 
 
-def _blocks(content: IO[bytes], told: AbstractContextManager[None]) -> Iterator[bytes]:
-    with told:
+def _blocks(
+    content: IO[bytes], errors: AbstractContextManager[None], progress: Progress | None = None
+) -> Iterator[bytes]:
+    with errors:
         while block := content.read(_READ_BYTES):
+            if progress is not None:
+                progress(len(block))
             yield block
+
+
+def _telling(progress: Progress, compressed: int, size: int) -> Progress:
+    """Told of parts of a file, tells `progress` of what they are compressed."""
+    share = Share(compressed, size)
+    return lambda part: progress(share.of(part))
 
 
 @contextlib.contextmanager

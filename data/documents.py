@@ -147,5 +147,5 @@ def _of_tar(where: str, name: str, blocks: Iterator[bytes], reading: Reading) ->
 
 def _blocks(file: IO[bytes], progress: Progress, size: int) -> Iterator[bytes]:
     while block := file.read(size):
-        yield block
         progress(len(block))
+        yield block

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from data import storage
 from errors import InputError
@@ -133,10 +134,16 @@ def _ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
-def byte_level_bpe(model: models.BPE) -> Tokenizer:
-    """GPT-2's kind of tokenizer around `model`: no normalisation, no space put in front, any bytes round trip."""
+def byte_level_bpe(model: models.BPE, *, nfkc: bool = False, prefix_space: bool = False) -> Tokenizer:
+    """GPT-2's kind of tokenizer around `model`: by default any text round trips, as it is not changed.
+
+    nfkc: text is brought into Unicode's form NFKC first. prefix_space: a space is put before text that begins with
+    none, so that its first word has the token it has elsewhere.
+    """
     tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if nfkc:
+        tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
@@ -215,19 +222,31 @@ def _hub_file(name: str) -> str:
         if constants.HF_HUB_OFFLINE:
             raise InputError(f"{name}: is not in the cache and HF_HUB_OFFLINE is set; unset it, or {remedy}") from error
     # The hub's client tries again for half a minute when there is no network: ask once ourselves.
-    request = urllib.request.Request(f"{constants.ENDPOINT}/{name}/resolve/main/tokenizer.json", method="HEAD")
-    try:
-        urllib.request.urlopen(request, timeout=_HUB_SECONDS).close()
-    except urllib.error.HTTPError:
-        pass  # it answers; the client explains
-    except (OSError, ValueError) as error:  # URLError and time-outs are OSErrors
-        reason = storage.reason(getattr(error, "reason", None) or error)
-        raise InputError(
-            f"{name}: neither a file here nor to be had from {constants.ENDPOINT} ({reason}); {remedy}"
-        ) from error
+    if reason := _unreachable(f"{constants.ENDPOINT}/{name}/resolve/main/tokenizer.json"):
+        raise InputError(f"{name}: neither a file here nor to be had from {constants.ENDPOINT} ({reason}); {remedy}")
     try:
         return str(hf_hub_download(name, "tokenizer.json"))
     except Exception as error:  # whatever the client raises is about this name
         raise InputError(
             f"{name}: no tokenizer.json of it on {constants.ENDPOINT} ({type(error).__name__}); {remedy}"
         ) from error
+
+
+def _unreachable(url: str) -> str:
+    """Why nothing answers at `url`; empty when something does. Takes _HUB_SECONDS at most."""
+    reasons = ["no answer in time"]
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_HUB_SECONDS).close()
+            reasons.append("")
+        except urllib.error.HTTPError:
+            reasons.append("")  # it answers; the client explains
+        except (OSError, ValueError) as error:  # URLError and time-outs are OSErrors
+            reasons.append(storage.reason(getattr(error, "reason", None) or error))
+
+    # In a thread, as looking up a name in a network that drops packets knows no time-out.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_HUB_SECONDS)
+    return reasons[-1]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from data import storage
+from data.progress import Share
 from data.text import Reading, text_of, utf8
 from errors import InputError
 
@@ -15,7 +16,7 @@ _ROWS = 256  # turned into Python strings at a time
 def parquet_documents(name: str, file: IO[bytes], reading: Reading, progress: Callable[[int], object]) -> Iterator[str]:
     """The text of each row: the column `text_key`, or `a.b` for a field of a struct column. Other columns stay unread.
 
-    Memory is bounded by a row group of that column. `progress` is told the bytes of the column in each row group.
+    Memory is bounded by a row group of that column. `progress` is told the bytes of the column.
     Raises InputError when pyarrow is missing, the file is damaged, or the column is absent or not of strings.
     """
     try:
@@ -28,11 +29,12 @@ def parquet_documents(name: str, file: IO[bytes], reading: Reading, progress: Ca
         column = _column(name, table, reading)
         row = 0
         for group in range(table.num_row_groups):
+            told = Share(_bytes(table.metadata.row_group(group), column), table.metadata.row_group(group).num_rows)
             for batch in table.iter_batches(_ROWS, row_groups=[group], columns=[column]):
+                progress(told.of(batch.num_rows))
                 for record in _records(pyarrow, batch):
                     yield text_of(utf8(record, f"{name}: row {row}", reading), f"{name}: row {row}", reading)
                     row += 1
-            progress(_bytes(table.metadata.row_group(group), column))
     except (pyarrow.ArrowException, OSError) as error:
         reason = storage.reason(error)
         raise InputError(f"{name}: is no Parquet file, or damaged or cut off ({reason}); get the file again") from error

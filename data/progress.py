@@ -47,3 +47,14 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+class Share:
+    """Tells how much of `whole` each part of `parts` is: the answers add up to `whole` when the parts do to `parts`."""
+
+    def __init__(self, whole: int, parts: int) -> None:
+        self._whole, self._parts, self._done = whole, parts, 0
+
+    def of(self, size: int) -> int:
+        before, self._done = self._done, self._done + size
+        return self._whole * self._done // self._parts - self._whole * before // self._parts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import socket
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from data import encoders
 from data.encoders import Encoder, byte_level_bpe, load_encoder
 from data.pieces import cut
 from errors import InputError
@@ -146,6 +148,19 @@ def test_hub_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match="HF_HUB_OFFLINE is set"):
         load_encoder("no-such-model", pretrained=True)
+
+
+def test_a_network_that_swallows_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even the name of the hub is looked up, as behind some firewalls."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(encoders, "_HUB_SECONDS", 0.2)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(20))
+    start = time.monotonic()
+    with pytest.raises(InputError, match=r"^gpt2: .*no answer in time.*vocab.json and merges.txt"):
+        load_encoder("gpt2", pretrained=True)
+    assert time.monotonic() - start < 8
 
 
 @pytest.mark.parametrize("name", ["no/such/model", "", "a model", "\n"])

@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zipfile
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data import documents
 from data.encoders import Encoder, load_encoder
+from data.files import find_files
 from data.sources import file_sources
-from data.train_tokenizer import main, save, train_tokenizer
+from data.train_tokenizer import Sample, main, save, train_tokenizer
 from errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,3 +120,79 @@ def test_wrong_flags_exit_with_2() -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--vocab_size", "many"])
     assert caught.value.code == 2
+
+
+# Large corpora
+
+
+def words(first: int, count: int) -> str:
+    return " ".join(f"w{number}" for number in range(first, first + count))
+
+
+@pytest.mark.parametrize("files", [1, 7, 400])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_sample_is_bounded_and_spread_over_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: int, compressed: bool
+) -> None:
+    monkeypatch.setattr(documents, "_COMPRESSED_BYTES", 1000)
+    text = words(0, 500_000)
+    for number in range(files):
+        part = text[len(text) * number // files : len(text) * (number + 1) // files].encode()
+        path = tmp_path / f"{number:03}.txt{'.zst' if compressed else ''}"
+        path.write_bytes(zstandard.ZstdCompressor().compress(part) if compressed else part)
+    sources = file_sources(find_files(str(tmp_path)))
+    sample = Sample(sources, 800_000)
+    used = list(sample.texts())
+    assert sample.read == len(text)
+    assert sum(map(len, used)) == sample.used
+    assert 500_000 < sample.used < 800_000 + 70_000
+    assert list(Sample(sources, 800_000).texts()) == used
+    places = [text.index(piece) / len(text) for piece in used]
+    assert max(b - a for a, b in pairwise([*places, 1.0])) < 0.25, "no stretch is left out"
+    assert f"used {sample.used:,} of {sample.read:,} bytes" in sample.describe()
+
+
+def test_a_corpus_below_the_limit_is_used_whole(sources: list[str], tmp_path: Path) -> None:
+    files = file_sources(sources)
+    size = sum(source.size for source in files)
+    sample = Sample(files, size)
+    assert sum(len(text.encode()) for text in sample.texts()) == size
+    assert sample.describe() == f"used all {size:,} bytes of text of {len(files)} sources"
+    packed = tmp_path / "packed.zip"
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sources:
+            archive.write(path)
+    sample = Sample(file_sources([str(packed)]), round(size * 1.2))
+    assert sum(len(text.encode()) for text in sample.texts()) == size
+
+
+def test_the_flag_sets_the_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").write_text(words(0, 50_000))
+    flags = ["--base_dir", str(tmp_path / "a.txt"), "--output_dir", str(tmp_path), "--vocab_size", "300"]
+    assert main([*flags, "--sample_mb", "0.1"]) == 0
+    assert "of 338,889 bytes of text (3" in capsys.readouterr().out
+    assert main(flags) == 0
+    assert "used all 338,889 bytes" in capsys.readouterr().out
+
+
+# Normalisation
+
+
+def test_nfkc_and_prefix_space_are_off_unless_asked_for(sources: list[str]) -> None:
+    def trained(**options: bool) -> Encoder:
+        return Encoder(train_tokenizer(file_sources(sources[:2]), 400, **options), "trained")
+
+    text = "\N{LATIN SMALL LIGATURE FI}x\N{SUPERSCRIPT TWO}"
+    plain, nfkc, spaced = trained(), trained(nfkc=True), trained(prefix_space=True)
+    assert plain.decode(plain.encode(text)) == text
+    assert nfkc.decode(nfkc.encode(text)) == "fix2"
+    assert spaced.encode("import") == spaced.encode(" import") != plain.encode("import")
+    assert plain.splittable
+    assert not nfkc.splittable
+    assert not spaced.splittable
+
+
+def test_a_corpus_without_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").touch()
+    assert main(["--base_dir", str(tmp_path), "--output_dir", str(tmp_path)]) == 1
+    assert "a.txt: holds no text" in capsys.readouterr().err
