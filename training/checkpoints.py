@@ -18,6 +18,7 @@ import tensorflow as tf
 from google.protobuf import text_format
 
 from errors import InputError
+from training.progress import log
 
 KEEP = 5
 _PREFIX = "model.ckpt-"
@@ -133,7 +134,7 @@ def delete_all(directory: str) -> int:
 
 
 def restore(path: str, variables: Mapping[str, tf.Variable], source: str) -> list[str]:
-    """Fill variables from a checkpoint, one at a time.
+    """Fill variables from a checkpoint, one at a time. What else it holds is left out; the log names the weights in it.
 
     Args:
         path: of the checkpoint, without a suffix.
@@ -155,7 +156,7 @@ def restore(path: str, variables: Mapping[str, tf.Variable], source: str) -> lis
     missing = []
     for name, variable in variables.items():
         if name not in shapes:
-            if "/adam_" not in name and "/adafactor_" not in name:
+            if not _is_slot(name):
                 raise InputError(
                     f"{path}: has no variable {name}, which {source} asks for; is it another model's checkpoint?"
                 )
@@ -166,6 +167,9 @@ def restore(path: str, variables: Mapping[str, tf.Variable], source: str) -> lis
                 f"{variable.shape.as_list()}; "
                 f"use the config that the checkpoint was trained with, or another model_path"
             )
+    if unused := sorted(name for name in {*shapes} - {*variables} if not _is_slot(name)):
+        more = ", …" if len(unused) > 3 else ""
+        log.warning("%s: %s does not use %s%s", path, source, ", ".join(unused[:3]), more)
     with tf.device("/device:CPU:0"):
         for name, variable in variables.items():
             if name in missing:
@@ -182,6 +186,11 @@ def restore(path: str, variables: Mapping[str, tf.Variable], source: str) -> lis
                 ) from None
             variable.assign(tf.cast(value, variable.dtype))
     return missing
+
+
+def _is_slot(name: str) -> bool:
+    """Whether a variable is an optimizer's."""
+    return "/adam_" in name or "/adafactor_" in name
 
 
 def _check_depth(path: str, stored: Iterable[str], wanted: Iterable[str], source: str) -> None:
