@@ -35,7 +35,9 @@ def test_the_curve_follows_that_of_float32(tmp_path_factory: pytest.TempPathFact
         config = load_config(str(path))
         checkpoint = api.train(config).checkpoint
         curves[precision] = np.array([row["nll"] for row in rows(Path(checkpoint).parent / "metrics.jsonl")])
-        finals[precision] = api.evaluate(config)["nll"]
+        nll = api.evaluate(config)["nll"]
+        assert nll is not None
+        finals[precision] = nll
         ends[precision] = weights(Path(checkpoint))
     wide, narrow = curves["float32"], curves["bfloat16"]
     apart, apart_at_end = np.abs(narrow / wide - 1), abs(finals["bfloat16"] / finals["float32"] - 1)
