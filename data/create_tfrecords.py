@@ -4,27 +4,40 @@
         --encoder_path tokenizer/byte-level-bpe.tokenizer.json --write_dataset_config configs/dataset_configs/mine.json
 
 Mode `documents` writes one record a document. Mode `chunks` joins the documents, a separator after each, and cuts them
-into records of exactly `--chunk_size` tokens. The output is the same whatever the number of processes.
+into records of exactly `--chunk_size` tokens. The output is the same whatever the number of processes, and however
+often it is stopped and gone on with (`--resume`).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import glob
+import importlib.util
 import json
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 if __name__ in ("__main__", "__mp_main__"):  # run as a file: import from the repository, not from this folder
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data import storage
+from data.account import nothing_written
+from data.bytes import byte_lengths
+from data.cleaning import Cleaning
 from data.encoders import GPT2, Encoder, load_encoder
-from data.encoding import encode_files
+from data.encoding import Recipe, encode_pieces
+from data.manifest import InputFacts, Manifest, SplitState, TokenizerFacts, shard_pattern
+from data.output import Output, check_free, locked
 from data.progress import Progress
-from data.shards import Account, check_free, chunks, long_enough, shard_names, shard_pattern, write_shards
-from data.sources import add_source_flags, open_sources
+from data.reading import Selection, read_corpus
+from data.shards import Chunks, Documents, Packer, Split
+from data.sources import Source, add_source_flags, open_sources
 from errors import InputError
 
 
@@ -32,30 +45,123 @@ def create_tfrecords(flags: argparse.Namespace) -> None:
     """What the command does: see the flags. Raises InputError when it cannot be done, or nothing would be written."""
     encoder = load_encoder(GPT2, pretrained=True) if flags.use_gpt2_tokenizer else load_encoder(flags.encoder_path)
     separator = _separator(flags, encoder)
-    _check_output(flags)
+    recipe = Recipe(encoder, _cleaning(flags))
     sources = open_sources(flags.input_dir, flags)
+    wanted = _manifest(flags, encoder, separator, sources)
+    _check_output(flags, wanted)
+    with _explained(flags.output_dir), locked(flags.output_dir, flags.name):
+        output = Output(flags.output_dir, wanted, resume=flags.resume, overwrite=flags.overwrite)
+        manifest = output.manifest
+        if manifest.complete:
+            print("all of it is there already")
+        else:
+            _write(flags, sources, recipe, output, separator)
+        output.complete()
+    for name, split in manifest.splits.items():
+        print("\n".join([f"{name}:"] * (len(manifest.splits) > 1) + split.account.lines()))
+    if flags.write_dataset_config:
+        _write_config(flags, encoder, separator, manifest)
+    for name, split in manifest.splits.items():
+        print(f"files: {len(split.shards):,}, {os.path.join(flags.output_dir, shard_pattern(manifest.prefix(name)))}")
+
+
+def _write(
+    flags: argparse.Namespace, sources: Sequence[Source], recipe: Recipe, output: Output, separator: Sequence[int]
+) -> None:
+    """Write what is not there yet; the manifest knows all of it afterwards."""
+    manifest = output.manifest
+    table = _byte_lengths(recipe.encoder) if flags.mode == "chunks" else None
+    splits = []
+    for name, state in manifest.splits.items():
+        packer: Packer = Documents() if flags.mode == "documents" else Chunks(flags.chunk_size, separator, table)
+        splits.append(
+            Split(
+                *(output.folder, manifest.prefix(name), packer, state),
+                minimum_size=flags.minimum_size,
+                records_per_file=flags.records_per_file,
+                on_shard=output.save,
+            )
+        )
+    done = [state.position for state in manifest.splits.values()]
+    selection = Selection(flags.eval_fraction, flags.deduplicate, (done[0], done[-1]))
     total = sum(source.size for source in sources)
     print(f"files to encode: {len(sources):,}, {total:,} bytes, in {flags.processes} processes", flush=True)
-    account = Account()
-    with Progress(total, "encoding") as progress:
-        documents = encode_files(sources, encoder, processes=flags.processes, progress=progress.update)
-        records = long_enough(account.read(documents), flags.minimum_size, account)
-        if flags.mode == "chunks":
-            records = chunks(records, separator, flags.chunk_size, account)
-        names = write_shards(
-            account.written(records),
-            flags.output_dir,
-            flags.name,
-            records_per_file=flags.records_per_file,
-            overwrite=flags.overwrite,
-        )
-    account.check()
-    if not names:
-        raise InputError(f"{flags.input_dir}: {account.nothing_written()}")
-    print("\n".join(account.lines()))
-    if flags.write_dataset_config:
-        _write_config(flags, encoder, separator)
-    print(f"files: {len(names):,}, {os.path.join(flags.output_dir, shard_pattern(flags.name))}")
+    if output.resumed:
+        print(f"going on after {len(manifest.shards):,} files that are written", flush=True)
+    output.save()
+    try:
+        with Progress(total, "encoding") as progress:
+            pieces = read_corpus(sources, selection, size=recipe.piece_size, progress=progress.update)
+            with contextlib.closing(encode_pieces(pieces, recipe, processes=flags.processes)) as documents:
+                for document in documents:
+                    splits[document.origin.held_out].add(document)
+        for split in splits:
+            split.finish()
+        _check_written(flags, manifest)
+    finally:
+        for split in splits:
+            split.abandon()
+        output.discard_if_empty()
+
+
+def _check_written(flags: argparse.Namespace, manifest: Manifest) -> None:
+    if not manifest.splits["train"].shards:
+        accounts = [split.account for split in manifest.splits.values()]
+        if any(split.shards for split in manifest.splits.values()):
+            raise InputError(
+                f"--eval_fraction {flags.eval_fraction}: holds out every document that can be written; give a smaller "
+                "one, with --overwrite"
+            )
+        raise InputError(f"{flags.input_dir}: {nothing_written(accounts)}")
+    for name, split in manifest.splits.items():
+        if not split.shards:
+            print(f"note: no document fell to {name}; give more text, or a larger --eval_fraction")
+
+
+@contextlib.contextmanager
+def _explained(folder: str) -> Iterator[None]:
+    """Turn failures to write into InputError."""
+    try:
+        yield
+    except storage.errors() as error:
+        raise InputError(
+            f"{folder}: cannot be written: {storage.reason(error)}; make room or give another; what is complete stays, "
+            "and --resume goes on from there"
+        ) from error
+
+
+def _manifest(
+    flags: argparse.Namespace, encoder: Encoder, separator: Sequence[int], sources: Sequence[Source]
+) -> Manifest:
+    """The manifest of a run that has not written anything."""
+    chunks = {"chunk_size": flags.chunk_size, "separator": list(separator)} if flags.mode == "chunks" else {}
+    names = ("mode", "minimum_size", "records_per_file", "text_key", "errors", "ftfy", "wikitext_detokenize")
+    settings = {name: getattr(flags, name) for name in (*names, "eval_fraction", "deduplicate")}
+    return Manifest(
+        name=flags.name,
+        tokenizer=TokenizerFacts(encoder.source, encoder.fingerprint, encoder.n_vocab),
+        settings=settings | chunks,
+        inputs=[_facts(source) for source in sources],
+        splits={name: SplitState() for name in (("train", "eval") if flags.eval_fraction else ("train",))},
+    )
+
+
+def _facts(source: Source) -> InputFacts:
+    a_file = source.mtime_ns is not None and not storage.is_url(source.path)
+    return InputFacts(os.path.abspath(source.path) if a_file else source.path, source.size, source.mtime_ns)
+
+
+def _byte_lengths(encoder: Encoder) -> NDArray[np.int64] | None:
+    try:
+        return byte_lengths(encoder)
+    except InputError:  # not a byte-level tokenizer
+        return None
+
+
+def _cleaning(flags: argparse.Namespace) -> Cleaning:
+    if flags.ftfy and importlib.util.find_spec("ftfy") is None:
+        raise InputError("--ftfy: the package ftfy is not installed; pip install ftfy, or --no-ftfy")
+    return Cleaning(ftfy=flags.ftfy, wikitext=flags.wikitext_detokenize)
 
 
 def _separator(flags: argparse.Namespace, encoder: Encoder) -> list[int]:
@@ -78,19 +184,19 @@ def _separator(flags: argparse.Namespace, encoder: Encoder) -> list[int]:
     return separator
 
 
-def _check_output(flags: argparse.Namespace) -> None:
+def _check_output(flags: argparse.Namespace, wanted: Manifest) -> None:
     """Refuse now what would be refused after hours of work."""
     folder, name, config = flags.output_dir, flags.name, flags.write_dataset_config
     if not name or set(name) & set("/\\*?[]"):
         raise InputError(f"--name {name!r}: must be part of a file name, with none of / \\ * ? [ ]")
-    if not flags.overwrite:
-        check_free(folder, name)
+    if not (flags.overwrite or flags.resume):
+        check_free(folder, wanted)
         if config and storage.exists(config):
             raise InputError(f"{config}: is there already; give another --write_dataset_config, or --overwrite")
     storage.make_folder(folder)
     if config:
-        own = shard_names(folder, name)
-        others = [path for path in storage.glob(_glob(flags)) if os.path.basename(path) not in own]
+        own = re.compile(rf"{re.escape(name)}(_eval)?_\d+_\d+\.tfrecords")
+        others = [path for path in storage.glob(_glob(flags, name)) if not own.fullmatch(os.path.basename(path))]
         if others:
             raise InputError(
                 f"{others[0]}: would be taken for a file of --name {name}; give another name or --output_dir"
@@ -101,16 +207,17 @@ def _check_output(flags: argparse.Namespace) -> None:
 # The dataset config
 
 
-def _glob(flags: argparse.Namespace) -> str:
+def _glob(flags: argparse.Namespace, prefix: str) -> str:
     folder = flags.output_dir if storage.is_url(flags.output_dir) else glob.escape(flags.output_dir)
-    return os.path.join(folder, shard_pattern(flags.name))
+    return os.path.join(folder, shard_pattern(prefix))
 
 
-def _write_config(flags: argparse.Namespace, encoder: Encoder, separator: Sequence[int]) -> None:
+def _write_config(flags: argparse.Namespace, encoder: Encoder, separator: Sequence[int], manifest: Manifest) -> None:
     path = flags.write_dataset_config
+    held_out = "eval" in manifest.splits and manifest.splits["eval"].shards
     config: dict[str, object] = {
-        "path": _relative(_glob(flags), path),
-        "eval_path": "",
+        "path": _relative(_glob(flags, manifest.prefix("train")), path),
+        "eval_path": _relative(_glob(flags, manifest.prefix("eval")), path) if held_out else "",
         "n_vocab": encoder.n_vocab,
         "tokenizer_path": encoder.source if flags.use_gpt2_tokenizer else _relative(encoder.source, path),
         "tokenizer_is_pretrained": flags.use_gpt2_tokenizer,
@@ -197,8 +304,38 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="PATH",
         help="also write a dataset config, such as configs/dataset_configs/X.json",
     )
-    add("--overwrite", action="store_true", help="replace the files of an earlier run with this name")
+    add(
+        "--eval_fraction",
+        type=_fraction,
+        default=0.0,
+        metavar="F",
+        help="hold out this share of the documents, in files NAME_eval_<index>_<records>.tfrecords; a hash of the text "
+        "decides, so that the same document always goes the same way (default: none)",
+    )
+    add(
+        "--deduplicate",
+        action="store_true",
+        help="leave out documents whose text came before (25 bytes of memory each)",
+    )
+    switch = argparse.BooleanOptionalAction
+    add("--ftfy", action=switch, default=False, help="mend wrongly decoded text with ftfy (default: no)")
+    add(
+        "--wikitext_detokenize",
+        "--wikitext-detokenize",
+        action=switch,
+        default=False,
+        help="undo the tokenisation of WikiText-103 (default: no)",
+    )
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on where a run that was stopped left off")
+    again.add_argument("--overwrite", action="store_true", help="replace the files of an earlier run with this name")
     return parser.parse_args(argv)
+
+
+def _fraction(text: str) -> float:
+    if not 0 <= float(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 0 and less than 1")
+    return float(text)
 
 
 def _cores() -> int:
@@ -212,6 +349,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command with --resume goes on after the last complete file", file=sys.stderr)
+        return 130  # as the shell reports a program that Ctrl-C ended
     return 0
 
 

@@ -1,111 +1,127 @@
-"""Encode a corpus in parallel, in order: files of text in, one array of token ids a document out."""
+"""Encode a corpus in parallel, in order: pieces of text in, one array of token ids a document out."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain
-from multiprocessing import get_context
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from data.cleaning import Cleaning
 from data.encoders import Encoder
-from data.sources import Source
+from data.reading import Origin, Piece
 from errors import InputError
 
 Ids = npt.NDArray[np.int32]
 
-_TASK_CHARACTERS = 1 << 18  # about 60,000 tokens, a tenth of a second
+TASK_CHARACTERS = 1 << 18
+"""How much text a process is given at a time: about 60,000 tokens, a tenth of a second."""
+
 _TASKS_AHEAD = 2  # for each process, so that none waits for the reader
 
 
-class _Task(NamedTuple):
-    """Some pieces of text in a row. ends: whether a document ends with each. bytes: read from the files for them."""
+class Document(NamedTuple):
+    """An encoded document. bytes: of its text in UTF-8, as it was encoded."""
 
-    texts: list[str]
-    ends: list[bool]
+    origin: Origin
+    ids: Ids
     bytes: int
 
 
+class Recipe(NamedTuple):
+    """How text becomes ids. Special tokens that are written out in it are text."""
+
+    encoder: Encoder
+    cleaning: Cleaning = Cleaning()
+
+    @property
+    def piece_size(self) -> int | None:
+        """Characters of the pieces that documents may come in; None when each must come whole."""
+        return TASK_CHARACTERS if self.encoder.splittable and not self.cleaning else None
+
+
 class _Encoded(NamedTuple):
-    """ids: of all texts of a task, one after the other. lengths: how many each text has."""
+    """ids: of all texts of a task, one after the other. lengths, bytes: how many of either each text has."""
 
     ids: Ids
     lengths: npt.NDArray[np.int64]
+    bytes: list[int]
 
 
-def encode_files(
-    sources: Sequence[Source],
-    encoder: Encoder,
-    *,
-    processes: int,
-    progress: Callable[[int], object] = lambda _: None,
-) -> Iterator[Ids]:
-    """Ids of every document of `sources`, in order, whatever the number of processes. Special tokens in them are text.
+def encode(recipe: Recipe, texts: list[str]) -> _Encoded:
+    """The one place where text becomes ids."""
+    if recipe.cleaning:
+        texts = [recipe.cleaning(text) for text in texts]
+    encoded = recipe.encoder.encode_documents(texts)
+    lengths = np.array([len(ids) for ids in encoded], np.int64)
+    ids = np.fromiter(chain.from_iterable(encoded), np.int32, int(lengths.sum()))
+    return _Encoded(ids, lengths, [len(text.encode()) for text in texts])
 
-    `progress` is called with the number of bytes of the files that were encoded since its last call. Memory is bounded
-    by the longest document (4 bytes a token) and a few tasks for each process.
 
-    Raises InputError when a file cannot be read, or a process is killed.
+def encode_pieces(pieces: Iterable[Piece], recipe: Recipe, *, processes: int) -> Generator[Document, None, None]:
+    """The documents that `pieces` make up, in order, whatever the number of processes.
+
+    Memory is bounded by the longest document (4 bytes a token) and a few tasks for each process.
+
+    Raises InputError when a process is killed.
     """
     held: list[Ids] = []
-    for task, encoded in _in_order(_tasks(sources, encoder), encoder, processes):
-        progress(task.bytes)
-        texts = np.split(encoded.ids, np.cumsum(encoded.lengths)[:-1])
-        for ids, ends in zip(texts, task.ends, strict=True):
+    size = 0
+    for origins, encoded in _in_order(_tasks(pieces), recipe, processes):
+        ids_of_texts = np.split(encoded.ids, np.cumsum(encoded.lengths)[:-1])
+        for origin, ids, bytes_of_text in zip(origins, ids_of_texts, encoded.bytes, strict=True):
             held.append(ids)
-            if ends:
-                yield held[0] if len(held) == 1 else np.concatenate(held)
-                held = []
+            size += bytes_of_text
+            if origin is not None:
+                yield Document(origin, held[0] if len(held) == 1 else np.concatenate(held), size)
+                held, size = [], 0
 
 
-def _tasks(sources: Sequence[Source], encoder: Encoder) -> Iterator[_Task]:
+class _Task(NamedTuple):
+    texts: list[str]
+    origins: list[Origin | None]
+
+
+def _tasks(pieces: Iterable[Piece]) -> Iterator[_Task]:
     texts: list[str] = []
-    ends: list[bool] = []
-    characters = read = 0
-
-    def count(size: int) -> None:
-        nonlocal read
-        read += size
-
-    def pieces(source: Source) -> Iterator[tuple[str, bool]]:
-        if encoder.splittable:
-            return source.pieces(_TASK_CHARACTERS, count)
-        return ((document, True) for document in source.documents(count))
-
-    for text, end in chain.from_iterable(map(pieces, sources)):
+    origins: list[Origin | None] = []
+    characters = 0
+    for text, origin in pieces:
         texts.append(text)
-        ends.append(end)
+        origins.append(origin)
         characters += len(text)
-        if characters >= _TASK_CHARACTERS:
-            yield _Task(texts, ends, read)
-            texts, ends, characters, read = [], [], 0, 0
+        if characters >= TASK_CHARACTERS:
+            yield _Task(texts, origins)
+            texts, origins, characters = [], [], 0
     if texts:
-        yield _Task(texts, ends, read)
+        yield _Task(texts, origins)
 
 
-def _in_order(tasks: Iterable[_Task], encoder: Encoder, processes: int) -> Iterator[tuple[_Task, _Encoded]]:
+def _in_order(tasks: Iterable[_Task], recipe: Recipe, processes: int) -> Iterator[tuple[list[Origin | None], _Encoded]]:
     if processes == 1:
         for task in tasks:
-            yield task, _encode(encoder, task.texts)
+            yield task.origins, encode(recipe, task.texts)
         return
     # Spawned, not forked: the tokenizers library has threads, and locks held by a thread stay locked in a fork.
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), _start_worker, (encoder,))
-    waiting: deque[tuple[_Task, Future[_Encoded]]] = deque()
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker, (recipe,))
+    waiting: deque[tuple[list[Origin | None], Future[_Encoded]]] = deque()
     try:
         for task in tasks:
-            waiting.append((task, pool.submit(_work, task.texts)))
+            waiting.append((task.origins, pool.submit(_work, task.texts)))
             if len(waiting) > processes * _TASKS_AHEAD:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        for first, future in waiting:
-            yield first, future.result()
+                origins, future = waiting.popleft()
+                yield origins, future.result()
+        for origins, future in waiting:
+            yield origins, future.result()
     except BrokenProcessPool as error:
         raise InputError(
             f"--processes {processes}: one of the processes was killed, most likely for want of memory; give fewer"
@@ -114,21 +130,24 @@ def _in_order(tasks: Iterable[_Task], encoder: Encoder, processes: int) -> Itera
         pool.shutdown(cancel_futures=True)
 
 
-_encoder: Encoder  # of a worker process
+_recipe: Recipe  # of a worker process
 
 
-def _start_worker(encoder: Encoder) -> None:
-    global _encoder
-    _encoder = encoder
+def _start_worker(recipe: Recipe) -> None:
+    global _recipe
+    _recipe = recipe
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which then ends the pool
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed main process tells its workers nothing: they would wait for work forever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _work(texts: list[str]) -> _Encoded:
-    return _encode(_encoder, texts)
-
-
-def _encode(encoder: Encoder, texts: list[str]) -> _Encoded:
-    encoded = encoder.encode_documents(texts)
-    lengths = np.array([len(ids) for ids in encoded], np.int64)
-    return _Encoded(np.fromiter(chain.from_iterable(encoded), np.int32, int(lengths.sum())), lengths)
+    return encode(_recipe, texts)

@@ -1,168 +1,246 @@
-"""The records of a dataset and its files: documents or chunks, counted, written all or none."""
+"""The records of a dataset, documents or chunks, and the numbered files that they go to."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import chain, islice
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, NamedTuple, Protocol
 
 import numpy as np
 
 from data import storage
-from data.encoding import Ids
-from data.tfrecords import INDEX_SUFFIX, write_records
+from data.account import Account
+from data.encoding import Document, Ids
+from data.manifest import Shard, SplitState
+from data.reading import Place, Position
+from data.tfrecords import framed
 from errors import InputError
 
-_EMPTY = "empty"
+_LARGEST_RECORD = (1 << 31) - 1  # bytes: of a protobuf, which a record is
 
 
-@dataclass
-class Account:
-    """Where the tokens of a corpus went. Every one is written, or dropped for a reason."""
+class Record(NamedTuple):
+    """documents: how many begin in it. bytes: of its text in UTF-8, None when that is not known. first, last: where in
+    the corpus its tokens begin, and end."""
 
-    documents_read: int = 0
-    tokens_read: int = 0
-    separators: int = 0
-    records: int = 0
-    tokens_written: int = 0
-    shortest: int | None = None
-    dropped_documents: Counter[str] = field(default_factory=Counter)
-    dropped_tokens: Counter[str] = field(default_factory=Counter)
-
-    def read(self, documents: Iterable[Ids]) -> Iterator[Ids]:
-        for ids in documents:
-            self.documents_read += 1
-            self.tokens_read += len(ids)
-            yield ids
-
-    def written(self, records: Iterable[Ids]) -> Iterator[Ids]:
-        for ids in records:
-            self.records += 1
-            self.tokens_written += len(ids)
-            self.shortest = len(ids) if self.shortest is None else min(self.shortest, len(ids))
-            yield ids
-
-    def drop(self, reason: str, tokens: int, documents: int = 0) -> None:
-        self.dropped_tokens[reason] += tokens
-        self.dropped_documents[reason] += documents
-
-    def check(self) -> None:
-        assert self.tokens_read + self.separators == self.tokens_written + self.dropped_tokens.total(), self
-
-    def lines(self) -> list[str]:
-        """The account as a small table."""
-        rows = [
-            ("documents read", f"{self.documents_read:,}"),
-            ("tokens read", f"{self.tokens_read:,}"),
-            ("+ separators", f"{self.separators:,}"),
-            *((f"- {reason}", amount) for reason, amount in self._dropped()),
-            ("= tokens written", f"{self.tokens_written:,}"),
-            ("records", f"{self.records:,}"),
-            ("shortest record", "none" if self.shortest is None else f"{self.shortest:,} tokens"),
-        ]
-        width = max(len(label) for label, _ in rows)
-        return [f"{label:<{width}}  {value}" for label, value in rows]
-
-    def nothing_written(self) -> str:
-        """Why there is no record."""
-        if not self.documents_read:
-            return "nothing written: its files hold no document"
-        dropped = "; ".join(f"{reason}: {amount}" for reason, amount in self._dropped())
-        return f"nothing written of {self.documents_read:,} documents ({dropped}); lower the limit, or give more text"
-
-    def _dropped(self) -> list[tuple[str, str]]:
-        """(reason, how much) for each reason."""
-        return [
-            (reason, f"{tokens:,} tokens" + (f" in {documents:,} documents" if documents else ""))
-            for reason, tokens in self.dropped_tokens.items()
-            for documents in [self.dropped_documents[reason]]
-        ]
+    ids: Ids
+    documents: int
+    bytes: int | None
+    first: Position
+    last: Position
 
 
-def long_enough(documents: Iterable[Ids], minimum_size: int, account: Account) -> Iterator[Ids]:
-    """Documents of at least `minimum_size` tokens, and of at least one."""
-    for ids in documents:
-        if len(ids) == 0:
-            account.drop(_EMPTY, 0, documents=1)
-        elif len(ids) < minimum_size:
-            account.drop(f"shorter than --minimum_size {minimum_size}", len(ids), documents=1)
+class Packer(Protocol):
+    """Makes records of documents. Each method counts in `account` what it drops."""
+
+    def add(self, document: Document, account: Account) -> Iterator[Record]:
+        """The records that are complete with this document, which comes next."""
+
+    def resume(self, document: Document, token: int) -> Iterator[Record]:
+        """Go on in the midst of a document, of which `token` tokens are in records already. (The first to be added.)"""
+
+    def finish(self, account: Account) -> None:
+        """There are no more documents."""
+
+
+class Documents:
+    """A record for each document."""
+
+    def add(self, document: Document, account: Account) -> Iterator[Record]:
+        place, length = document.origin.place, len(document.ids)
+        yield Record(document.ids, 1, document.bytes, Position(place, 0), Position(place, length))
+
+    def resume(self, document: Document, token: int) -> Iterator[Record]:
+        assert token == len(document.ids), "a record is a whole document"
+        return iter(())
+
+    def finish(self, account: Account) -> None:
+        pass
+
+
+class Chunks:
+    """Records of exactly `size` tokens of the documents, `separator` after each. What is left at the end is dropped.
+
+    byte_lengths: UTF-8 bytes of each token; None when they are not known.
+    """
+
+    def __init__(self, size: int, separator: Sequence[int], byte_lengths: np.ndarray | None = None) -> None:
+        self._size = size
+        self._separator = np.array(separator, np.int32)
+        self._byte_lengths = byte_lengths
+        self._parts: list[Ids] = []  # tokens that are in no record yet
+        self._held = 0  # how many
+        # Documents that those tokens are of, and where each begins, counted from the first of those tokens.
+        self._starts: list[int] = []
+        self._places: list[Place] = []
+
+    def add(self, document: Document, account: Account) -> Iterator[Record]:
+        account.separators += len(self._separator)
+        return self._take(document, 0)
+
+    def resume(self, document: Document, token: int) -> Iterator[Record]:
+        return self._take(document, token)
+
+    def _take(self, document: Document, skipped: int) -> Iterator[Record]:
+        self._starts.append(self._held - skipped)
+        self._places.append(document.origin.place)
+        tokens = np.concatenate([document.ids, self._separator])[skipped:]
+        self._parts.append(tokens)
+        self._held += len(tokens)
+        if self._held < self._size:
+            return
+        joined = np.concatenate(self._parts)
+        whole = self._held - self._held % self._size
+        for begin in range(0, whole, self._size):
+            yield self._record(joined[begin : begin + self._size], begin)
+        kept = bisect_right(self._starts, whole) - 1  # the last document that begins there or before
+        self._starts = [start - whole for start in self._starts[kept:]]
+        self._places = self._places[kept:]
+        self._parts, self._held = [joined[whole:].copy()], self._held - whole  # a view would keep all of it in memory
+
+    def _record(self, ids: Ids, begin: int) -> Record:
+        end = begin + self._size
+        documents = bisect_left(self._starts, end) - bisect_left(self._starts, begin)
+        size = None if self._byte_lengths is None else int(self._byte_lengths[ids].sum())
+        return Record(ids, documents, size, self._position(bisect_right, begin), self._position(bisect_left, end))
+
+    def _position(self, bisect: Callable[[list[int], int], int], token: int) -> Position:
+        """Where in the corpus a token is. bisect: which document it belongs to when one begins there."""
+        number = bisect(self._starts, token) - 1
+        return Position(self._places[number], token - self._starts[number])
+
+    def finish(self, account: Account) -> None:
+        if self._held:
+            begun = len(self._starts) - bisect_left(self._starts, 0)
+            account.drop(f"the end, less than --chunk_size {self._size}", self._held, begun)
+
+
+class Split:
+    """The documents that are trained on, or those that are held out, on their way to files called
+    `prefix_<index>_<records>.tfrecords` in `folder`.
+
+    state: what is written already; it grows with each file that is complete. on_shard is then called.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        prefix: str,
+        packer: Packer,
+        state: SplitState,
+        *,
+        minimum_size: int,
+        records_per_file: int,
+        on_shard: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.account = Account.from_json(state.account.to_json())
+        self._folder, self._prefix = folder, prefix
+        self._packer, self._state, self._on_shard = packer, state, on_shard
+        self._minimum_size, self._records_per_file = minimum_size, records_per_file
+        self._resumed = state.position
+        self._open: _OpenShard | None = None
+
+    def add(self, document: Document) -> None:
+        """Write what is complete with this document, the next one in reading order. Raises InputError when that
+        cannot be."""
+        length = len(document.ids)
+        if self._resumed is not None and document.origin.place == self._resumed.place:
+            records = self._packer.resume(document, self._resumed.token)
         else:
-            yield ids
+            self.account.read(length, document.bytes)
+            if (reason := self._unwanted(document)) is not None:
+                self.account.drop(reason, length, 1)
+                return
+            records = self._packer.add(document, self.account)
+        for record in records:
+            self._write(record)
+
+    def _unwanted(self, document: Document) -> str | None:
+        if document.origin.duplicate:
+            return "duplicates"
+        if len(document.ids) == 0:
+            return "empty"
+        if len(document.ids) < self._minimum_size:
+            return f"shorter than --minimum_size {self._minimum_size}"
+        return None
+
+    def finish(self) -> None:
+        """There are no more documents: complete the last file, and check that the account adds up.
+
+        on_shard is not called for that file: the account has counted documents after it, so a run that is resumed
+        must write it anew, unless all is complete.
+        """
+        self._packer.finish(self.account)
+        self.account.check()
+        if self._open is not None:
+            self._complete(self._open)
+        self._state.account = self.account
+
+    def abandon(self) -> None:
+        """Remove the file that is being written."""
+        if self._open is not None:
+            self._open.remove()
+            self._open = None
+
+    def _write(self, record: Record) -> None:
+        if self._open is None:
+            self._open = _OpenShard(f"{self._folder}/.{self._prefix}_{len(self._state.shards)}.partial")
+        self._open.add(record)
+        self.account.written(len(record.ids), record.documents)
+        if self._open.records == self._records_per_file:
+            self._complete(self._open)
+            self._on_shard()
+
+    def _complete(self, shard: _OpenShard) -> None:
+        file = f"{self._prefix}_{len(self._state.shards)}_{shard.records}.tfrecords"
+        self._state.shards.append(shard.close(f"{self._folder}/{file}"))
+        # A copy: the account goes on while the manifest says where it stood when this file was complete.
+        self._state.account = Account.from_json(self.account.to_json())
+        self._open = None
 
 
-def chunks(documents: Iterable[Ids], separator: Sequence[int], size: int, account: Account) -> Iterator[Ids]:
-    """Records of exactly `size` tokens of the documents, `separator` after each. What is left at the end is dropped."""
-    after = np.array(separator, np.int32)
-    parts: list[Ids] = []
-    held = 0
-    for ids in documents:
-        parts += [ids, after]
-        held += len(ids) + len(after)
-        account.separators += len(after)
-        if held >= size:
-            joined = np.concatenate(parts)
-            whole = held - held % size
-            yield from joined[:whole].reshape(-1, size)
-            parts, held = [joined[whole:]], held - whole
-    if held:
-        account.drop(f"the end, less than --chunk_size {size}", held)
+class _OpenShard:
+    """A file that is being written, under a temporary name."""
 
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._file: IO[bytes] = storage.create_binary(path)
+        self._first: Position | None = None
+        self.records = self._documents = self._tokens = self._size = 0
+        self._bytes: int | None = 0
 
-# Files
+    def add(self, record: Record) -> None:
+        content = framed(record.ids)
+        if len(content) > _LARGEST_RECORD:
+            raise InputError(
+                f"a document of {len(record.ids):,} tokens is too long for one record (2 GiB); use --mode chunks"
+            )
+        self._file.write(content)
+        self._first = self._first or record.first
+        self._last = record.last
+        self.records += 1
+        self._documents += record.documents
+        self._tokens += len(record.ids)
+        self._size += len(content)
+        self._bytes = None if self._bytes is None or record.bytes is None else self._bytes + record.bytes
 
-
-def shard_names(folder: str, name: str) -> list[str]:
-    """Files in `folder` that a run with this name wrote."""
-    pattern = re.compile(rf"{re.escape(name)}_\d+_\d+\.tfrecords")
-    return [found for found in storage.list_folder(folder) if pattern.fullmatch(found)]
-
-
-def shard_pattern(name: str) -> str:
-    """The glob for those files. (`name_*` would also find those of a dataset called `name_eval`.)"""
-    return f"{name}_[0-9]*_[0-9]*.tfrecords"
-
-
-def check_free(folder: str, name: str) -> None:
-    """Raise InputError when `folder` has files of this name."""
-    if found := shard_names(folder, name):
-        raise InputError(
-            f"{folder}/{found[0]}: is there already, with {len(found) - 1} more of --name {name}; "
-            "give another name, or --overwrite to replace them all"
+    def close(self, path: str) -> Shard:
+        """The file appears at `path`."""
+        self._file.flush()
+        if not storage.is_url(path):
+            os.fsync(self._file.fileno())  # the manifest, which names it, must not reach the disk before it
+        self._file.close()
+        storage.move(self._path, path)
+        assert self._first is not None, "no record"
+        name = path.rpartition("/")[2]
+        return Shard(
+            name, self.records, self._documents, self._tokens, self._bytes, self._size, self._first, self._last
         )
 
-
-def write_shards(
-    records: Iterable[Ids], folder: str, name: str, *, records_per_file: int, overwrite: bool = False
-) -> list[str]:
-    """Write `folder/name_<index>_<records>.tfrecords`; they appear when all are complete, and replace older ones.
-
-    Returns the names; none when there is no record, and then older files stay. Raises InputError when there are older
-    ones and `overwrite` is false, or the folder cannot be written to.
-    """
-    storage.make_folder(folder)
-    partial = f"{folder}/.{name}.{os.getpid()}.partial"
-    counts: list[int] = []
-    records = iter(records)
-    try:
-        storage.make_folder(partial)
-        for first in records:
-            shard = chain([first], islice(records, records_per_file - 1))
-            counts.append(write_records(f"{partial}/{len(counts)}", shard))
-        if counts and not overwrite:
-            check_free(folder, name)  # again: another run may have come first
-        names = [f"{name}_{index}_{count}.tfrecords" for index, count in enumerate(counts)]
-        for old in shard_names(folder, name) if names else ():
-            for path in (f"{folder}/{old}", f"{folder}/{old}{INDEX_SUFFIX}"):
-                if storage.exists(path):
-                    storage.remove(path)
-        for index, new in enumerate(names):
-            storage.move(f"{partial}/{index}", f"{folder}/{new}")
-        return names
-    except storage.errors() as error:
-        raise InputError(f"{folder}: cannot be written: {storage.reason(error)}; free or give another") from error
-    finally:
-        if storage.exists(partial):
-            storage.remove_folder(partial)
+    def remove(self) -> None:
+        with contextlib.suppress(*storage.errors()):
+            self._file.close()
+        with contextlib.suppress(*storage.errors()):
+            storage.remove(self._path)

@@ -162,6 +162,13 @@ def open_binary(path: str, buffer_bytes: int = 1 << 20) -> IO[bytes]:
     return open(path, "rb", buffering=buffer_bytes)
 
 
+def create_binary(path: str) -> IO[bytes]:
+    """Open for writing, replacing what is there."""
+    if is_url(path):
+        return cast("IO[bytes]", _gfile().GFile(path, "wb"))
+    return open(path, "wb", buffering=1 << 20)
+
+
 @contextlib.contextmanager
 def replacing(path: str) -> Iterator[IO[bytes]]:
     """Write a file that appears under `path` only when the block ends well: readers never see half of it."""

@@ -42,7 +42,8 @@ class RecordIndex:
     """Where the records of one file are and how long they are.
 
     offsets: [records] byte position of each payload. sizes: [records] bytes of each payload. tokens: [records] ids in
-    each record. min_id, max_id: smallest and largest id of the file; 0 and -1 when the file holds no id.
+    each record. min_id, max_id: smallest and largest id of the file; 0 and -1 when the file holds no id. dtype: NumPy's
+    name of the ids' type where a record is nothing but ids (Megatron's files); empty where it is a serialized Example.
     """
 
     path: str
@@ -51,6 +52,7 @@ class RecordIndex:
     tokens: Int64s
     min_id: int
     max_id: int
+    dtype: str = ""
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -67,11 +69,16 @@ def write_records(path: str | os.PathLike[str], records: Iterable[Ids]) -> int:
     count = 0
     with storage.replacing(os.fspath(path)) as file:
         for ids in records:
-            payload = serialize(ids)
-            header = _LENGTH.pack(len(payload))
-            file.write(b"".join((header, _crc(header), payload, _crc(payload))))
+            file.write(framed(ids))
             count += 1
     return count
+
+
+def framed(ids: Ids) -> bytes:
+    """The bytes of one record as they stand in a file, framing included."""
+    payload = serialize(ids)
+    header = _LENGTH.pack(len(payload))
+    return b"".join((header, _crc(header), payload, _crc(payload)))
 
 
 def serialize(ids: Ids) -> bytes:

@@ -1,0 +1,201 @@
+"""`NAME.manifest.json`: what the files of a dataset hold, what they were made of, and whether they are all there.
+
+It lies beside the files, and is replaced as a whole after each of them, so that it never names one that is not
+complete. create_tfrecords.py goes on from it after a kill; training asks it which tokenizer made the data.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from data import storage
+from data.account import Account
+from data.reading import Place, Position
+from errors import InputError
+
+SUFFIX = ".manifest.json"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """source: where it came from. fingerprint: SHA-256 of its definition. n_vocab: every id is smaller."""
+
+    source: str
+    fingerprint: str
+    n_vocab: int
+
+
+@dataclass(frozen=True)
+class InputFacts:
+    """A source of text as it was: size in bytes, modification time in nanoseconds (None where there is none)."""
+
+    path: str
+    size: int
+    mtime_ns: int | None
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file. documents: how many begin in it. bytes: of the text that its tokens stand for, in UTF-8 (None: not
+    known). size: of the file, in bytes. first, last: where in the corpus its tokens begin, and end."""
+
+    file: str
+    records: int
+    documents: int
+    tokens: int
+    bytes: int | None
+    size: int
+    first: Position
+    last: Position
+
+
+@dataclass
+class SplitState:
+    """The documents to train on, or those that are held out: their files so far, and the account up to there."""
+
+    shards: list[Shard] = field(default_factory=list)
+    account: Account = field(default_factory=Account)
+
+    @property
+    def position(self) -> Position | None:
+        """Where the last file ends; None before the first."""
+        return self.shards[-1].last if self.shards else None
+
+
+@dataclass
+class Manifest:
+    """settings: the flags that decide what the files hold. splits: "train", and "eval" when documents are held out."""
+
+    name: str
+    tokenizer: TokenizerFacts
+    settings: dict[str, Any]
+    inputs: list[InputFacts]
+    splits: dict[str, SplitState]
+    complete: bool = False
+
+    @property
+    def shards(self) -> list[Shard]:
+        return [shard for split in self.splits.values() for shard in split.shards]
+
+    def prefix(self, split: str) -> str:
+        """Files of a split are called `prefix_<index>_<records>.tfrecords`."""
+        return self.name if split == "train" else f"{self.name}_{split}"
+
+    def owns(self, file: str) -> bool:
+        """Whether a file name is one that this dataset's run writes."""
+        prefixes = "|".join(re.escape(self.prefix(split)) for split in self.splits)
+        return re.fullmatch(rf"({prefixes})_\d+_\d+\.tfrecords", file) is not None
+
+    def copy(self) -> Manifest:
+        return _from_json(self._to_json())
+
+    def save(self, folder: str) -> None:
+        """Replace the manifest in `folder`. Raises one of storage.errors()."""
+        with storage.replacing(manifest_path(folder, self.name)) as file:
+            file.write(f"{json.dumps(self._to_json(), indent=1)}\n".encode())
+
+    def _to_json(self) -> dict[str, Any]:
+        values = {"version": _VERSION, "name": self.name, "complete": self.complete}
+        values |= {"tokenizer": asdict(self.tokenizer), "settings": self.settings}
+        values["splits"] = {
+            name: {
+                "shards": [
+                    {**vars(shard), "first": _flat(shard.first), "last": _flat(shard.last)} for shard in split.shards
+                ],
+                "account": split.account.to_json(),
+            }
+            for name, split in self.splits.items()
+        }
+        return {**values, "inputs": [asdict(facts) for facts in self.inputs]}
+
+
+def manifest_path(folder: str, name: str) -> str:
+    return f"{folder}/{name}{SUFFIX}"
+
+
+def load_manifest(folder: str, name: str) -> Manifest | None:
+    """None when there is none. Raises InputError when it cannot be read."""
+    path = manifest_path(folder, name)
+    if not storage.exists(path):
+        return None
+    try:
+        with storage.open_binary(path) as file:
+            return _from_json(json.loads(file.read()))
+    except storage.errors() as error:
+        raise InputError(f"{path}: cannot be read: {storage.reason(error)}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{path}: is damaged, or of another version of this program ({type(error).__name__}: {error}); "
+            "encode the data again with --overwrite, or delete it to use the files as they are"
+        ) from error
+
+
+def _from_json(values: dict[str, Any]) -> Manifest:
+    if values["version"] != _VERSION:
+        raise ValueError(f"version {values['version']}")
+    splits = {
+        name: SplitState(
+            [
+                Shard(**{**shard, "first": _position(shard["first"]), "last": _position(shard["last"])})
+                for shard in split["shards"]
+            ],
+            Account.from_json(split["account"]),
+        )
+        for name, split in values["splits"].items()
+    }
+    return Manifest(
+        name=str(values["name"]),
+        tokenizer=TokenizerFacts(**values["tokenizer"]),
+        settings=dict(values["settings"]),
+        inputs=[InputFacts(**facts) for facts in values["inputs"]],
+        splits=splits,
+        complete=bool(values["complete"]),
+    )
+
+
+def _flat(position: Position) -> str:
+    """`input:document:token`, each counted from 0."""
+    return f"{position.place.source}:{position.place.document}:{position.token}"
+
+
+def _position(text: str) -> Position:
+    source, document, token = map(int, text.split(":"))
+    return Position(Place(source, document), token)
+
+
+def shard_pattern(name: str) -> str:
+    """The glob for the files of one split. (`name_*` would also find those of a dataset called `name_eval`.)"""
+    return f"{name}_[0-9]*_[0-9]*.tfrecords"
+
+
+# For those who read the data
+
+
+def manifests_of(paths: Sequence[str]) -> list[Manifest]:
+    """The manifests that speak of any of these data files, in the order of the files' folders.
+
+    Raises InputError when one of them says that its files are not all there yet, or cannot be read.
+    """
+    found = []
+    for folder in dict.fromkeys(os.path.dirname(path) or "." for path in paths):
+        files = {os.path.basename(path) for path in paths if (os.path.dirname(path) or ".") == folder}
+        names = [name.removesuffix(SUFFIX) for name in storage.list_folder(folder) if name.endswith(SUFFIX)]
+        for name in names:
+            if not any(file.startswith(name) for file in files):
+                continue
+            manifest = load_manifest(folder, name)
+            if manifest is None or not any(map(manifest.owns, files)):
+                continue
+            if not manifest.complete:
+                raise InputError(
+                    f"{manifest_path(folder, name)}: the data is not all written ({len(manifest.shards):,} files so "
+                    "far); finish with create_tfrecords.py --resume, or delete this manifest to use what is there"
+                )
+            found.append(manifest)
+    return found

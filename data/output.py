@@ -1,0 +1,228 @@
+"""The folder that a dataset is written to: new, instead of an older one, or going on where a killed run left off.
+
+A new dataset's files appear in the folder one by one; until the manifest says `complete`, training refuses them. With
+--overwrite they are gathered in a hidden folder beside the old ones, which stay as they are until all is written. Then
+the old manifest is marked as not complete, the files change places, and the new manifest comes last: whoever reads
+meanwhile is refused, and a kill on the way leaves what --resume can finish.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from data import storage
+from data.manifest import Manifest, load_manifest, manifest_path
+from data.tfrecords import INDEX_SUFFIX
+from errors import InputError
+
+
+class Output:
+    """Where a run writes.
+
+    folder: where files and manifest go for now. manifest: what is there, and in which state. resumed: an earlier run
+    wrote some of it.
+    """
+
+    def __init__(self, target: str, wanted: Manifest, *, resume: bool = False, overwrite: bool = False) -> None:
+        """wanted: a manifest with no files yet. Raises InputError when it cannot go there."""
+        self.target = target
+        self._staging = f"{target}/.{wanted.name}.new"
+        self.folder, self.manifest, self.resumed = target, wanted, False
+        _check_name(target, wanted)
+        if resume:
+            self._resume(wanted)
+        elif overwrite:
+            if storage.exists(self._staging):
+                storage.remove_folder(self._staging)
+            if self._old_files():
+                self.folder = self._staging
+        else:
+            check_free(target, wanted)
+        storage.make_folder(self.folder)
+        for folder in {self.folder, self.target}:
+            self._remove_partial(folder)
+
+    def _resume(self, wanted: Manifest) -> None:
+        if storage.exists(manifest_path(self._staging, wanted.name)):
+            self.folder = self._staging
+        found = load_manifest(self.folder, wanted.name)
+        if found is None:
+            if files := self._old_files():
+                raise InputError(
+                    f"{self.target}/{files[0]}: is there, but no {manifest_path(self.target, wanted.name)} that tells "
+                    "how far its run came; give another --name, or --overwrite to encode all of it again"
+                )
+            return
+        if not found.shards:  # nothing to go on with
+            return
+        check_same_run(manifest_path(self.folder, wanted.name), found, wanted)
+        for shard in found.shards:
+            path = f"{self.folder}/{shard.file}"
+            if found.complete and not storage.exists(path):
+                path = f"{self.target}/{shard.file}"  # moved before the kill
+            if not storage.exists(path) or storage.stat(path).size != shard.size:
+                raise InputError(
+                    f"{path}: is gone, or not of {shard.size:,} bytes any more; put it back, or encode all of it again "
+                    "with --overwrite"
+                )
+        self.manifest, self.resumed = found, True
+
+    def _remove_partial(self, folder: str) -> None:
+        """Remove what a killed run had not entered in its manifest: it will be written again."""
+        listed = {shard.file for shard in self.manifest.shards}
+        manifest = os.path.basename(manifest_path(folder, self.manifest.name))
+        for file in storage.list_folder(folder):
+            half_manifest = re.fullmatch(rf"{re.escape(manifest)}\.\d+\.tmp", file)
+            half_shard = re.fullmatch(r"\.(.*)\.partial", file)
+            unlisted = folder == self.folder and self.manifest.owns(file) and file not in listed
+            if unlisted or half_manifest or (half_shard and self.manifest.owns(f"{half_shard[1]}_0.tfrecords")):
+                storage.remove(f"{folder}/{file}")
+
+    def _old_files(self) -> list[str]:
+        return written_files(self.target, self.manifest)
+
+    def save(self) -> None:
+        """Write the manifest as it is now: before the first file, and after each."""
+        self.manifest.save(self.folder)
+
+    def complete(self) -> None:
+        """Every file is written: put them where they belong, and say so in the manifest."""
+        self.manifest.complete = True
+        self.save()  # in the hidden folder, if it is that: from here on --resume has only to finish what follows
+        if self.folder == self.target:
+            return
+        new = {shard.file for shard in self.manifest.shards}
+        old = self._old_files()
+        marker = load_manifest(self.target, self.manifest.name) or self.manifest.copy()
+        marker.complete = False
+        marker.save(self.target)
+        for file in old:
+            if storage.exists(f"{self.target}/{file}{INDEX_SUFFIX}"):
+                storage.remove(f"{self.target}/{file}{INDEX_SUFFIX}")
+            if file not in new:
+                storage.remove(f"{self.target}/{file}")
+        for file in sorted(new):
+            if storage.exists(f"{self.folder}/{file}"):
+                storage.move(f"{self.folder}/{file}", f"{self.target}/{file}")
+        self.manifest.save(self.target)
+        storage.remove_folder(self.folder)
+        self.folder = self.target
+
+    def discard_if_empty(self) -> None:
+        """Leave no trace of a run that did not complete a file."""
+        if self.manifest.shards:
+            return
+        if self.folder == self._staging:
+            storage.remove_folder(self._staging)
+        else:
+            storage.remove(manifest_path(self.folder, self.manifest.name))
+
+
+def written_files(folder: str, manifest: Manifest) -> list[str]:
+    """Data files in `folder` that a run with this name wrote: those that the new one would, and those that the
+    manifest there names."""
+    try:
+        there = load_manifest(folder, manifest.name)
+    except InputError:  # damaged: another reason to write it all anew
+        there = None
+    return [file for file in storage.list_folder(folder) if manifest.owns(file) or (there and there.owns(file))]
+
+
+def check_free(folder: str, manifest: Manifest) -> None:
+    """Raise InputError when `folder` has files of this name, or of a run that was stopped."""
+    found = written_files(folder, manifest)
+    if not found and storage.exists(f"{folder}/.{manifest.name}.new"):
+        found = [f".{manifest.name}.new"]
+    if found:
+        raise InputError(
+            f"{folder}/{found[0]}: is there already, with {len(found) - 1} more of --name {manifest.name}; give "
+            "another name, --resume to go on with a run that was stopped, or --overwrite to replace them all"
+        )
+
+
+def _check_name(folder: str, manifest: Manifest) -> None:
+    """Raise InputError when another dataset's files would be taken for those held out from this one."""
+    for split in manifest.splits:
+        prefix = manifest.prefix(split)
+        if prefix != manifest.name and storage.exists(manifest_path(folder, prefix)):
+            raise InputError(
+                f"{manifest_path(folder, prefix)}: is of another dataset, and --name {manifest.name} would write files "
+                f"of the same names; give another name or --output_dir"
+            )
+
+
+def check_same_run(path: str, found: Manifest, wanted: Manifest) -> None:
+    """Raise InputError when `wanted` would not write what `found`, which is at `path`, has begun."""
+    again = "or encode all of it again with --overwrite"
+    for key in {**found.settings, **wanted.settings}:
+        old, new = found.settings.get(key), wanted.settings.get(key)
+        if old != new:
+            raise InputError(f"{path}: was begun with {_flag(key, old)}, not {_flag(key, new)}; give the same, {again}")
+    if found.tokenizer.fingerprint != wanted.tokenizer.fingerprint:
+        raise InputError(
+            f"{path}: was begun with another tokenizer ({found.tokenizer.source}) than {wanted.tokenizer.source}; give "
+            f"that one, {again}"
+        )
+    before = {facts.path: facts for facts in found.inputs}
+    now = {facts.path: facts for facts in wanted.inputs}
+    changes = (
+        (
+            (name for name in now if name in before and now[name] != before[name]),
+            "has changed since",
+            "put back the old",
+        ),
+        ((name for name in before if name not in now), "is missing, and was there when", "put it back"),
+        ((name for name in now if name not in before), "was not there when", "take it away"),
+    )
+    for names, what, remedy in changes:
+        for name in names:
+            raise InputError(f"{name}: {what} {path} was begun; {remedy}, {again}")
+
+
+def _flag(key: str, value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return f"--{key}" if value else f"no --{key}"
+    return f"--{key} {value}"
+
+
+@contextlib.contextmanager
+def locked(folder: str, name: str) -> Iterator[None]:
+    """Keep other runs from writing under this name; on local paths only, since buckets have no locks.
+
+    The system lets go of the lock when the process ends, however it ends. Raises InputError when another has it.
+    """
+    if storage.is_url(folder):
+        yield
+        return
+    path = f"{folder}/.{name}.lock"
+    try:
+        descriptor = _lock(path)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written: {storage.reason(error)}; free or give another") from error
+    if descriptor is None:
+        raise InputError(f"{path}: another run is writing --name {name} there; wait until it ends")
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(path)
+        os.close(descriptor)
+
+
+def _lock(path: str) -> int | None:
+    """A descriptor that holds the lock; None when another has it."""
+    import fcntl
+
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.exists(path) and os.stat(path).st_ino == os.fstat(descriptor).st_ino:
+            return descriptor
+    except BlockingIOError:
+        pass
+    os.close(descriptor)  # or it was removed by a run that has just ended
+    return None
