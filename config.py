@@ -483,7 +483,8 @@ class DatasetConfig:
 
     source: str
     path: tuple[str, ...] = key(
-        "TFRecord files to train on: a path, a glob or a list of them.",
+        "TFRecord files to train on: a path, a glob or a list of them. Also pairs `X.bin`, `X.idx` of Megatron-LM or "
+        "GPT-NeoX, as `X.bin` or `X`.",
         parse=_parse_globs,
         type_text="string or list of strings",
     )
@@ -517,16 +518,19 @@ class DatasetConfig:
     def glob(self, pattern: str) -> list[str]:
         """The data files that match, sorted: in the working directory, or where none does, beside this file.
 
-        Index files (`*.index`) are no data files. Only remote patterns import TensorFlow.
+        A pattern that matches nothing may name pairs of files `X.bin`, `X.idx` without their endings. Index files
+        (`*.index`) are no data files. Only remote patterns import TensorFlow.
         """
         if _is_remote(pattern):
             import tensorflow as tf  # type: ignore[import-untyped,unused-ignore]
 
-            found = tf.io.gfile.glob(pattern)
+            found = tf.io.gfile.glob(pattern) or tf.io.gfile.glob(f"{pattern}.bin")
         else:
             local = os.path.expanduser(pattern)
-            found = glob.glob(local, recursive=True)
-            found = found or glob.glob(os.path.join(glob.escape(os.path.dirname(self.source)), local), recursive=True)
+            beside = os.path.join(glob.escape(os.path.dirname(self.source)), local)
+            for name in (local, beside, f"{local}.bin", f"{beside}.bin"):
+                if found := glob.glob(name, recursive=True):
+                    break
         return sorted(str(name) for name in found if not str(name).endswith(".index"))
 
     def files(self, which: str = "path") -> list[str]:

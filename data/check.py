@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from config import Config, DatasetConfig, DatasetUse
 from data.corpus import Corpus, data_files, load_indexes
 from data.encoders import Encoder, load_encoder
-from data.tfrecords import RecordIndex, parse_records
+from data.tfrecords import RecordIndex
 from errors import InputError
 
 _SAMPLES = 3
@@ -224,7 +223,6 @@ def _decode_samples(dataset: DatasetConfig, corpus: Corpus, report: DatasetRepor
 
 def _sample_texts(encoder: Encoder, corpus: Corpus) -> Iterator[str]:
     records = np.unique(np.linspace(0, len(corpus) - 1, _SAMPLES).astype(np.int64))
-    values, splits = parse_records(corpus.read(records))
-    for begin, end in itertools.pairwise(splits):
-        text = encoder.decode(values[begin : min(end, begin + _SAMPLE_TOKENS)].tolist())
+    for ids in corpus.read_tokens(records):
+        text = encoder.decode(ids[:_SAMPLE_TOKENS].tolist())
         yield repr(text)  # on one line, whatever it holds

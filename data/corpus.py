@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from config import DatasetConfig
 from data import storage
+from data.manifest import manifests_of
+from data.megatron import data_file, index_path, is_pair, load_pair
 from data.progress import Progress
 from data.tfrecords import RecordIndex, load_index, parse_records, read_records
 from errors import InputError
@@ -35,9 +37,10 @@ class Corpus:
     paths: tuple[str, ...]
     first_records: Ints  # [files + 1]: the number of each file's first record; the last entry is len(self)
     offsets: Ints  # [records]: where the payload begins in its file, bytes
-    sizes: NDArray[np.int32]  # [records]: bytes of payload
+    sizes: NDArray[np.int32]  # [records]: bytes of payload; 0 in files of ids alone, where `lengths` tells
     lengths: NDArray[np.int32]  # [records]: tokens
     id_ranges: tuple[tuple[int, int], ...]  # least and greatest token id of each file
+    dtypes: tuple[str, ...]  # of each file: type of its ids where it holds nothing else, "" for a TFRecord file
 
     @staticmethod
     def from_indexes(indexes: Sequence[RecordIndex]) -> Corpus:
@@ -45,9 +48,10 @@ class Corpus:
             paths=tuple(index.path for index in indexes),
             first_records=np.cumsum([0] + [len(index.tokens) for index in indexes]).astype(np.int64),
             offsets=_concatenate([index.offsets for index in indexes], np.int64),
-            sizes=_concatenate([index.sizes for index in indexes], np.int32),
+            sizes=_concatenate([index.sizes * (not index.dtype) for index in indexes], np.int32),
             lengths=_concatenate([index.tokens for index in indexes], np.int32),
             id_ranges=tuple((index.min_id, index.max_id) for index in indexes),
+            dtypes=tuple(index.dtype for index in indexes),
         )
 
     def __len__(self) -> int:
@@ -62,24 +66,63 @@ class Corpus:
         file = int(np.searchsorted(self.first_records, record, side="right")) - 1
         return f"{self.paths[file]}, record {record - int(self.first_records[file])}"
 
+    def of_ids(self, records: Ints) -> NDArray[np.bool_]:
+        """Which of these records are nothing but ids, to be read with read_ids() and not with read()."""
+        if not any(self.dtypes):
+            return np.zeros(len(records), np.bool_)
+        return np.array([dtype != "" for dtype in self.dtypes])[self._files(records)]
+
     def read(self, records: Ints) -> list[bytes]:
         """The serialized records of these numbers, which must increase (so that each file is opened once)."""
-        files = np.searchsorted(self.first_records, records, side="right") - 1
-        numbers, begins = np.unique(files, return_index=True)
-        requests = [
-            (self.paths[number], self.offsets[part], self.sizes[part])
-            for number, part in zip(numbers, np.split(records, begins[1:]), strict=True)
-        ]
-        if not any(storage.is_url(path) for path, _, _ in requests):
-            return [record for request in requests for record in read_records(*request)]
-        # A read from a bucket waits tens of milliseconds on the network; many at once hide that.
-        single = [
-            (path, offsets[i : i + 1], sizes[i : i + 1])
-            for path, offsets, sizes in requests
-            for i in range(len(offsets))
-        ]
-        with ThreadPoolExecutor(_REMOTE_READERS) as pool:
-            return [record for found in pool.map(lambda request: read_records(*request), single) for record in found]
+        groups = _by_file(self._files(records))
+        return _read_all(
+            [(self.paths[file], self.offsets[records[part]], self.sizes[records[part]]) for file, part in groups]
+        )
+
+    def read_ids(self, records: Ints, starts: Ints, lengths: Ints) -> list[NDArray[np.integer]]:
+        """Of each of these records (in any order) `lengths` ids from number `starts` on. Only those are read."""
+        files = self._files(records)
+        widths = np.array([np.dtype(dtype or np.int64).itemsize for dtype in self.dtypes])[files]
+        begins, sizes = self.offsets[records] + starts * widths, lengths * widths
+        groups = _by_file(files)
+        contents = iter(_read_all([(self.paths[file], begins[part], sizes[part]) for file, part in groups]))
+        found: list[NDArray[np.integer]] = [np.empty(0, np.int64)] * len(records)
+        for file, part in groups:
+            for place in part.tolist():
+                found[place] = np.frombuffer(next(contents), self.dtypes[file])
+        return found
+
+    def read_tokens(self, records: Ints) -> list[NDArray[np.integer]]:
+        """All ids of each of these records, whose numbers must increase."""
+        of_ids = self.of_ids(records)
+        values, splits = parse_records(self.read(records[~of_ids]))
+        parsed = iter(np.split(values, splits[1:-1]))
+        whole = records[of_ids]
+        raw = iter(self.read_ids(whole, np.zeros_like(whole), self.lengths[whole].astype(np.int64)))
+        return [next(raw if alone else parsed) for alone in of_ids]
+
+    def _files(self, records: Ints) -> Ints:
+        """The number of each record's file."""
+        return np.searchsorted(self.first_records, records, side="right") - 1
+
+
+def _by_file(files: Ints) -> list[tuple[int, Ints]]:
+    """(number of a file, the places in `files` where it stands), for each that does."""
+    order = np.argsort(files, kind="stable")
+    numbers, begins = np.unique(files[order], return_index=True)
+    return list(zip(numbers.tolist(), np.split(order, begins[1:]), strict=True)) if len(files) else []
+
+
+def _read_all(requests: Sequence[tuple[str, Ints, Ints]]) -> list[bytes]:
+    """Bytes of files: for each path, at these offsets so many."""
+    if not any(storage.is_url(path) for path, _, _ in requests):
+        return [record for request in requests for record in read_records(*request)]
+    # A read from a bucket waits tens of milliseconds on the network; many at once hide that.
+    single = [
+        (path, offsets[i : i + 1], sizes[i : i + 1]) for path, offsets, sizes in requests for i in range(len(offsets))
+    ]
+    with ThreadPoolExecutor(_REMOTE_READERS) as pool:
+        return [record for found in pool.map(lambda request: read_records(*request), single) for record in found]
 
 
 def _concatenate(arrays: list[Ints], dtype: type) -> NDArray:
@@ -100,6 +143,12 @@ class Pieces:
         """The same pieces, those of row r now going to rows[r]."""
         return dataclasses.replace(self, rows=rows[self.rows])
 
+    def chosen(self, which: NDArray[np.bool_]) -> Pieces:
+        """Some of them."""
+        return Pieces(
+            self.records[which], self.starts[which], self.rows[which], self.columns[which], self.lengths[which]
+        )
+
 
 def copy_pieces(parts: Sequence[tuple[Corpus, Pieces]], batch: NDArray[np.int32]) -> None:
     """Read every record that the pieces need, once, and copy the pieces into `batch` [rows, columns]."""
@@ -107,6 +156,10 @@ def copy_pieces(parts: Sequence[tuple[Corpus, Pieces]], batch: NDArray[np.int32]
     wanted: list[tuple[Corpus, Ints]] = []
     placed: list[tuple[Pieces, Ints]] = []
     for corpus, pieces in parts:
+        if any(corpus.dtypes):
+            of_ids = corpus.of_ids(pieces.records)
+            _copy_ids(corpus, pieces.chosen(of_ids), batch)
+            pieces = pieces.chosen(~of_ids)
         records, slots = np.unique(pieces.records, return_inverse=True)
         placed.append((pieces, slots + len(serialized)))
         wanted.append((corpus, records))
@@ -121,6 +174,13 @@ def copy_pieces(parts: Sequence[tuple[Corpus, Pieces]], batch: NDArray[np.int32]
             pieces.rows.tolist(), pieces.columns.tolist(), begins.tolist(), pieces.lengths.tolist(), strict=True
         ):
             batch[row, column : column + length] = values[begin : begin + length]
+
+
+def _copy_ids(corpus: Corpus, pieces: Pieces, batch: NDArray[np.int32]) -> None:
+    """copy_pieces() for files that hold nothing but ids, of which no more is read than the pieces."""
+    found = corpus.read_ids(pieces.records, pieces.starts, pieces.lengths)
+    for ids, row, column in zip(found, pieces.rows.tolist(), pieces.columns.tolist(), strict=True):
+        batch[row, column : column + len(ids)] = ids
 
 
 def _check_lengths(wanted: list[tuple[Corpus, Ints]], found: Ints) -> None:
@@ -139,11 +199,14 @@ def data_files(dataset: DatasetConfig, key: str) -> list[str]:
     """The data files under `key` ("path" or "eval_path") of a dataset config, in natural order.
 
     Natural order, part_2 before part_10, is the order in which numbered files were written. Raises InputError when a
-    glob matches nothing.
+    glob matches nothing, or create_tfrecords.py was stopped before it had written all of the files.
     """
     paths = [path for path in dataset.files(key) if not path.endswith(".tmp")]  # .tmp: still being written
     if not paths:
         raise InputError(f"{dataset.source}: {key}: only unfinished .tmp files match; wait until they are written")
+    # A pair of Megatron's may be named by either file, and a glob finds both.
+    paths = list(dict.fromkeys(map(data_file, paths)))
+    manifests_of(paths)  # refuses data that is not all written
     return sorted(paths, key=_natural_key)
 
 
@@ -160,9 +223,22 @@ def load_indexes(paths: Sequence[str], *, progress: bool = True) -> Iterator[Rec
                     bar.update(size)
 
             try:
-                yield load_index(path, progress=update)
+                yield _load_index(path, update)
             except InputError as error:
                 yield error
+
+
+def _load_index(path: str, progress: Callable[[int], object]) -> RecordIndex:
+    if is_pair(path):
+        return load_pair(path, progress=progress)
+    if path.endswith(".idx"):
+        raise InputError(f"{path}: is an index of Megatron's without its {path[:-4]}.bin; put both into one folder")
+    try:
+        return load_index(path, progress=progress)
+    except InputError as error:
+        if path.endswith(".bin"):
+            raise InputError(f"{error} (or a file of Megatron, but {index_path(path)} is not beside it)") from error
+        raise
 
 
 def load_corpus(paths: Sequence[str], *, progress: bool = True) -> Corpus:
