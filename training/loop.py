@@ -228,8 +228,9 @@ class Trainer:
             "tokens_per_second": tokens_per_second,
             "mfu": self._mfu(tokens_per_second),
         }
+        row |= {name: value for name, value in interval.newest.items() if name not in row}
         self.metrics.append(row)
-        for name, value in {**interval.newest, **row}.items():
+        for name, value in row.items():
             if name != "step" and value is not None:
                 tf.summary.scalar(f"training/{name}", value, step=self.step)
         self.interval = _Interval()

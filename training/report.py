@@ -95,10 +95,12 @@ def log_line(row: dict[str, Any], total: int, rate: float | None) -> str:
     """One logged step, in words."""
     speed = f", {row['tokens_per_second']:,.0f} tokens/s" if row["tokens_per_second"] else ""
     mfu = f", MFU {row['mfu']:.1%}" if row["mfu"] else ""
+    loads = [value for name, value in row.items() if name.startswith("load/")]
+    experts = f", expert load {min(loads):.3f} to {max(loads):.3f}" if loads else ""
     left = f", {tqdm.format_interval((total - row['step']) / rate)} left" if rate else ""
     return (
         f"step {row['step']}/{total}: loss {row['loss']:.4f}, nll {row['nll']:.4f}, lr {row['lr']:.2e}, "
-        f"gradient norm {row['grad_norm']:.3f}{speed}{mfu}{left}"
+        f"gradient norm {row['grad_norm']:.3f}{experts}{speed}{mfu}{left}"
     )
 
 
