@@ -26,6 +26,7 @@ from data.encoders import Encoder
 from data.mixture import Mixture
 from data.permutation import derive_key, keyed_uint64, permute
 from data.prefetch import Prefetcher
+from data.tokenizer_check import tokenizer_misfits
 from errors import InputError
 
 if TYPE_CHECKING:
@@ -137,6 +138,8 @@ class TrainingData:
     def __init__(self, config: Config, *, progress: bool = True) -> None:
         self.width = config.model.n_ctx + 1
         self._uses = config.data.datasets
+        for misfit in tokenizer_misfits(config):
+            raise InputError(misfit)
         self._sources = [_training_samples(config, number, progress) for number in range(len(self._uses))]
         self._mixture = Mixture([use.weight for use in self._uses], config.training.seed)
         self.fingerprint = self._fingerprint(config.training.seed)

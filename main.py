@@ -38,6 +38,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--score", metavar="FILE", help="log-likelihood of each document of a .txt or .jsonl file, then exit"
     )
     mode.add_argument("--check_dataset", action="store_true", help="check the config's data, then exit")
+    parser.add_argument(
+        "--check_files", type=_positive, metavar="N", help="with --check_dataset: only N files of each path"
+    )
     parser.add_argument("--prompt", metavar="FILE", help="text to continue with --predict; - is standard input")
     parser.add_argument("--entmax_sampling", action="store_true", help="sample with entmax instead of softmax")
     arguments = parser.parse_args(argv)
@@ -47,6 +50,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--sacred_id is part of file names: letters, digits, - and _ only")
     if arguments.entmax_sampling and not arguments.predict:
         parser.error("--entmax_sampling goes with --predict only")
+    if arguments.check_files is not None and not arguments.check_dataset:
+        parser.error("--check_files goes with --check_dataset only")
     if arguments.new and run_mode(arguments) is not train:
         parser.error("--new goes with training only")
     return arguments
@@ -170,7 +175,7 @@ def check_dataset(config: Config, arguments: argparse.Namespace) -> int:
 
     from data.check import check_dataset
 
-    report = check_dataset(config)
+    report = check_dataset(config, files=arguments.check_files)
     print("\n".join(report.lines()))
     return 0 if report.ok else 1
 

@@ -12,6 +12,7 @@ from config import Config, DatasetConfig, DatasetUse
 from data.corpus import Corpus, data_files, load_indexes
 from data.encoders import Encoder, load_encoder
 from data.tfrecords import RecordIndex
+from data.tokenizer_check import tokenizer_misfits, wrong_tokenizer
 from errors import InputError
 
 _SAMPLES = 3
@@ -113,18 +114,24 @@ class DatasetReport:
     facts: list[str] = field(default_factory=list)
     samples: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    sampled: bool = False
 
 
 @dataclass
 class Report:
-    """What was found in the data of a config. `ok` when training can start on it."""
+    """What was found in the data of a config. `ok` when training can start on it.
+
+    mix: what is wrong with the datasets together. sampled: not every file was looked at.
+    """
 
     datasets: list[DatasetReport]
+    mix: list[str] = field(default_factory=list)
+    sampled: bool = False
 
     @property
     def problems(self) -> list[str]:
         """One line each, naming file, key, value and remedy."""
-        return [problem for dataset in self.datasets for problem in dataset.problems]
+        return [problem for dataset in self.datasets for problem in dataset.problems] + self.mix
 
     @property
     def ok(self) -> bool:
@@ -137,27 +144,36 @@ class Report:
             lines += [dataset.title] + [f"  {fact}" for fact in dataset.facts]
             lines += [f"  sample: {sample}" for sample in dataset.samples]
             lines += [f"  PROBLEM: {problem}" for problem in dataset.problems]
-        lines.append("the data fits the model" if self.ok else f"problems: {len(self.problems)}")
+        lines += [f"PROBLEM: {problem}" for problem in self.mix]
+        fits = "the files looked at fit the model; others were not read" if self.sampled else "the data fits the model"
+        lines.append(fits if self.ok else f"problems: {len(self.problems)}")
         return lines
 
 
-def check_dataset(config: Config, *, progress: bool = True) -> Report:
-    """Look at every record of every dataset of `config`; what does not fit is listed in the report and never raised."""
+def check_dataset(config: Config, *, files: int | None = None, progress: bool = True) -> Report:
+    """Look at every record of every dataset of `config`; what does not fit is listed in the report and never raised.
+
+    files: look only at so many files of each `path` and `eval_path`, evenly spaced, and at every record of those.
+    """
     reports = []
     for use in config.data.datasets:
         for key in ("path", "eval_path"):
             if key == "path" or use.dataset.eval_path:
-                reports.append(_check_files(config, use, key, progress))
-    return Report(reports)
+                reports.append(_check_files(config, use, key, files, progress))
+    return Report(reports, list(tokenizer_misfits(config)), any(report.sampled for report in reports))
 
 
-def _check_files(config: Config, use: DatasetUse, key: str, progress: bool) -> DatasetReport:
+def _check_files(config: Config, use: DatasetUse, key: str, files: int | None, progress: bool) -> DatasetReport:
     report = DatasetReport(f"{use.id} ({key}: {', '.join(getattr(use.dataset, key))})")
     try:
         paths = data_files(use.dataset, key)
     except InputError as error:
         report.problems.append(str(error))
         return report
+    if files is not None and files < len(paths):
+        report.sampled = True
+        report.facts.append(f"looked at {files:,} of {len(paths):,} files")
+        paths = [paths[len(paths) * number // files] for number in range(files)]
     indexes: list[RecordIndex] = []
     for found in load_indexes(paths, progress=progress):
         if isinstance(found, InputError):
@@ -166,10 +182,11 @@ def _check_files(config: Config, use: DatasetUse, key: str, progress: bool) -> D
             indexes.append(found)
     if indexes:
         corpus = Corpus.from_indexes(indexes)
-        report.problems += misfits(config, use, corpus, held_out=key == "eval_path")
+        if len(corpus) or not report.sampled:
+            report.problems += misfits(config, use, corpus, held_out=key == "eval_path")
         if len(corpus):
             report.facts += _facts(config, use, corpus, held_out=key == "eval_path")
-            _decode_samples(use.dataset, corpus, report)
+            _decode_samples(use, corpus, report)
     return report
 
 
@@ -201,8 +218,9 @@ def _histogram(lengths: NDArray[np.int32]) -> Iterator[str]:
         yield f"{low:>9,} to {high:>9,} tokens: {counts[power]:>11,} {bar}".rstrip()
 
 
-def _decode_samples(dataset: DatasetConfig, corpus: Corpus, report: DatasetReport) -> None:
+def _decode_samples(use: DatasetUse, corpus: Corpus, report: DatasetReport) -> None:
     """Add the beginnings of a few records, spread over the files, as text."""
+    dataset = use.dataset
     if not dataset.tokenizer_path:
         report.facts.append("not decoded: no tokenizer_path")
         return
@@ -210,6 +228,9 @@ def _decode_samples(dataset: DatasetConfig, corpus: Corpus, report: DatasetRepor
         encoder = load_encoder(dataset.resolve(dataset.tokenizer_path), dataset.tokenizer_is_pretrained)
     except InputError as error:
         report.facts.append(f"not decoded: {error}")
+        return
+    if wrong := list(wrong_tokenizer(use, encoder)):
+        report.problems += wrong
         return
     for path, (_, greatest) in zip(corpus.paths, corpus.id_ranges, strict=True):
         if greatest >= encoder.n_vocab:

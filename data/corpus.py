@@ -113,7 +113,7 @@ def _by_file(files: Ints) -> list[tuple[int, Ints]]:
     return list(zip(numbers.tolist(), np.split(order, begins[1:]), strict=True)) if len(files) else []
 
 
-def _read_all(requests: Sequence[tuple[str, Ints, Ints]]) -> list[bytes]:
+def _read_all(requests: Sequence[tuple[str, Ints, NDArray]]) -> list[bytes]:
     """Bytes of files: for each path, at these offsets so many."""
     if not any(storage.is_url(path) for path, _, _ in requests):
         return [record for request in requests for record in read_records(*request)]

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
+import pytest
 from tokenizers import Tokenizer
 
 from data.check import check_dataset
+from data.create_tfrecords import main as create_tfrecords
+from errors import InputError
+from inputs import TrainingData
 from tests.support.corpora import (
     TEXTS,
     add_dataset,
@@ -15,8 +21,8 @@ from tests.support.corpora import (
 )
 
 
-def report(config):
-    return check_dataset(config, progress=False)
+def report(config, **options):
+    return check_dataset(config, progress=False, **options)
 
 
 def test_data_that_fits(tmp_path):
@@ -123,3 +129,87 @@ def test_fewer_documents_than_stitch_are_pointed_out(tmp_path):
     found = report(model_config(tmp_path, [["numbers", 5, "documents_random", 1.0]]))
     assert found.ok
     assert "fewer documents than stitch 5" in "\n".join(found.lines())
+
+
+# Sampled
+
+
+def test_only_so_many_files_when_told_so(tmp_path):
+    documents = numbered_documents([9] * 20)
+    documents[12][0] = 5_000_000
+    add_dataset(tmp_path, "numbers", documents, files=10, held_out=documents[:1])
+    config = model_config(tmp_path, [["numbers", 1, "documents_random", 1.0]])
+    whole = report(config)
+    assert not whole.ok
+    assert "documents 20" in "\n".join(whole.lines())
+    sampled = report(config, files=2)
+    assert sampled.ok
+    text = "\n".join(sampled.lines())
+    assert "looked at 2 of 10 files" in text
+    assert "files 2, documents 4" in text
+    assert "files 2, documents 1" not in text, "the held-out document is in the last file"
+    assert sampled.lines()[-1] == "the files looked at fit the model; others were not read"
+    assert report(config, files=10).lines() == whole.lines()
+
+
+# Tokenizers
+
+
+def encoded(tmp_path, name: str, n_vocab: int, *, first: str = "") -> None:
+    """A dataset `name` of create_tfrecords, with a manifest, and a tokenizer of its own."""
+    tokenizer = make_tokenizer(tmp_path / f"{name}_tokenizer", n_vocab=n_vocab, texts=[first, *TEXTS])
+    (tmp_path / "text").mkdir(exist_ok=True)
+    for number, text in enumerate(TEXTS):
+        (tmp_path / "text" / f"{number}.txt").write_text(text)
+    flags = ["--input_dir", str(tmp_path / "text"), "--name", name, "--output_dir", str(tmp_path / "encoded")]
+    flags += ["--encoder_path", str(tokenizer), "--processes", "1"]
+    assert create_tfrecords([*flags, "--write_dataset_config", str(tmp_path / f"dataset_configs/{name}.json")]) == 0
+
+
+def mixed(tmp_path, *names: str, **keys):
+    return model_config(tmp_path, [[name, 1, "documents_random", 1.0] for name in names], **{"n_vocab": 400, **keys})
+
+
+def test_tokenizers_may_not_be_mixed(tmp_path):
+    encoded(tmp_path, "a", 300)
+    encoded(tmp_path, "b", 300, first="x" * 99)
+    encoded(tmp_path, "c", 300)
+    assert report(mixed(tmp_path, "a", "c")).ok, "the same tokenizer, trained twice"
+    config = mixed(tmp_path, "a", "b")
+    (problem,) = report(config).problems
+    for part in ("model.json", "datasets mixes tokenizers", "a was made with", "b was made with", "one tokenizer"):
+        assert part in problem
+    with pytest.raises(InputError, match="mixes tokenizers"):
+        TrainingData(config, progress=False)
+
+
+def test_without_manifests_the_vocabularies_tell(tmp_path):
+    for name, n_vocab in (("a", 300), ("b", 301), ("c", 300)):
+        add_dataset(tmp_path, name, [[1] * 20], n_vocab=n_vocab)
+    assert report(mixed(tmp_path, "a", "c")).ok
+    (problem,) = report(mixed(tmp_path, "a", "b")).problems
+    assert "a of 300 tokens and b of 301" in problem
+    encoded(tmp_path, "d", 310)
+    assert "a of 300 tokens and d of 310" in report(mixed(tmp_path, "a", "d")).problems[0]
+
+
+def test_a_tokenizer_larger_than_the_model(tmp_path):
+    """Though no id of the data, nor n_vocab of its config, tells."""
+    encoded(tmp_path, "a", 330)
+    path = tmp_path / "dataset_configs" / "a.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "n_vocab": 329}))
+    config = mixed(tmp_path, "a", n_vocab=329)
+    problems = report(config).problems
+    assert any("a tokenizer of 330 tokens" in problem and "at least 330" in problem for problem in problems)
+    with pytest.raises(InputError, match="a tokenizer of 330 tokens"):
+        TrainingData(config, progress=False)
+
+
+def test_another_tokenizer_than_the_one_that_made_the_data(tmp_path):
+    encoded(tmp_path, "a", 300)
+    other = make_tokenizer(tmp_path / "other", n_vocab=300, texts=["y" * 99, *TEXTS])
+    path = tmp_path / "dataset_configs" / "a.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_path": str(other)}))
+    (problem,) = report(mixed(tmp_path, "a")).problems
+    assert "a.json: tokenizer_path" in problem
+    assert "is not the tokenizer that made the data" in problem

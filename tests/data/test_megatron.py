@@ -7,6 +7,7 @@ import struct
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from meshes.compat import mtf  # noqa: F401  (first: it quiets TensorFlow's start-up)
 
@@ -135,7 +136,7 @@ def test_held_out_pairs_and_the_report(tmp_path: Path) -> None:
     documents = numbered_documents([20, 9, 13])
     train = write_pair(tmp_path / "train", in_sequences(documents))
     held_out = write_pair(tmp_path / "held_out", in_sequences(documents[:2]))
-    keys = {"path": train, "eval_path": held_out, "n_vocab": 400, "tokenizer_path": str(tokenizer)}
+    keys: dict[str, Any] = {"path": train, "eval_path": held_out, "n_vocab": 400, "tokenizer_path": str(tokenizer)}
     add_dataset(tmp_path, "pair", None, **keys)
     config = model_config(tmp_path, [["pair", 1, "documents_random", 1.0]], n_vocab=400)
     predicted = [
