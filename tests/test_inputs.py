@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -93,6 +94,15 @@ def shared_mixed(tmp_path_factory):
     add_dataset(root, "a", numbered_documents([5, 30, 9, 14, 22, 7, 100]), files=2, eos_id=EOS)
     add_dataset(root, "b", numbered_documents([WIDTH] * 5, first=20_000))
     return training_data(model_config(root, [["a", 3, "documents_random", 2.0], ["b", 1, "chunks", 1.0]]))
+
+
+def test_a_resume_is_instant_at_any_step(mixed):
+    """From nothing but the config to the batch after 10,000 steps, and after ten million."""
+    training_data(mixed).batch(0, 8)  # indexes are written, and TensorFlow has started
+    for step in (10_000, 10_000_000):
+        start = time.perf_counter()
+        training_data(mixed).batch(step * 8, 8)
+        assert time.perf_counter() - start < 1, step
 
 
 def test_seeds_give_other_samples(mixed):
@@ -428,6 +438,30 @@ def test_records_of_a_bucket_are_read_one_by_one_and_kept_in_order(mixed, monkey
     records = np.arange(0, len(local), 3)
     assert remote.read(records) == local.read(records)
     assert requests[: len(records)] == [1] * len(records)
+
+
+def test_data_in_a_bucket(tmp_path):
+    """Indexes are kept beside the files there too, and the batches are those of local files."""
+    import tensorflow as tf
+
+    lengths = np.random.default_rng(0).integers(9, 40, 30)
+    add_dataset(tmp_path, "numbers", numbered_documents(lengths), held_out=[[1, 2, 3]] * 4, files=3, eos_id=EOS)
+    config = model_config(tmp_path, [["numbers", 2, "documents_random", 1.0]])
+    local = training_data(config).batch(5, 20), list(evaluation_data(config).batches(3))
+    for part in ("train", "held_out"):
+        for path in sorted((tmp_path / "numbers" / part).glob("*.tfrecords")):
+            folder = f"ram://{tmp_path.name}/{part}"
+            tf.io.gfile.makedirs(folder)
+            with tf.io.gfile.GFile(f"{folder}/{path.name}", "wb") as file:
+                file.write(path.read_bytes())
+    paths = {"path": f"ram://{tmp_path.name}/train/*", "eval_path": f"ram://{tmp_path.name}/held_out/*.tfrecords"}
+    add_dataset(tmp_path, "numbers", None, eos_id=EOS, **paths)
+    config = model_config(tmp_path, [["numbers", 2, "documents_random", 1.0]])
+    for _ in range(2):  # the second time, from the indexes
+        assert np.array_equal(training_data(config).batch(5, 20), local[0])
+        for found, expected in zip(evaluation_data(config).batches(3), local[1], strict=True):
+            assert np.array_equal(found[0], expected[0]) and np.array_equal(found[1], expected[1])
+    assert tf.io.gfile.exists(f"ram://{tmp_path.name}/train/part_0.tfrecords.index")
 
 
 # TPUEstimator's dataset

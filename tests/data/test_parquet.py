@@ -6,13 +6,14 @@ import io
 import sys
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
-from pyarrow import parquet
 
 from data.documents import read_documents
 from data.text import Reading
 from tests.data.test_documents import DOCUMENTS, memory_below, message, tar, written
+
+pa = pytest.importorskip("pyarrow", reason="is in requirements-data.lock, which `make test` installs")
+parquet = pytest.importorskip("pyarrow.parquet")
 
 
 def stored(table: pa.Table, **options: object) -> bytes:
