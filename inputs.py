@@ -23,6 +23,7 @@ from data.bytes import byte_lengths
 from data.check import known_eos_id, misfits
 from data.corpus import Corpus, Ints, Pieces, copy_pieces, data_files, load_corpus
 from data.encoders import Encoder
+from data.manifest import text_bytes
 from data.mixture import Mixture
 from data.permutation import derive_key, keyed_uint64, permute
 from data.prefetch import Prefetcher
@@ -242,6 +243,16 @@ class EvaluationData:
         """UTF-8 bytes of the text that `batches(size, limit=limit)` scores; special tokens (eos_id) are no text."""
         table = byte_lengths(encoder)
         return sum(count_bytes(table, tokens, weights) for tokens, weights in self.batches(size, limit=limit))
+
+    def manifest_bytes(self) -> int | None:
+        """UTF-8 bytes of all the held-out text, as its manifests tell, whatever the tokenizer.
+
+        None when a file has no manifest, or some token is not predicted: the first of each document, where no eos_id is
+        known to predict it from, and the first of each chunk.
+        """
+        found = [text_bytes(source.corpus.paths) for source in self._sources if source.eos_id is not None]
+        known = [size for size in found if size is not None]
+        return sum(known) if len(known) == len(self._sources) else None
 
     def _select(self, size: int, limit: int | None) -> Ints:
         if size < 1 or (limit is not None and limit < 1):

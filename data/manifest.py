@@ -199,3 +199,17 @@ def manifests_of(paths: Sequence[str]) -> list[Manifest]:
                 )
             found.append(manifest)
     return found
+
+
+def text_bytes(paths: Sequence[str]) -> int | None:
+    """UTF-8 bytes of the text in these data files; None when no manifest tells it of each of them."""
+    total = 0
+    for folder in {os.path.dirname(path) for path in paths}:
+        here = [path for path in paths if os.path.dirname(path) == folder]
+        known = {shard.file: shard.bytes for manifest in manifests_of(here) for shard in manifest.shards}
+        for path in here:
+            size = known.get(os.path.basename(path))
+            if size is None:
+                return None
+            total += size
+    return total

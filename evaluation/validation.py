@@ -26,8 +26,10 @@ class Validation:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.data = EvaluationData(config)
-        self._byte_lengths = _byte_lengths(config)
         self._limit = config.training.eval_steps or None
+        # A tokenizer that is not byte-level has no bytes for each token, but all of the text may be counted already.
+        self._all_bytes = None if self._limit or config.mlm.mlm_training else self.data.manifest_bytes()
+        self._byte_lengths = None if self._all_bytes is not None else _byte_lengths(config)
 
     def run(self, engine: Engine) -> dict[str, float | None]:
         """`nll` (nats a token), `perplexity`, `bits_per_byte` (None without a tokenizer or with `mlm_training`),
@@ -41,7 +43,7 @@ class Validation:
             sums += [float(x) for x in engine.eval_step(tokens, weights)]
             if self._byte_lengths is not None:
                 scored_bytes += count_bytes(self._byte_lengths, tokens, weights)
-        return evaluation_metrics(sums[0], sums[1], sums[2], scored_bytes or None)
+        return evaluation_metrics(sums[0], sums[1], sums[2], self._all_bytes or scored_bytes or None)
 
 
 def _byte_lengths(config: Config) -> Ints | None:

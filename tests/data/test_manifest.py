@@ -1,0 +1,115 @@
+"""What a manifest says, held against the files it speaks of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from config import Config
+from data.create_tfrecords import main
+from data.encoders import load_encoder
+from data.manifest import Manifest, load_manifest, manifests_of, text_bytes
+from data.tfrecords import load_index
+from errors import InputError
+from inputs import EvaluationData
+from tests.support.corpora import TEXTS, make_tokenizer, model_config
+
+
+@pytest.fixture
+def encode(tmp_path: Path) -> Callable[..., Manifest]:
+    """Encodes sixty texts as dataset x; half of them are held out."""
+    texts = [f"{number} {TEXTS[number % len(TEXTS)]}" for number in range(60)]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+    def run(tokenizer: Path, *flags: object) -> Manifest:
+        arguments = ["--input_dir", tmp_path / "text.jsonl", "--name", "x", "--output_dir", tmp_path / "out"]
+        arguments += ["--encoder_path", tokenizer, "--processes", 1, "--eval_fraction", 0.5, "--records_per_file", 9]
+        arguments += ["--write_dataset_config", tmp_path / "dataset_configs" / "x.json", *flags]
+        assert main([str(argument) for argument in arguments]) == 0
+        manifest = load_manifest(str(tmp_path / "out"), "x")
+        assert manifest is not None
+        return manifest
+
+    return run
+
+
+def config(tmp_path: Path, n_vocab: int, mode: str = "documents_random") -> Config:
+    return model_config(tmp_path, [["x", 1, mode, 1.0]], n_vocab=n_vocab)
+
+
+def words(path: Path) -> Path:
+    """A tokenizer of words: white space is no token, so that its tokens have no bytes of their own."""
+    found = sorted({word for text in TEXTS for word in text.split()} | {str(number) for number in range(60)})
+    tokenizer = Tokenizer(
+        models.WordLevel({word: number for number, word in enumerate(["<|endoftext|>", "?", *found])}, "?")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(path))
+    return path
+
+
+def test_it_counts_what_the_files_hold(encode: Callable[..., Manifest], tmp_path: Path) -> None:
+    manifest = encode(make_tokenizer(tmp_path / "tokenizer"))
+    assert manifest.complete
+    assert len(manifest.shards) > 4
+    for shard in manifest.shards:
+        index = load_index(tmp_path / "out" / shard.file)
+        assert (len(index), int(index.tokens.sum())) == (shard.records, shard.tokens)
+    assert sum(shard.documents for shard in manifest.shards) == 60
+    lines = (tmp_path / "text.jsonl").read_text().splitlines()
+    assert sum(shard.bytes or 0 for shard in manifest.shards) == sum(len(json.loads(x)["text"].encode()) for x in lines)
+
+
+@pytest.mark.parametrize("flags", [(), ("--mode", "chunks", "--chunk_size", 9)])
+def test_bytes_are_those_of_the_tokens(
+    encode: Callable[..., Manifest], tmp_path: Path, flags: tuple[object, ...]
+) -> None:
+    tokenizer = make_tokenizer(tmp_path / "tokenizer")
+    encode(tokenizer, *flags)
+    data = EvaluationData(config(tmp_path, 400, "chunks" if flags else "documents_random"), progress=False)
+    expected = data.token_bytes(load_encoder(str(tokenizer)))
+    if flags:
+        assert data.manifest_bytes() is None, "the first token of a chunk is not predicted"
+        assert (text_bytes([str(path) for path in (tmp_path / "out").glob("x_eval_*.tfrecords")]) or 0) > expected
+    else:
+        assert data.manifest_bytes() == expected
+
+
+def test_bytes_of_a_tokenizer_whose_tokens_have_none(encode: Callable[..., Manifest], tmp_path: Path) -> None:
+    encode(words(tmp_path / "words.json"))
+    data = EvaluationData(config(tmp_path, 400), progress=False)
+    with pytest.raises(InputError, match="byte-level"):
+        data.token_bytes(load_encoder(str(tmp_path / "words.json")))
+    lines = [json.loads(line)["text"] for line in (tmp_path / "text.jsonl").read_text().splitlines()]
+    manifest = load_manifest(str(tmp_path / "out"), "x")
+    assert manifest is not None
+    trained = sum(shard.bytes or 0 for shard in manifest.splits["train"].shards)
+    assert data.manifest_bytes() == sum(len(text.encode()) for text in lines) - trained
+    (tmp_path / "out" / "x.manifest.json").unlink()
+    assert data.manifest_bytes() is None
+
+
+def test_files_of_another_dataset_are_not_spoken_of(encode: Callable[..., Manifest], tmp_path: Path) -> None:
+    encode(make_tokenizer(tmp_path / "tokenizer"))
+    out = tmp_path / "out"
+    (out / "x_y_0_5.tfrecords").touch()
+    assert manifests_of([str(out / "x_y_0_5.tfrecords")]) == []
+    assert len(manifests_of([str(next(out.glob("x_eval_*.tfrecords")))])) == 1
+
+
+def test_the_same_document_goes_the_same_way(encode: Callable[..., Manifest], tmp_path: Path) -> None:
+    """Whatever the order, the tokenizer and the mode."""
+
+    def held_out() -> int | None:
+        return text_bytes([str(path) for path in (tmp_path / "out").glob("x_eval_*.tfrecords")])
+
+    encode(make_tokenizer(tmp_path / "tokenizer"))
+    expected = held_out()
+    lines = (tmp_path / "text.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "text.jsonl").write_text("".join(reversed(lines)))
+    encode(make_tokenizer(tmp_path / "other", n_vocab=300), "--overwrite", "--mode", "chunks", "--chunk_size", 2)
+    assert expected is not None and abs((held_out() or 0) - expected) < 10
