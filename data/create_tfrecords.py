@@ -112,7 +112,7 @@ def _check_written(flags: argparse.Namespace, manifest: Manifest) -> None:
                 f"--eval_fraction {flags.eval_fraction}: holds out every document that can be written; give a smaller "
                 "one, with --overwrite"
             )
-        raise InputError(f"{flags.input_dir}: {nothing_written(accounts)}")
+        raise InputError(f"{flags.input_dir or flags.tfds}: {nothing_written(accounts)}")
     for name, split in manifest.splits.items():
         if not split.shards:
             print(f"note: no document fell to {name}; give more text, or a larger --eval_fraction")

@@ -52,15 +52,15 @@ def _prepared(name: str, folder: str | None) -> Any:
         builder = tfds.builder(full, data_dir=folder)
         if not builder.info.splits:
             builder.download_and_prepare()
-        builder.info.splits[parts["split"]]  # KeyError when there is none
-    except InputError:
-        raise
+        examples = builder.info.splits[parts["split"]].num_examples  # KeyError when there is no such split
     except Exception as error:  # tensorflow-datasets raises all kinds, and its users' modules more
         found = "" if folder is None else f" in --tfds_dir {folder}"
         raise InputError(
             f"--tfds {name}: cannot be had{found} ({type(error).__name__}: {storage.reason(error).rstrip('.')}); "
             "check name, config, split and --tfds_dir"
         ) from error
+    if not examples:
+        raise InputError(f"--tfds {name}: holds no example; take more of the split")
     return builder
 
 
@@ -107,7 +107,7 @@ def _examples(name: str, builder: Any, wanted: dict[str, Any]) -> Iterator[Any]:
         else:
             source = builder.as_data_source(split=_split(name))
             yield from (_pick(source[i], wanted) for i in range(len(source)))
-    except storage.errors() as error:
+    except (*storage.errors(), ValueError, RuntimeError) as error:  # the last two are ArrayRecord's
         raise InputError(f"--tfds {name}: cannot be read: {storage.reason(error)}; prepare it again") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -12,7 +13,9 @@ from meshes.compat import mtf  # noqa: F401  (first: it quiets TensorFlow's star
 import pytest
 import tensorflow as tf
 
+from data.create_tfrecords import main as create_tfrecords
 from data.sources import Source, add_source_flags, open_sources
+from data.train_tokenizer import main as train_tokenizer
 from errors import InputError
 
 tfds = pytest.importorskip("tensorflow_datasets", reason="is not to be had on Python 3.10")
@@ -85,6 +88,7 @@ def test_a_split_is_a_source_like_a_file(folder: str) -> None:
         ("small:plain/", [], "must be NAME/SPLIT or NAME:CONFIG/SPLIT"),
         ("small:plain/valid", [], "valid"),
         ("small:other/train", [], "other"),
+        ("small:plain/train[:0]", [], "holds no example"),
         ("small:plain:9.9.9/train", [], "9.9.9"),
         ("nothing_of_this_name/train", [], "nothing_of_this_name"),
         ("small:plain/train", ["--text_key", "body"], "has no feature body, but numbers, page, text"),
@@ -110,18 +114,29 @@ def test_one_of_folder_and_dataset(folder: str, capsys: pytest.CaptureFixture[st
         sources("--input_dir", folder, "--tfds_dir", folder)
 
 
-def test_damaged_file(folder: str, tmp_path: Path) -> None:
-    import shutil
-
+@pytest.mark.parametrize(("config", "keep"), [("plain", -3), ("array", 20), ("array", -3)])
+def test_damaged_file(folder: str, tmp_path: Path, config: str, keep: int) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
-    (shard,) = (copy / "small" / "plain" / "1.0.0").glob("*-train.tfrecord*")
-    shard.write_bytes(shard.read_bytes()[:-3])
-    with pytest.raises(InputError, match=r"--tfds small:plain/train: cannot be read"):
-        texts(str(copy), "small:plain/train")
+    (shard,) = (copy / "small" / config / "1.0.0").glob("*-train.*record*")
+    shard.write_bytes(shard.read_bytes()[:keep])
+    with pytest.raises(InputError, match=rf"--tfds small:{config}/train: cannot be read"):
+        texts(str(copy), f"small:{config}/train")
 
 
 def test_without_the_library(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(InputError, match=r"needs tensorflow-datasets .*pip install tensorflow-datasets"):
         texts(folder, "small:plain/train")
+
+
+def test_both_scripts_read_it(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--tfds", "small:plain/train", "--tfds_dir", folder, "--output_dir", str(tmp_path)]
+    assert train_tokenizer([*flags, "--vocab_size", "300"]) == 0
+    assert "used all" in capsys.readouterr().out
+    flags += ["--name", "small", "--processes", "1"]
+    assert create_tfrecords([*flags, "--encoder_path", str(tmp_path / "byte-level-bpe.tokenizer.json")]) == 0
+    assert (tmp_path / "small_0_25.tfrecords").exists()
+    flags += ["--overwrite", "--minimum_size", "1000"]
+    assert create_tfrecords([*flags, "--encoder_path", str(tmp_path / "byte-level-bpe.tokenizer.json")]) == 1
+    assert "error: small:plain/train: nothing written" in capsys.readouterr().err
