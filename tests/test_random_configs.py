@@ -18,20 +18,17 @@ from config import ACTIVATIONS
 from errors import InputError
 from tests.support import random_configs
 from tests.support.lives import SOURCE, Accepted, accepted, live
+from tests.support.models import unoptimised_graphs
 from tests.support.random_configs import REMEDY
-
-import tensorflow as tf  # isort: skip
 
 ROWS = random_configs.covering_rows()
 always_the_same = settings(deadline=None, derandomize=True, database=None)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def unoptimised_graphs() -> Iterator[None]:
-    """Each graph runs a few times only: TensorFlow's own optimisation of it would take most of the time."""
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-    yield
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
+def quick_graphs() -> Iterator[None]:
+    with unoptimised_graphs():
+        yield
 
 
 def check_works(values: Mapping[str, Any], *, afresh: bool) -> None:

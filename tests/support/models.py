@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,16 @@ def make_engine(config: Config, *, compiled: bool | None = None) -> Engine:
     dims = Dims.of(config.model, config.training.train_batch_size, config.model.n_ctx)
     devices = choose_devices(cpu_names(config.mesh.size))
     return Engine(config, plan_mesh(config, dims.tensors(), devices, fit=False, chosen=True), compiled=compiled)
+
+
+@contextmanager
+def unoptimised_graphs() -> Iterator[None]:
+    """For graphs that run a few times only: TensorFlow's own optimisation of them would take most of the time."""
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    try:
+        yield
+    finally:
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
 
 
 def token_batch(config: Config, seed: int = 0, *, rows: int | None = None, width: int | None = None) -> np.ndarray:

@@ -41,6 +41,10 @@ def _mixtures(**params: Any) -> Callable[[Keys], Keys]:
     return keys
 
 
+def _head_size(features: int) -> Callable[[Keys], Keys]:
+    return lambda given: {"n_embd": given["n_head"] * features}
+
+
 def _axial(given: Keys) -> Keys:
     rows = next(n for n in range(2, given["n_ctx"] + 1) if given["n_ctx"] % n == 0)
     return {"axial_pos_emb": [rows, given["n_ctx"] // rows]}
@@ -54,7 +58,7 @@ MLM = {"mlm_training": True, "mlm_mask_id": 3, "mlm_mask_prob": 0.4}
 # In this order, for the choices that look at earlier ones.
 SIZES: Table = {
     "heads": [{"n_head": 2}, {"n_head": 1}, {"n_head": 4}],
-    "head size": [lambda k, n=n: {"n_embd": k["n_head"] * n} for n in (2, 4, 6)],
+    "head size": [_head_size(n) for n in (2, 4, 6)],
     "context": [{"n_ctx": n} for n in (4, 6, 10, 16)],
     "vocabulary": [{"n_vocab": n} for n in (16, 22, 64)],
     "batch": [{"train_batch_size": 2}, {"train_batch_size": 4}],
@@ -71,10 +75,8 @@ FEATURES: Table = {
     "precision": [{"precision": "float32"}, {"precision": "bfloat16"}],
     "dropout": [
         {},
-        {"embed_dropout": 0.1},
         {"attn_dropout": 0.2},
-        {"res_dropout": 0.1},
-        {"embed_dropout": 0.1, "attn_dropout": 0.2, "res_dropout": 0.3},
+        {"embed_dropout": 0.1, "res_dropout": 0.3},
     ],
     "optimizer": [
         {"opt_name": "adam"},
@@ -190,7 +192,7 @@ def covering_rows(seed: int = 0) -> list[dict[str, Any]]:
         for i in range(counts[a])
         for j in range(counts[b])
     }
-    rows = []
+    rows: list[dict[str, Any]] = []
     while unseen:
         row = dict(sorted(unseen)[rng.integers(len(unseen))])
         for name in rng.permutation([name for name in counts if name not in row]).tolist():
@@ -210,7 +212,7 @@ def _pair(a: str, i: int, b: str, j: int) -> tuple[tuple[str, int], tuple[str, i
 
 def _drawn(rng: np.random.Generator, number: int) -> dict[str, Choice]:
     """A choice of everything that is no feature; of activations, that of this number. One row in four has a mesh."""
-    drawn = {name: TABLES[name][rng.integers(len(TABLES[name]))] for name in TABLES if name not in FEATURES}
+    drawn = {name: TABLES[name][int(rng.integers(len(TABLES[name])))] for name in TABLES if name not in FEATURES}
     meshes = TABLES["mesh"]
     drawn["mesh"] = meshes[number // 4 % len(meshes)] if number % 4 == 0 else meshes[0]
     for place, name in enumerate(("activation", "moe_activation")):
