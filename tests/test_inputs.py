@@ -454,8 +454,8 @@ def test_data_in_a_bucket(tmp_path):
             tf.io.gfile.makedirs(folder)
             with tf.io.gfile.GFile(f"{folder}/{path.name}", "wb") as file:
                 file.write(path.read_bytes())
-    paths = {"path": f"ram://{tmp_path.name}/train/*", "eval_path": f"ram://{tmp_path.name}/held_out/*.tfrecords"}
-    add_dataset(tmp_path, "numbers", None, eos_id=EOS, **paths)
+    bucket = f"ram://{tmp_path.name}"
+    add_dataset(tmp_path, "numbers", None, eos_id=EOS, path=f"{bucket}/train/*", eval_path=f"{bucket}/held_out/*.tf*")
     config = model_config(tmp_path, [["numbers", 2, "documents_random", 1.0]])
     for _ in range(2):  # the second time, from the indexes
         assert np.array_equal(training_data(config).batch(5, 20), local[0])

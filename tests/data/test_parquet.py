@@ -6,7 +6,10 @@ import io
 import sys
 from pathlib import Path
 
+from meshes.compat import mtf  # noqa: F401  (first: it quiets TensorFlow's start-up)
+
 import pytest
+import tensorflow as tf
 
 from data.documents import read_documents
 from data.text import Reading
@@ -86,6 +89,12 @@ def test_row_groups_are_read_one_by_one(tmp_path: Path) -> None:
             if number % 500 == 0:
                 most = max(most, pa.total_allocated_bytes() - before)
     assert most < 12e6, "20 groups of 2 MB"
+
+
+def test_parquet_at_urls() -> None:
+    with tf.io.gfile.GFile("ram://parquet/a.parquet", "wb") as file:
+        file.write(stored(pa.table({"text": DOCUMENTS}), row_group_size=2))
+    assert list(read_documents("ram://parquet/a.parquet")) == DOCUMENTS
 
 
 def test_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
