@@ -13,12 +13,14 @@ print(model.logits([[5, 7, 11]]).shape)            # (1, 3, n_vocab)
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
 
 import numpy as np
+import tensorflow as tf
 from numpy.typing import ArrayLike, NDArray
 
 from config import Config, load_config, replace
@@ -116,11 +118,11 @@ def load(config_or_checkpoint: Config | str, *, devices: Sequence[str] | None = 
     """
     if isinstance(config_or_checkpoint, Config):
         return Model(config_or_checkpoint, devices=devices)
-    path = config_or_checkpoint
-    if os.path.isdir(path) and (os.path.exists(os.path.join(path, "config.json")) or os.path.basename(path) != path):
-        return Model(_config_of_run(path), devices=devices)
-    if os.path.exists(path + ".index"):
+    path, io = os.path.expanduser(config_or_checkpoint), tf.io.gfile
+    if io.exists(path + ".index"):
         return Model(_config_of_run(os.path.dirname(path) or "."), checkpoint=path, devices=devices)
+    if io.isdir(path) and (io.exists(io.join(path, "config.json")) or os.path.basename(path) != path):
+        return Model(_config_of_run(path), devices=devices)
     if not path.endswith(".json") and os.path.basename(path) != path:
         raise InputError(f"{path}: neither the directory of a run, nor a checkpoint, nor a config ending in .json")
     return Model(load_config(path), devices=devices)
@@ -323,12 +325,18 @@ def _as_config(config: Config | str) -> Config:
 
 def _config_of_run(directory: str) -> Config:
     """The config that a run left in its directory, wherever that is now."""
-    path = os.path.join(directory, "config.json")
-    if not os.path.exists(path):
+    io, name = tf.io.gfile, "config.json"
+    if not io.exists(io.join(directory, name)):
         raise InputError(
             f"{directory}: no config.json there; give the directory of a run (a config's model_path) or a config"
         )
-    return replace(load_config(path), model_path=directory)
+    if "://" not in directory:
+        return replace(load_config(os.path.join(directory, name)), model_path=directory)
+    with tempfile.TemporaryDirectory() as local:  # configs are read from local files
+        os.mkdir(os.path.join(local, "dataset_configs"))
+        for part in (name, *(f"dataset_configs/{dataset}" for dataset in io.listdir(f"{directory}/dataset_configs"))):
+            io.copy(f"{directory}/{part}", os.path.join(local, part))
+        return replace(load_config(os.path.join(local, name)), model_path=directory)
 
 
 def _find_checkpoint(config: Config, checkpoint: str | None) -> str:

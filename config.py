@@ -185,6 +185,14 @@ def _parse_globs(value: Any) -> tuple[str, ...]:
     return tuple(globs)
 
 
+def _parse_model_path(value: Any) -> str:
+    if not isinstance(value, str):
+        raise _Refused("must be a string")
+    if not value:
+        raise _Refused("must not be empty")
+    return os.path.expanduser(value)
+
+
 def _parse_datasets(value: Any) -> tuple[tuple[str, int, str, float], ...]:
     """`[[id, stitch, sampling_mode, weight], ...]` or `[id, ...]`; null stands for a default."""
     shape = _Refused('must be a list such as [["my_dataset", 25, "documents_random", 1.0]] or ["my_dataset"]')
@@ -445,7 +453,11 @@ class OptimizerConfig:
 class TrainingConfig:
     """Where a run lives, how long it is and how it computes."""
 
-    model_path: str = key("Directory of the run: everything it writes goes there; local or `gs://`.")
+    model_path: str = key(
+        "Directory of the run: everything it writes goes there; local (`~`: your home directory) or `gs://`.",
+        parse=_parse_model_path,
+        type_text="string",
+    )
     train_batch_size: int = key("Sequences per training step, over all replicas.", interval=AT_LEAST_ONE)
     eval_batch_size: int = key("Sequences per evaluation step.", interval=AT_LEAST_ONE, **_same_as("train_batch_size"))
     predict_batch_size: int = key("Samples generated together.", default=1, interval=AT_LEAST_ONE)

@@ -1,12 +1,27 @@
-"""Eight CPU devices for every test, so that tests in this process can lay models over meshes."""
+"""Eight CPU devices for every test, so that tests in this process can lay models over meshes; and what tests share."""
 
 from __future__ import annotations
 
 from meshes.compat import mtf  # noqa: F401  (first: it quiets TensorFlow's start-up)
 
-import tensorflow as tf  # isort: skip
+import pytest
+import tensorflow as tf
+
+from tests.support.runs import Trained, Workspace, shared_workspace, trained_run
 
 # Before anything runs: TensorFlow fixes its devices when it first computes.
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 8
 )
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A folder with a tokenizer and data. What a test adds to it has a name of its own."""
+    return shared_workspace(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A run of 120 steps, which tests leave as it is."""
+    return trained_run(tmp_path_factory)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import api
 import model_fns
@@ -24,22 +25,10 @@ from tests.support.runs import (
     Workspace,
     logged,
     rows,
-    shared_workspace,
-    trained_run,
 )
 
 # Python's own words, and what others write: accents, another script, an emoji, both kinds of line end, and no end.
 TEXTS = ("import os\n", "import os", "\n\n", "naïve Κα 世界 🚀", "a\r\nb\n", " <|endoftext|> is text here")
-
-
-@pytest.fixture(scope="session")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return shared_workspace(tmp_path_factory)
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return trained_run(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -307,3 +296,19 @@ def test_a_single_text_is_not_taken_as_a_list_of_letters(model: api.Model) -> No
         model.generate("ab")
     with pytest.raises(InputError, match="texts = 'ab': give a list"):
         model.score("ab")
+
+
+def test_a_run_on_another_file_system_is_loaded(trained: Trained) -> None:
+    io, remote = tf.io.gfile, "ram://bucket/run"
+    io.makedirs(f"{remote}/dataset_configs")
+    for part in [*trained.directory.glob("model.ckpt-120.*"), trained.directory / "checkpoint"]:
+        io.copy(str(part), f"{remote}/{part.name}")
+    for name in ("config.json", "dataset_configs/tiny.json"):
+        io.copy(str(trained.directory / name), f"{remote}/{name}")
+    local = api.load(str(trained.directory))
+    for path in (remote, f"{remote}/model.ckpt-120"):
+        model = api.load(path)
+        assert model.step == 120 and model.config.training.model_path == remote
+        np.testing.assert_array_equal(model.logits([1, 2, 3]), local.logits([1, 2, 3]))
+    with pytest.raises(InputError, match="ram://bucket/nothing: neither"):
+        api.load("ram://bucket/nothing")

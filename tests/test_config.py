@@ -607,6 +607,11 @@ def test_small_configs_run_now() -> None:
         assert load_config(name).mesh.size == 1
 
 
+def test_a_run_may_lie_in_the_home_directory(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert parse(directory, {"model_path": "~/runs/mine"}).training.model_path == "/home/someone/runs/mine"
+
+
 # --- documents and source --------------------------------------------------------------------------------------------
 
 

@@ -7,15 +7,14 @@ import math
 
 import pytest
 
-from tests.support.runs import REPOSITORY, rows, shared_workspace
+from tests.support.runs import REPOSITORY, rows
 
 FAMILIES = ["demo_linear", "demo_mlm", "demo_moe", "demo_par", "demo_rotary"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_runs(name, tmp_path_factory):
-    workspace = shared_workspace(tmp_path_factory)
+def test_a_family_runs(name, workspace):
     shipped = json.loads((REPOSITORY / "configs" / f"{name}.json").read_text())
     assert shipped["datasets"] == [["demo", 16, "documents_random", 1.0]]
     # Everything of the model is as shipped; the data is the tests'.

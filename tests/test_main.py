@@ -28,24 +28,12 @@ from tests.support.runs import (
     Workspace,
     logged,
     rows,
-    shared_workspace,
-    trained_run,
 )
 from training import checkpoints
 from training.engine import Engine
 from training.metrics import JsonLines
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(scope="session")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return shared_workspace(tmp_path_factory)
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return trained_run(tmp_path_factory)
 
 
 @pytest.fixture

@@ -148,7 +148,8 @@ def restore(path: str, variables: Mapping[str, tf.Variable], source: str) -> lis
         InputError: no such checkpoint, an unreadable one, a missing weight, one of another shape, or more layers.
     """
     try:
-        reader = tf.train.load_checkpoint(path)
+        # Not tf.train.load_checkpoint, which takes the path for a folder where a file system has no folders (ram://).
+        reader = tf.compat.v1.train.NewCheckpointReader(path)
         shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
     except (tf.errors.OpError, ValueError) as error:
         raise InputError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from None
@@ -206,10 +207,20 @@ def _check_depth(path: str, stored: Iterable[str], wanted: Iterable[str], source
 
 
 def restore_state(path: str) -> dict[str, Any]:
-    """What `save` was given as `state`; empty for a checkpoint of another program."""
+    """What `save` was given as `state`; empty for a checkpoint of another program.
+
+    Raises:
+        InputError: the file is damaged.
+    """
     name = path + ".json"
     if not tf.io.gfile.exists(name):
         return {}
-    with tf.io.gfile.GFile(name) as file:
-        state: dict[str, Any] = json.loads(file.read())
+    try:
+        with tf.io.gfile.GFile(name) as file:
+            state: dict[str, Any] = json.loads(file.read())
+    except ValueError:
+        raise InputError(
+            f"{name}: is damaged; it holds where {path} stands in the data: restore it, or delete it to read on after "
+            "as many batches as it has steps"
+        ) from None
     return state

@@ -137,5 +137,11 @@ class JsonLines:
             tf.io.gfile.rename(self.path + ".writing", self.path, overwrite=True)
 
     def append(self, row: Mapping[str, Any]) -> None:
+        """Add a line; one that a kill cut off before it stays on its own."""
+        line = json.dumps(dict(row)) + "\n"
+        if tf.io.gfile.exists(self.path) and (size := tf.io.gfile.stat(self.path).length):
+            with tf.io.gfile.GFile(self.path, "rb") as file:
+                file.seek(size - 1)
+                line = line if file.read(1) == b"\n" else "\n" + line
         with tf.io.gfile.GFile(self.path, "a") as file:
-            file.write(json.dumps(dict(row)) + "\n")
+            file.write(line)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -17,7 +19,7 @@ def long_config(n_ctx, **keys):
 
 def test_training_holds_no_features_by_features_for_each_position():
     engine = make_engine(long_config(1024), compiled=False)
-    step = engine._train.traced(tf.TensorSpec((1, 1025), tf.int32))
+    step: Any = engine._train.traced(tf.TensorSpec((1, 1025), tf.int32))
     shapes = [output.shape for op in step.graph.get_operations() for output in op.outputs]
     largest = max(shape.num_elements() or 0 for shape in shapes if shape.rank is not None)
     positions, features, vocab = 1024, 32, 64

@@ -385,3 +385,11 @@ def test_starting_over_deletes_the_samples_of_the_old_run(tmp_path):
         (folder / name).write_text("text")
     assert checkpoints.delete_all(str(tmp_path)) == 1
     assert [path.name for path in folder.iterdir()] == ["prompt_step_10.txt"]
+
+
+def test_a_damaged_data_position_is_one_clear_line(tmp_path):
+    path = save(tmp_path, 7, {"samples": 123})
+    truncate(tmp_path / "model.ckpt-7.json", 0.5)
+    with pytest.raises(InputError, match=r"model.ckpt-7.json: is damaged; .* restore it, or delete it") as caught:
+        checkpoints.restore_state(path)
+    assert "\n" not in str(caught.value)

@@ -32,25 +32,12 @@ from tests.support.runs import (
     logged,
     losses,
     rows,
-    shared_workspace,
-    trained_run,
 )
 from training import loop, progress
 from training.engine import Engine
 from training.interrupts import Interrupts, watch
 from training.loop import finished
 from training.progress import Progress, alive
-
-
-@pytest.fixture(scope="session")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return shared_workspace(tmp_path_factory)
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return trained_run(tmp_path_factory)
-
 
 # What a run leaves
 
@@ -130,8 +117,7 @@ def test_the_config_as_run_has_every_key(trained: Trained) -> None:
 
 
 def wait_for_line(process: subprocess.Popen[str], wanted: Callable[[str], bool]) -> None:
-    """Read standard error until a line is wanted; what follows is read in the background, so that the pipe never fills.
-    """
+    """Read standard error until a line is wanted; what follows is read in the background, so that the pipe never fills."""
     assert process.stderr is not None
     for line in process.stderr:
         if wanted(line):

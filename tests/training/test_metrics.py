@@ -145,3 +145,14 @@ def test_a_whole_line_without_its_line_break_is_kept_apart_from_the_next(tmp_pat
 def test_a_missing_file_is_left_missing(tmp_path):
     JsonLines(str(tmp_path / "metrics.jsonl")).rewind(3)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_line_that_was_cut_off_does_not_swallow_the_next(tmp_path):
+    rows = JsonLines(str(tmp_path / "eval.jsonl"))
+    rows.append({"step": 1})
+    with open(rows.path, "a") as file:
+        file.write('{"step": 2, "nl')
+    rows.append({"step": 3})
+    rows.append({"step": 4})
+    lines = (tmp_path / "eval.jsonl").read_text().splitlines()
+    assert lines == ['{"step": 1}', '{"step": 2, "nl', '{"step": 3}', '{"step": 4}']
