@@ -117,7 +117,7 @@ def test_the_config_as_run_has_every_key(trained: Trained) -> None:
 
 
 def wait_for_line(process: subprocess.Popen[str], wanted: Callable[[str], bool]) -> None:
-    """Read standard error until a line is wanted; what follows is read in the background, so that the pipe never fills."""
+    """Read standard error until a line is wanted; the rest is read in the background, so that the pipe never fills."""
     assert process.stderr is not None
     for line in process.stderr:
         if wanted(line):
