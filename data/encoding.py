@@ -72,7 +72,7 @@ def encode_pieces(pieces: Iterable[Piece], recipe: Recipe, *, processes: int) ->
 
     Memory is bounded by the longest document (4 bytes a token) and a few tasks for each process.
 
-    Raises InputError when a process is killed.
+    Raises InputError when a process is killed, or, after all that came before it, when `pieces` does.
     """
     held: list[Ids] = []
     size = 0
@@ -95,15 +95,21 @@ def _tasks(pieces: Iterable[Piece]) -> Iterator[_Task]:
     texts: list[str] = []
     origins: list[Origin | None] = []
     characters = 0
-    for text, origin in pieces:
-        texts.append(text)
-        origins.append(origin)
-        characters += len(text)
-        if characters >= TASK_CHARACTERS:
-            yield _Task(texts, origins)
-            texts, origins, characters = [], [], 0
+    failure: InputError | None = None
+    try:
+        for text, origin in pieces:
+            texts.append(text)
+            origins.append(origin)
+            characters += len(text)
+            if characters >= TASK_CHARACTERS:
+                yield _Task(texts, origins)
+                texts, origins, characters = [], [], 0
+    except InputError as error:  # what was read before is good
+        failure = error
     if texts:
         yield _Task(texts, origins)
+    if failure is not None:
+        raise failure
 
 
 def _in_order(tasks: Iterable[_Task], recipe: Recipe, processes: int) -> Iterator[tuple[list[Origin | None], _Encoded]]:
@@ -114,14 +120,20 @@ def _in_order(tasks: Iterable[_Task], recipe: Recipe, processes: int) -> Iterato
     # Spawned, not forked: the tokenizers library has threads, and locks held by a thread stay locked in a fork.
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker, (recipe,))
     waiting: deque[tuple[list[Origin | None], Future[_Encoded]]] = deque()
+    failure: InputError | None = None
     try:
-        for task in tasks:
-            waiting.append((task.origins, pool.submit(_work, task.texts)))
-            if len(waiting) > processes * _TASKS_AHEAD:
-                origins, future = waiting.popleft()
-                yield origins, future.result()
+        try:
+            for task in tasks:
+                waiting.append((task.origins, pool.submit(_work, task.texts)))
+                if len(waiting) > processes * _TASKS_AHEAD:
+                    origins, future = waiting.popleft()
+                    yield origins, future.result()
+        except InputError as error:
+            failure = error
         for origins, future in waiting:
             yield origins, future.result()
+        if failure is not None:
+            raise failure
     except BrokenProcessPool as error:
         raise InputError(
             f"--processes {processes}: one of the processes was killed, most likely for want of memory; give fewer"
