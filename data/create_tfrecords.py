@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import glob
 import importlib.util
 import json
 import os
@@ -30,6 +29,7 @@ from data import storage
 from data.account import nothing_written
 from data.bytes import byte_lengths
 from data.cleaning import Cleaning
+from data.dataset_file import files_glob, write_dataset_config
 from data.encoders import GPT2, Encoder, load_encoder
 from data.encoding import Recipe, encode_pieces
 from data.manifest import InputFacts, Manifest, SplitState, TokenizerFacts, shard_pattern
@@ -60,7 +60,11 @@ def create_tfrecords(flags: argparse.Namespace) -> None:
     for name, split in manifest.splits.items():
         print("\n".join([f"{name}:"] * (len(manifest.splits) > 1) + split.account.lines()))
     if flags.write_dataset_config:
-        _write_config(flags, encoder, separator, manifest)
+        write_dataset_config(
+            *(flags.write_dataset_config, flags.output_dir, manifest, encoder),
+            eos_id=separator[-1] if separator else None,
+            pretrained=flags.use_gpt2_tokenizer,
+        )
     for name, split in manifest.splits.items():
         print(f"files: {len(split.shards):,}, {os.path.join(flags.output_dir, shard_pattern(manifest.prefix(name)))}")
 
@@ -196,56 +200,12 @@ def _check_output(flags: argparse.Namespace, wanted: Manifest) -> None:
     storage.make_folder(folder)
     if config:
         own = re.compile(rf"{re.escape(name)}(_eval)?_\d+_\d+\.tfrecords")
-        others = [path for path in storage.glob(_glob(flags, name)) if not own.fullmatch(os.path.basename(path))]
+        others = [path for path in storage.glob(files_glob(folder, name)) if not own.fullmatch(os.path.basename(path))]
         if others:
             raise InputError(
                 f"{others[0]}: would be taken for a file of --name {name}; give another name or --output_dir"
             )
         storage.make_folder(os.path.dirname(config) or ".")
-
-
-# The dataset config
-
-
-def _glob(flags: argparse.Namespace, prefix: str) -> str:
-    folder = flags.output_dir if storage.is_url(flags.output_dir) else glob.escape(flags.output_dir)
-    return os.path.join(folder, shard_pattern(prefix))
-
-
-def _write_config(flags: argparse.Namespace, encoder: Encoder, separator: Sequence[int], manifest: Manifest) -> None:
-    path = flags.write_dataset_config
-    held_out = "eval" in manifest.splits and manifest.splits["eval"].shards
-    config: dict[str, object] = {
-        "path": _relative(_glob(flags, manifest.prefix("train")), path),
-        "eval_path": _relative(_glob(flags, manifest.prefix("eval")), path) if held_out else "",
-        "n_vocab": encoder.n_vocab,
-        "tokenizer_path": encoder.source if flags.use_gpt2_tokenizer else _relative(encoder.source, path),
-        "tokenizer_is_pretrained": flags.use_gpt2_tokenizer,
-        "eos_id": separator[-1] if separator else encoder.eos_id,
-        "padding_id": encoder.padding_id,
-    }
-    content = {key: value for key, value in config.items() if value is not None}
-    try:
-        with storage.replacing(path) as file:
-            file.write(f"{json.dumps(content, indent=2)}\n".encode())
-    except storage.errors() as error:
-        raise InputError(f"{path}: cannot be written: {storage.reason(error)}; write it by hand: {content}") from error
-    print(f"dataset config: {path}")
-
-
-def _relative(path: str, config_path: str) -> str:
-    """`path` as seen from the config's folder, so that both can move together; absolute when they share no folder."""
-    if storage.is_url(path):
-        return path
-    path = os.path.abspath(path)
-    if storage.is_url(config_path):
-        return path
-    folder = os.path.dirname(os.path.abspath(config_path))
-    try:
-        shared = os.path.commonpath([path, folder])
-    except ValueError:  # two drives
-        return path
-    return path if os.path.dirname(shared) == shared else os.path.relpath(path, folder)
 
 
 # The command line

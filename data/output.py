@@ -217,7 +217,7 @@ def _lock(path: str) -> int | None:
     """A descriptor that holds the lock; None when another has it."""
     import fcntl
 
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR)
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.exists(path) and os.stat(path).st_ino == os.fstat(descriptor).st_ino:

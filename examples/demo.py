@@ -25,6 +25,7 @@ if __name__ == "__main__":  # run as a file: import from the repository, not fro
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from data.encoders import load_encoder
+from data.manifest import load_manifest
 from errors import InputError
 from examples import baselines, standard_library
 from examples.layout import SMOKE_FILES, Demo, read_json_lines, set_up, write_json
@@ -76,13 +77,14 @@ def train_tokenizer(demo: Demo) -> None:
 
 
 def encode(demo: Demo, part: str) -> None:
-    if found := sorted(demo.data.glob(f"{part}_*.tfrecords")):
+    found, manifest = sorted(demo.data.glob(f"{part}_*.tfrecords")), load_manifest(str(demo.data), part)
+    if found and (manifest is None or manifest.complete):
         say(f"There already: {short(found[0])}.")
         return
     run(
         "data/create_tfrecords.py",
         *("--input_dir", demo.text / part, "--file_type", "py", "--name", part),
-        *("--output_dir", demo.data, "--encoder_path", demo.tokenizer),
+        *("--output_dir", demo.data, "--encoder_path", demo.tokenizer, "--resume"),
     )
 
 

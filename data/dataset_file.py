@@ -1,0 +1,59 @@
+"""The dataset config of what create_tfrecords.py has written."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+
+from data import storage
+from data.encoders import Encoder
+from data.manifest import Manifest, shard_pattern
+from errors import InputError
+
+
+def files_glob(folder: str, prefix: str) -> str:
+    """A glob for the files called `prefix_<index>_<records>.tfrecords` in `folder`."""
+    return os.path.join(folder if storage.is_url(folder) else glob.escape(folder), shard_pattern(prefix))
+
+
+def write_dataset_config(
+    path: str, folder: str, manifest: Manifest, encoder: Encoder, *, eos_id: int | None, pretrained: bool
+) -> None:
+    """Write a dataset config for the files in `folder`. eos_id: None is the tokenizer's. pretrained: the tokenizer is
+    named as on the Hugging Face hub.
+
+    Raises InputError, with what it would hold, when it cannot be written.
+    """
+    held_out = "eval" in manifest.splits and manifest.splits["eval"].shards
+    config: dict[str, object] = {
+        "path": _relative(files_glob(folder, manifest.prefix("train")), path),
+        "eval_path": _relative(files_glob(folder, manifest.prefix("eval")), path) if held_out else "",
+        "n_vocab": encoder.n_vocab,
+        "tokenizer_path": encoder.source if pretrained else _relative(encoder.source, path),
+        "tokenizer_is_pretrained": pretrained,
+        "eos_id": encoder.eos_id if eos_id is None else eos_id,
+        "padding_id": encoder.padding_id,
+    }
+    content = {key: value for key, value in config.items() if value is not None}
+    try:
+        with storage.replacing(path) as file:
+            file.write(f"{json.dumps(content, indent=2)}\n".encode())
+    except storage.errors() as error:
+        raise InputError(f"{path}: cannot be written: {storage.reason(error)}; write it by hand: {content}") from error
+    print(f"dataset config: {path}")
+
+
+def _relative(path: str, config_path: str) -> str:
+    """`path` as seen from the config's folder, so that both can move together; absolute when they share no folder."""
+    if storage.is_url(path):
+        return path
+    path = os.path.abspath(path)
+    if storage.is_url(config_path):
+        return path
+    folder = os.path.dirname(os.path.abspath(config_path))
+    try:
+        shared = os.path.commonpath([path, folder])
+    except ValueError:  # two drives
+        return path
+    return path if os.path.dirname(shared) == shared else os.path.relpath(path, folder)
