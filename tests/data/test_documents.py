@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from data import documents
 from data.documents import read_documents, read_pieces
 from data.files import find_files
+from data.progress import Share
 from data.text import Reading
 from errors import InputError
 
@@ -360,6 +361,20 @@ def test_members_are_read_as_a_stream(tmp_path: Path) -> None:
     for name in ("a.zip", "a.tar.gz"):
         with memory_below(8e6):
             assert sum(len(piece) for piece, _ in read_pieces(str(tmp_path / name), 10_000)) == len(big)
+
+
+def test_memory_does_not_grow_with_the_number_of_members(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.tar", tar({f"{number}.txt": b"" for number in range(6000)}))
+    with memory_below(6e6):
+        assert sum(1 for _ in read_documents(path)) == 6000
+
+
+@given(st.integers(0, 1000), st.lists(st.integers(1, 50), min_size=1))
+def test_shares_add_up(whole: int, parts: list[int]) -> None:
+    share = Share(whole, sum(parts))
+    told = [share.of(part) for part in parts]
+    assert sum(told) == whole
+    assert all(abs(found - whole * part / sum(parts)) <= 1 for found, part in zip(told, parts, strict=True))
 
 
 # Finding files
