@@ -4,7 +4,9 @@
 
 The corpus: Python sources of this interpreter, lines drawn at random into JSON documents of log-normal length (median
 4 kB). Speed: `Tokenizer.encode_batch` over the documents, in memory, on the same cores, against the whole script from a
-.jsonl file to TFRecord files, start of the processes left out; in turns, so that both meet the same machine. Memory:
+.jsonl file to TFRecord files, start of the processes left out; in turns, so that both meet the same machine. The ratio
+of wall-clock speeds means something on an idle machine only; the ratio of processor time (library / script, without
+what the script needs to start) also beside other work. Memory:
 the largest sum of resident memory of the script and its processes, for corpora of these many megabytes. Prints a table
 and, as the last line, the same as JSON.
 """
@@ -15,6 +17,7 @@ import argparse
 import json
 import os
 import random
+import resource
 import statistics
 import subprocess
 import sys
@@ -63,6 +66,11 @@ def write_corpus(path: Path, megabytes: int) -> None:
     with path.open("w") as file:
         for text in documents(megabytes):
             file.write(json.dumps({"text": text}) + "\n")
+
+
+def processor_seconds() -> float:
+    """Of this process and of those it started that have ended."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 def library_seconds(encoder: Encoder, texts: list[str]) -> float:
@@ -135,17 +143,29 @@ def main() -> None:
             write_corpus(folder / "warm_up.jsonl", 2)
             texts = list(documents(args.megabytes))
             size = sum(len(text.encode()) for text in texts) / 1e6
-            library, script = [], []
+            library, script, processor = [], [], []
+            (folder / "empty.jsonl").touch()
             for repeat in range(args.repeats):
+                used = [processor_seconds()]
                 library.append(size / library_seconds(encoder, texts))
-                (folder / f"{repeat}").mkdir()
-                inputs = folder / "corpus.jsonl", folder / "warm_up.jsonl"
-                script.append(size / script_seconds(encoder, *inputs, folder / f"{repeat}", args.processes))
+                used.append(processor_seconds())
+                for part, name in (("start", "empty.jsonl"), ("all", "corpus.jsonl")):
+                    (folder / f"{part}_{repeat}").mkdir()
+                    inputs = folder / name, folder / "warm_up.jsonl", folder / f"{part}_{repeat}"
+                    seconds = script_seconds(encoder, *inputs, args.processes)
+                    used.append(processor_seconds())
+                script.append(size / seconds)
+                processor.append((used[1] - used[0]) / (used[3] - used[2] - (used[2] - used[1])))
                 print(
                     f"{repeat}: tokenizers {library[-1]:.2f} MB/s, create_tfrecords {script[-1]:.2f} MB/s", flush=True
                 )
             ratios = [mine / theirs for mine, theirs in zip(script, library, strict=True)]
-            for key, values in (("tokenizers_mb_s", library), ("script_mb_s", script), ("ratio", ratios)):
+            for key, values in (
+                ("tokenizers_mb_s", library),
+                ("script_mb_s", script),
+                ("ratio", ratios),
+                ("processor_ratio", processor),
+            ):
                 result[key] = {"median": statistics.median(values), "least": min(values), "most": max(values)}
         for megabytes in args.memory:
             write_corpus(folder / "corpus.jsonl", megabytes)
