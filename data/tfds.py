@@ -107,7 +107,9 @@ def _examples(name: str, builder: Any, wanted: dict[str, Any]) -> Iterator[Any]:
         else:
             source = builder.as_data_source(split=_split(name))
             yield from (_pick(source[i], wanted) for i in range(len(source)))
-    except (ValueError, RuntimeError, *storage.errors()) as error:  # the last two are ArrayRecord's
+    except Exception as error:
+        if not isinstance(error, (*storage.errors(), ValueError, RuntimeError)):  # the last two are ArrayRecord's
+            raise
         raise InputError(f"--tfds {name}: cannot be read: {storage.reason(error)}; prepare it again") from error
 
 

@@ -150,17 +150,22 @@ def test_hub_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         load_encoder("no-such-model", pretrained=True)
 
 
+def swallowed(*_: object, **__: object) -> None:
+    time.sleep(3)
+    raise OSError("the name is not known")
+
+
 def test_a_network_that_swallows_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even the name of the hub is looked up, as behind some firewalls."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(encoders, "_HUB_SECONDS", 0.2)
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(20))
+    monkeypatch.setattr(socket, "getaddrinfo", swallowed)
     start = time.monotonic()
     with pytest.raises(InputError, match=r"^gpt2: .*no answer in time.*vocab.json and merges.txt"):
         load_encoder("gpt2", pretrained=True)
-    assert time.monotonic() - start < 8
+    assert time.monotonic() - start < 2.5
 
 
 @pytest.mark.parametrize("name", ["no/such/model", "", "a model", "\n"])

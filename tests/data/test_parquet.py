@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from pathlib import Path
+from typing import Any
 
 from meshes.compat import mtf  # noqa: F401  (first: it quiets TensorFlow's start-up)
 
@@ -19,7 +20,7 @@ pa = pytest.importorskip("pyarrow", reason="is in requirements-data.lock, which 
 parquet = pytest.importorskip("pyarrow.parquet")
 
 
-def stored(table: pa.Table, **options: object) -> bytes:
+def stored(table: Any, **options: object) -> bytes:
     content = io.BytesIO()
     parquet.write_table(table, content, **options)
     return content.getvalue()
@@ -38,7 +39,7 @@ def test_a_row_is_a_document(tmp_path: Path, compression: str, rows: int) -> Non
 @pytest.mark.parametrize(
     "kind", [pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())], ids=str
 )
-def test_every_type_of_text(tmp_path: Path, kind: pa.DataType) -> None:
+def test_every_type_of_text(tmp_path: Path, kind: Any) -> None:
     column = pa.array([text.encode() for text in DOCUMENTS] if kind == pa.binary() else DOCUMENTS, kind)
     path = written(tmp_path, "a.parquet", stored(pa.table({"text": column})))
     assert list(read_documents(path)) == DOCUMENTS
