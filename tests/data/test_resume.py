@@ -184,6 +184,17 @@ def test_kill_9_at_random_moments(
     assert contents(tmp_path / "out") == whole
 
 
+def test_a_file_that_no_manifest_names_does_not_stay(command: Callable[..., int], tmp_path: Path) -> None:
+    """After a kill between the first file and the manifest, other flags may be given: nothing is bound to the old."""
+    assert command(tmp_path / "out", "--records_per_file", 1000) == 0
+    manifest = json.loads((tmp_path / "out" / "x.manifest.json").read_text())
+    manifest["complete"], manifest["splits"]["train"]["shards"] = False, []
+    (tmp_path / "out" / "x.manifest.json").write_text(json.dumps(manifest))
+    assert command(tmp_path / "out", *CHUNKS, "--resume") == 0
+    assert command(tmp_path / "fresh", *CHUNKS) == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
 # What --resume refuses
 
 
