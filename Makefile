@@ -6,6 +6,8 @@ TPU_VENV ?= .venv-tpu
 PEERS_VENV ?= .venv-peers
 # GPU=1 adds NVIDIA's libraries to the environment (Linux, driver 525 or newer): make demo GPU=1
 GPU ?=
+# Tests at a time: most of a test is Python building graphs, which keeps one core busy.
+JOBS ?= $(shell python3 -c 'import os; print(min(4, os.cpu_count() or 1))' 2>/dev/null || echo 2)
 
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.runtime$(if $(filter-out 0,$(GPU)),-gpu)
@@ -14,6 +16,9 @@ DEV := $(VENV)/.dev
 TPU := $(TPU_VENV)/.tpu
 PEERS := $(PEERS_VENV)/.peers
 TOOLS := .venv-tools
+
+# A file's tests stay together: they share what the file sets up.
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 # The pip of a fresh environment may be too old to build this project as below.
 PIP := pip>=23.1,<27
@@ -35,20 +40,20 @@ demo: $(RUNTIME)  ## train and sample a small model on this machine
 	$(BIN)/python examples/demo.py
 
 test: $(DEV)  ## quick tests
-	$(BIN)/python -m pytest -m "not slow and not peers"
+	$(PYTEST) -m "not slow and not peers"
 
 test-slow: $(DEV)  ## the tests that take minutes
-	$(BIN)/python -m pytest -m "slow and not peers"
+	$(PYTEST) -m "slow and not peers"
 
 test-all: $(DEV) $(PEERS)  ## every test
-	PEERS_VENV=$(PEERS_VENV) $(BIN)/python -m pytest
+	PEERS_VENV=$(PEERS_VENV) $(PYTEST)
 
 test-tpu: $(TPU)  ## the tests marked tpu_env, under TensorFlow 2.15 (TPUEstimator)
 	$(TPU_VENV)/bin/python $(PIP_INSTALL) -r requirements-dev.lock
-	$(TPU_VENV)/bin/python -m pytest -m tpu_env
+	$(TPU_VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile -m tpu_env
 
 test-peers: $(DEV) $(PEERS)  ## the tests marked peers, against Hugging Face and PyTorch
-	PEERS_VENV=$(PEERS_VENV) $(BIN)/python -m pytest -m peers
+	PEERS_VENV=$(PEERS_VENV) $(PYTEST) -m peers
 
 peers-env: $(PEERS)  ## make .venv-peers, where Hugging Face and PyTorch are (CPU)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from dataclasses import replace as with_fields
+from typing import Any
 
 import pytest
 import tensorflow as tf
@@ -25,7 +26,7 @@ def build(config):
     # In a graph of its own, variables have a shape and an initial value, and take memory only when that is computed.
     with tf.Graph().as_default():
         engine = Engine(config, MeshPlan({}, {}, ("/device:CPU:0",)))
-        step = engine._train.traced(tf.TensorSpec((settings.train_batch_size, config.model.n_ctx + 1), tf.int32))
+        step: Any = engine._train.traced(tf.TensorSpec((settings.train_batch_size, config.model.n_ctx + 1), tf.int32))
         assert all(shape.rank == 0 for shape in step.output_shapes.values())
         return {name: tuple(v.shape.as_list()) for name, v in engine.store.masters.items()}
 

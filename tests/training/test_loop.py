@@ -94,7 +94,7 @@ def test_the_log_is_of_plain_lines_and_says_what_runs(trained: Trained) -> None:
     assert max(map(len, log.replace(str(trained.workspace.root), "").splitlines())) < 160
     for part in (
         "36,544 parameters",
-        "memory, about",
+        "memory of each device, about",
         "devices device:CPU:0",
         "n_layer 2",
         "warmup_steps 4",
