@@ -7,7 +7,7 @@ PEERS_VENV ?= .venv-peers
 # GPU=1 adds NVIDIA's libraries to the environment (Linux, driver 525 or newer): make demo GPU=1
 GPU ?=
 # Tests at a time: most of a test is Python building graphs, which keeps one core busy.
-JOBS ?= $(shell python3 -c 'import os; print(min(4, os.cpu_count() or 1))' 2>/dev/null || echo 2)
+JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() or 1))' 2>/dev/null || echo 2)
 
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.runtime$(if $(filter-out 0,$(GPU)),-gpu)

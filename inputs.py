@@ -120,6 +120,8 @@ def _training_samples(config: Config, number: int, progress: bool) -> _Samples:
 
 def _fitting_corpus(config: Config, use: DatasetUse, key: str, progress: bool) -> Corpus:
     corpus = load_corpus(data_files(use.dataset, key), progress=progress)
+    if use.sampling_mode != "chunks" and (eos_id := known_eos_id(use.dataset)) is not None:
+        corpus = corpus.without_final(eos_id)
     for misfit in misfits(config, use, corpus, held_out=key == "eval_path"):
         raise InputError(misfit)
     return corpus

@@ -23,6 +23,7 @@ from errors import InputError
 Ints = NDArray[np.int64]
 
 _REMOTE_READERS = 32
+_ENDS_READ = 256
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,23 @@ class Corpus:
         whole = records[of_ids]
         raw = iter(self.read_ids(whole, np.zeros_like(whole), self.lengths[whole].astype(np.int64)))
         return [next(raw if alone else parsed) for alone in of_ids]
+
+    def without_final(self, token: int) -> Corpus:
+        """The same documents, but for `token` at the end of those of a file of ids alone where it ends all of them, as
+        Megatron's --append-eod makes it: what joins documents puts one between them itself. Up to _ENDS_READ of a
+        file's documents tell.
+        """
+        lengths = self.lengths.copy()
+        for file in (number for number, dtype in enumerate(self.dtypes) if dtype):
+            part = slice(*self.first_records[file : file + 2].tolist())
+            filled = part.start + np.flatnonzero(lengths[part])
+            if not len(filled):
+                continue
+            some = filled[np.unique(np.linspace(0, len(filled) - 1, _ENDS_READ).astype(np.int64))]
+            ends = self.read_ids(some, lengths[some].astype(np.int64) - 1, np.ones_like(some))
+            if all(int(end[0]) == token for end in ends):
+                lengths[filled] -= 1
+        return dataclasses.replace(self, lengths=lengths)
 
     def _files(self, records: Ints) -> Ints:
         """The number of each record's file."""

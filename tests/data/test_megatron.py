@@ -105,6 +105,22 @@ def test_batches_are_those_of_tfrecord_files(tmp_path: Path, kind: str, mode: st
     assert batches[0] == batches[1]
 
 
+@pytest.mark.parametrize("mode", ["documents_random", "documents_fixed"])
+def test_an_end_of_text_in_the_file_is_not_doubled(tmp_path: Path, mode: str) -> None:
+    documents, eos = numbered_documents([5, 4, 6, 3] * 10), 65_000
+    ended = [[*document, eos] for document in documents]
+    uses, batches = [["same", 3, mode, 1.0]], []
+    for number, written in enumerate((documents, ended, [*ended[:-1], documents[-1]])):
+        path = write_pair(tmp_path / f"{number}", in_sequences(written), "int32")
+        add_dataset(tmp_path, "same", None, eos_id=eos, path=path)
+        config = model_config(tmp_path, uses)
+        batches.append(data(config).batch(7, 50).tolist())
+    assert batches[0] == batches[1]
+    ends = np.array(batches[1]) == eos
+    assert ends.any() and not (ends[:, :-1] & ends[:, 1:]).any()
+    assert batches[2] != batches[1], "only where all documents end with it is it no part of them"
+
+
 def test_pairs_and_tfrecord_files_in_one_dataset(tmp_path: Path) -> None:
     documents = numbered_documents([9] * 12)
     folder = tmp_path / "mixed" / "train"
