@@ -85,6 +85,7 @@ class Interval:
 POSITIVE = Interval(low=0, open_low=True)
 NON_NEGATIVE = Interval(low=0)
 AT_LEAST_ONE = Interval(low=1)
+NORMAL = Interval(low=1.2e-38)  # the least that float32 holds with full precision; less may round to 0
 PROBABILITY = Interval(low=0, high=1)
 RATE = Interval(low=0, high=1, open_high=True)
 SEEDS = Interval(low=0, high=2**31 - 1)
@@ -427,9 +428,9 @@ class OptimizerConfig:
         "Decay rate of the first moment; with Adafactor, 0 saves its memory.", default=0.9, interval=RATE
     )
     beta2: float = key("Decay rate of Adam's second moment.", default=0.95, interval=RATE)
-    epsilon: float = key("Adam's addend to the root of the second moment.", default=1e-8, interval=POSITIVE)
+    epsilon: float = key("Adam's addend to the root of the second moment.", default=1e-8, interval=NORMAL)
     ada_epsilon1: float = key(
-        "Adafactor's addend to the squared gradient.", default=1e-30, interval=POSITIVE, numeric_text=True
+        "Adafactor's addend to the squared gradient.", default=1e-30, interval=NORMAL, numeric_text=True
     )
     ada_epsilon2: float = key("Adafactor's least parameter scale.", default=1e-3, interval=POSITIVE, numeric_text=True)
     ada_decay_rate: float = key(
@@ -610,7 +611,9 @@ class MlmConfig:
 
     mlm_training: bool = key("Train on masked tokens, with attention in both directions.", default=False)
     mlm_mask_id: int | None = key(
-        "Id of the mask token; required with `mlm_training`.", default=None, interval=NON_NEGATIVE
+        "Id of the mask token; required with `mlm_training`. Best one that the data does not use.",
+        default=None,
+        interval=NON_NEGATIVE,
     )
     mlm_cls_token_id: int | None = key(
         "Id put before every sequence and never masked; null: none.", default=None, interval=NON_NEGATIVE
@@ -953,6 +956,11 @@ def _check_mlm(source: str, mlm: MlmConfig, n_vocab: int) -> None:
         ids = value if isinstance(value, tuple) else () if value is None else (value,)
         if any(number >= n_vocab for number in ids):
             _refuse(source, name, _to_json(value), f"outside the vocabulary; ids must be less than n_vocab = {n_vocab}")
+    if mlm.mlm_training and mlm.mlm_cls_token_id == mlm.mlm_mask_id:
+        _refuse(source, "mlm_cls_token_id", mlm.mlm_cls_token_id, "is mlm_mask_id too; give each an id of its own")
+    if mlm.mlm_training and len({mlm.mlm_mask_id, *mlm.mlm_mask_ignore_ids}) >= n_vocab:
+        problem = "with mlm_mask_id these are all ids of the vocabulary; leave some to be learned"
+        _refuse(source, "mlm_mask_ignore_ids", _to_json(mlm.mlm_mask_ignore_ids), problem)
     share = mlm.mlm_same_token_prob + mlm.mlm_random_token_prob
     if share > 1:
         problem = f"with mlm_same_token_prob = {mlm.mlm_same_token_prob} the sum exceeds 1; lower one of the two"

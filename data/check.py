@@ -27,6 +27,13 @@ def known_eos_id(dataset: DatasetConfig) -> int | None:
     return load_encoder(dataset.resolve(dataset.tokenizer_path), dataset.tokenizer_is_pretrained).eos_id
 
 
+def known_padding_id(dataset: DatasetConfig) -> int | None:
+    """The dataset config's padding_id, else its tokenizer's, else None."""
+    if dataset.padding_id is not None or not dataset.tokenizer_path:
+        return dataset.padding_id
+    return load_encoder(dataset.resolve(dataset.tokenizer_path), dataset.tokenizer_is_pretrained).padding_id
+
+
 def misfits(config: Config, use: DatasetUse, corpus: Corpus, *, held_out: bool = False) -> Iterator[str]:
     """What keeps this data from being used as the config says, one line each.
 

@@ -34,6 +34,9 @@ class Validation:
     def run(self, engine: Engine) -> dict[str, float | None]:
         """`nll` (nats a token), `perplexity`, `bits_per_byte` (None without a tokenizer or with `mlm_training`),
         `accuracy`, `tokens`, `bytes`.
+
+        Raises:
+            InputError: masks hide none of the tokens.
         """
         size = self.config.training.eval_batch_size
         total = -(-self.data.n_windows // size)
@@ -43,6 +46,11 @@ class Validation:
             sums += [float(x) for x in engine.eval_step(tokens, weights)]
             if self._byte_lengths is not None:
                 scored_bytes += count_bytes(self._byte_lengths, tokens, weights)
+        if not sums[2]:  # of windows of padding alone there are none: only masks can be
+            raise InputError(
+                f"{self.config.source}: mlm_mask_prob = {self.config.mlm.mlm_mask_prob}: of the held-out text not one "
+                "token was chosen to be masked; raise it, ignore fewer ids (mlm_mask_ignore_ids), or evaluate more text"
+            )
         return evaluation_metrics(sums[0], sums[1], sums[2], self._all_bytes or scored_bytes or None)
 
 

@@ -291,6 +291,17 @@ def test_masked_models_are_trained_and_evaluated_but_neither_generate_nor_score(
         api.train(replace(load_config(str(path)), predict_steps=1, train_steps=3))
 
 
+def test_held_out_text_of_which_nothing_is_masked_is_one_clear_line(workspace: Workspace) -> None:
+    keys = {"mlm_training": True, "mlm_mask_id": 3, "mlm_mask_prob": 1e-9, "train_steps": 1, "eval_steps": 1}
+    path = workspace.config("unmasked", **keys, **ONE_LAYER)
+    with pytest.raises(
+        InputError, match="mlm_mask_prob = 1e-09: of the held-out text not one token was chosen"
+    ) as caught:
+        api.train(str(path))
+    assert "\n" not in str(caught.value)
+    assert (workspace.root / "unmasked" / "model.ckpt-1.index").exists()
+
+
 def test_a_single_text_is_not_taken_as_a_list_of_letters(model: api.Model) -> None:
     with pytest.raises(InputError, match=r"prompts = 'ab': give a list of texts, such as \['ab'\]"):
         model.generate("ab")

@@ -267,6 +267,20 @@ COMBINATIONS = [
     ({"mlm_mask_id": 100}, "mlm_mask_id", "100", "ids must be less than n_vocab = 100"),
     ({"mlm_cls_token_id": 200}, "mlm_cls_token_id", "200", "ids must be less than n_vocab = 100"),
     ({"mlm_mask_ignore_ids": [1, 100]}, "mlm_mask_ignore_ids", "[1, 100]", "ids must be less than n_vocab = 100"),
+    (
+        {"mlm_training": True, "mlm_mask_id": 3, "mlm_cls_token_id": 3},
+        "mlm_cls_token_id",
+        "3",
+        "is mlm_mask_id too; give each an id of its own",
+    ),
+    (
+        {"mlm_training": True, "mlm_mask_id": 99, "mlm_mask_ignore_ids": list(range(99))},
+        "mlm_mask_ignore_ids",
+        "[0, 1, 2",
+        "these are all ids of the vocabulary; leave some to be learned",
+    ),
+    ({"epsilon": 1e-46}, "epsilon", "1e-46", "must be >= 1.2e-38"),
+    ({"ada_epsilon1": 1e-46}, "ada_epsilon1", "1e-46", "must be >= 1.2e-38"),
     ({"mlm_same_token_prob": 0.6, "mlm_random_token_prob": 0.5}, "mlm_random_token_prob", "0.5", "the sum exceeds 1"),
     ({"eos_id": 90}, "eos_id", "90", "must be less than the dataset's n_vocab = 90"),
 ]

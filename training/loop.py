@@ -50,22 +50,35 @@ class _Interval:
     """Sums since the last logged step. Kept in checkpoints, so that a resumed run logs the same averages."""
 
     steps: int = 0
-    loss: float = 0.0
-    nll: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
     newest: dict[str, float] = field(default_factory=dict)
     pending: list[dict[str, tf.Tensor]] = field(default_factory=list)
+
+    @staticmethod
+    def of(state: dict[str, Any]) -> _Interval:
+        """What `state` gave. It did not always have `sums`."""
+        steps = state.get("steps", 0)
+        return _Interval(steps, state.get("sums", {name: state[name] for name in ("loss", "nll") if name in state}))
 
     def fetch(self) -> None:
         """Wait for the steps that the device was given, and add what they computed; `newest` is the last one's."""
         for outputs in self.pending:
             self.newest = {name: float(value) for name, value in outputs.items()}
             self.steps += 1
-            self.loss += self.newest["loss"]
-            self.nll += self.newest["nll"]
+            for name in filter(_is_averaged, self.newest):
+                self.sums[name] = self.sums.get(name, 0.0) + self.newest[name]
         self.pending.clear()
 
-    def state(self) -> dict[str, float]:
-        return {"steps": self.steps, "loss": self.loss, "nll": self.nll}
+    def values(self) -> dict[str, float]:
+        """Means of the losses and of the experts' loads; of everything else, the last step's."""
+        return self.newest | {name: total / self.steps for name, total in self.sums.items()}
+
+    def state(self) -> dict[str, Any]:
+        return {"steps": self.steps, "sums": self.sums}
+
+
+def _is_averaged(name: str) -> bool:
+    return name in ("loss", "nll", "balance_loss") or name.startswith("load/")
 
 
 class Trainer:
@@ -114,7 +127,7 @@ class Trainer:
         self.step = int(self.engine.global_step.numpy())
         state = checkpoints.restore_state(self.checkpoint)
         self.position = int(state.get("samples", self.step * self.config.training.train_batch_size))
-        self.interval = _Interval(**state.get("interval", {}))
+        self.interval = _Interval.of(state.get("interval", {}))
         if state.get("data", self.data.fingerprint) != self.data.fingerprint:
             log.warning(
                 "the data, its mixture or the seed changed since %s: going on from sample %d of the new order",
@@ -217,18 +230,15 @@ class Trainer:
 
     def _log(self, clock: _Clock, progress: Progress) -> None:
         self._fetch()
-        interval, rate = self.interval, clock.rate()
+        values, rate = self.interval.values(), clock.rate()
         tokens_per_second = rate * self.config.training.train_batch_size * self.config.model.n_ctx if rate else None
         row = {
             "step": self.step,
-            "loss": interval.loss / interval.steps,
-            "nll": interval.nll / interval.steps,
-            "lr": interval.newest["lr"],
-            "grad_norm": interval.newest["grad_norm"],
+            **{name: values.pop(name) for name in ("loss", "nll", "lr", "grad_norm")},
             "tokens_per_second": tokens_per_second,
             "mfu": self._mfu(tokens_per_second),
+            **values,
         }
-        row |= {name: value for name, value in interval.newest.items() if name not in row}
         self.metrics.append(row)
         for name, value in row.items():
             if name != "step" and value is not None:

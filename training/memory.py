@@ -67,25 +67,37 @@ def _activations(config: Config, splits: Mapping[str, int], sequences: int) -> f
     model = config.model
     tokens = sequences * model.n_ctx / splits.get("sequence", 1)
     vocab = model.n_vocab / splits.get("vocab", 1)
-    layers = [_layer(config, splits, kind) for kind in model.attention_types]
+    layers = [_layer(config, splits, number) for number in range(model.n_layer)]
     stream = model.n_embd / splits.get("embd", 1) * _activation_bytes(config)
     inside = model.n_layer * stream + max(layers) if config.training.recompute_grad else sum(layers)
     return tokens * (inside + 8 * vocab)
 
 
-def _layer(config: Config, splits: Mapping[str, int], kind: str) -> float:
+def _layer(config: Config, splits: Mapping[str, int], number: int) -> float:
     """Bytes a token inside one block: four times the width of the stream beside attention and four in it, eight in the
     feed-forward, and the weights of attention and their gradients in float32.
     """
-    model, size = config.model, _activation_bytes(config)
+    model, size, kind = config.model, _activation_bytes(config), config.model.attention_types[number]
     stream = 4 * model.n_embd / splits.get("embd", 1)
     attention = 0.0 if kind == "none" else 4 * model.n_embd / splits.get("heads", 1)
-    expanded = 8 * model.n_embd / splits.get("intermediate_expanded", 1)
-    if model.mlp_glu:
-        expanded *= 1.5
     heads = model.n_head / splits.get("heads", 1)
     seen = {
         "none": 0.0,
         "linear": min(CHUNK, model.n_ctx) + model.head_size**2 / CHUNK,
     }.get(kind, model.n_ctx / splits.get("memory_length", 1))
-    return size * (stream + attention + expanded) + 8 * heads * seen
+    return size * (stream + attention) + 8 * heads * seen + _feed_forwards(config, splits, number)
+
+
+def _feed_forwards(config: Config, splits: Mapping[str, int], number: int) -> float:
+    """Bytes a token in the feed-forward parts of a block: the inside before and after its activation; of a mixture, of
+    each place that a token may have at an expert, and which place it has, forward and backward in float32.
+    """
+    model, moe, size = config.model, config.model.moe_params, _activation_bytes(config)
+    dense = (12 if model.mlp_glu else 8) * model.n_embd / splits.get("intermediate_expanded", 1) * size
+    before = dense if model.macaron else 0.0
+    if number not in model.moe_layers:
+        return before + dense
+    places = min(moe.moe_capacity_factor_train, moe.moe_num_experts) / splits.get("experts", 1)
+    hidden = (moe.moe_hidden_size or 4 * model.n_embd) / splits.get("expert_hidden", 1)
+    group = min(moe.moe_group_size, model.n_ctx)
+    return before + places * (size * (2 * hidden + 2 * model.n_embd / splits.get("embd", 1)) + 16 * group)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from config import Config, MlmConfig
+from data.check import known_padding_id
 from models.dropout import mixed_key, row_keys, uniform
 
 import tensorflow as tf  # isort: skip
@@ -74,7 +75,7 @@ def _replacement(
 def _special_ids(config: Config) -> list[int]:
     """Ids that are neither chosen nor put in a chosen token's place."""
     mlm = config.mlm
-    paddings = [use.dataset.padding_id for use in config.data.datasets]
+    paddings = [known_padding_id(use.dataset) for use in config.data.datasets]
     known = [mlm.mlm_mask_id, mlm.mlm_cls_token_id, *paddings, *mlm.mlm_mask_ignore_ids]
     return sorted({token for token in known if token is not None})
 

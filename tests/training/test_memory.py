@@ -91,3 +91,27 @@ def test_the_13b_model_on_its_own_mesh():
     kept = 40 * 2048 * (width // 16) * 2
     logits = 2048 * 50257 * 8
     assert kept + logits < memory["activations"] < 3 * (kept + logits)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"macaron": True},
+        {"moe_layers": [0], "moe_params": {"moe_num_experts": 4, "moe_capacity_factor_train": 2.0}},
+        {"mlp_glu": True},
+    ],
+)
+def test_wider_blocks_take_more(more):
+    plain, wider = (training_memory(tiny_config(**keys))["activations"] for keys in ({}, more))
+    assert wider > plain
+
+
+def test_experts_take_as_much_as_they_are_wide_and_have_room():
+    def activations(**moe):
+        params = {"moe_num_experts": 8, "moe_capacity_factor_train": 1.0, **moe}
+        return training_memory(tiny_config(moe_layers=[0], moe_params=params))["activations"]
+
+    tokens, width = 4 * 16, 16
+    assert activations(moe_hidden_size=200) - activations(moe_hidden_size=100) == tokens * 2 * 100 * 4
+    one, two = activations(), activations(moe_capacity_factor_train=2.0)
+    assert two - one == tokens * (4 * (2 * 4 * width + 2 * width) + 16 * 16)

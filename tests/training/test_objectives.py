@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from config import Config
+from config import Config, parse_config
+from data.encoders import load_encoder
 from models.dropout import step_seed
 from tests.support import family, reference
+from tests.support.corpora import add_dataset, make_tokenizer
 from tests.support.models import ONE_LAYER, enlarge_weights, make_engine, tiny_config, token_batch, weights_of
 from training import objectives
 
@@ -203,3 +206,16 @@ def test_a_batch_without_a_chosen_token_has_no_loss():
     engine = make_engine(config, compiled=False)
     out = engine.train_step(np.full((4, 17), PADDING, np.int32))
     assert [float(out[name]) for name in ("loss", "nll", "grad_norm")] == [0, 0, 0]
+
+
+def test_the_tokenizers_padding_is_never_chosen(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(tmp_path / "tokenizer")
+    padding = load_encoder(str(tokenizer)).padding_id
+    assert padding is not None
+    add_dataset(tmp_path, "tiny", [[1, 2, 3]] * 4, n_vocab=320, tokenizer_path=str(tokenizer), padding_id=None)
+    keys = {"n_vocab": 321, "mlm_mask_id": 320, "mlm_mask_ignore_ids": []}
+    values = {**tiny_config().to_json(), "mlm_training": True, "datasets": ["tiny"], **keys}
+    config = parse_config(values, "masks.json", tmp_path)
+    tokens = np.full((8, 257), padding, np.int32)
+    assert not features(config, tokens, 1)["weights"].any()
+    assert features(config, tokens + 1, 1)["weights"].any()
