@@ -44,6 +44,15 @@ class Account:
         self.dropped_tokens[reason] += tokens
         self.dropped_documents[reason] += documents
 
+    def add(self, other: Account) -> None:
+        """Count all that `other` has counted: of other documents, or of the same further on their way."""
+        for key, value in vars(other).items():
+            if isinstance(value, Counter):
+                getattr(self, key).update(value)
+            elif key != "shortest":
+                setattr(self, key, getattr(self, key) + value)
+        self.shortest = min((n for n in (self.shortest, other.shortest) if n is not None), default=None)
+
     def check(self) -> None:
         """Assert that it adds up."""
         assert self.tokens_read + self.separators == self.tokens_written + self.dropped_tokens.total(), self

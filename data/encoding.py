@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain
@@ -49,7 +49,7 @@ class Recipe(NamedTuple):
         return TASK_CHARACTERS if self.encoder.splittable and not self.cleaning else None
 
 
-class _Encoded(NamedTuple):
+class Encoded(NamedTuple):
     """ids: of all texts of a task, one after the other. lengths, bytes: how many of either each text has."""
 
     ids: Ids
@@ -57,14 +57,14 @@ class _Encoded(NamedTuple):
     bytes: list[int]
 
 
-def encode(recipe: Recipe, texts: list[str]) -> _Encoded:
+def encode(recipe: Recipe, texts: list[str]) -> Encoded:
     """The one place where text becomes ids."""
     if recipe.cleaning:
         texts = [recipe.cleaning(text) for text in texts]
     encoded = recipe.encoder.encode_documents(texts)
     lengths = np.array([len(ids) for ids in encoded], np.int64)
     ids = np.fromiter(chain.from_iterable(encoded), np.int32, int(lengths.sum()))
-    return _Encoded(ids, lengths, [len(text.encode()) for text in texts])
+    return Encoded(ids, lengths, [len(text.encode()) for text in texts])
 
 
 def encode_pieces(pieces: Iterable[Piece], recipe: Recipe, *, processes: int) -> Generator[Document, None, None]:
@@ -74,9 +74,14 @@ def encode_pieces(pieces: Iterable[Piece], recipe: Recipe, *, processes: int) ->
 
     Raises InputError when a process is killed, or, after all that came before it, when `pieces` does.
     """
+    yield from join(_in_order(tasks(pieces), recipe, processes))
+
+
+def join(encoded_tasks: Iterable[tuple[Sequence[Origin | None], Encoded]]) -> Iterator[Document]:
+    """The documents that consecutive tasks hold, each from all of its pieces."""
     held: list[Ids] = []
     size = 0
-    for origins, encoded in _in_order(_tasks(pieces), recipe, processes):
+    for origins, encoded in encoded_tasks:
         ids_of_texts = np.split(encoded.ids, np.cumsum(encoded.lengths)[:-1])
         for origin, ids, bytes_of_text in zip(origins, ids_of_texts, encoded.bytes, strict=True):
             held.append(ids)
@@ -86,12 +91,15 @@ def encode_pieces(pieces: Iterable[Piece], recipe: Recipe, *, processes: int) ->
                 held, size = [], 0
 
 
-class _Task(NamedTuple):
+class Task(NamedTuple):
+    """What is encoded at a time: texts, and with each the origin of the document that ends with it."""
+
     texts: list[str]
     origins: list[Origin | None]
 
 
-def _tasks(pieces: Iterable[Piece]) -> Iterator[_Task]:
+def tasks(pieces: Iterable[Piece]) -> Iterator[Task]:
+    """Pieces put together to TASK_CHARACTERS. Raises InputError when `pieces` does, after all that came before it."""
     texts: list[str] = []
     origins: list[Origin | None] = []
     characters = 0
@@ -102,28 +110,28 @@ def _tasks(pieces: Iterable[Piece]) -> Iterator[_Task]:
             origins.append(origin)
             characters += len(text)
             if characters >= TASK_CHARACTERS:
-                yield _Task(texts, origins)
+                yield Task(texts, origins)
                 texts, origins, characters = [], [], 0
     except InputError as error:  # what was read before is good
         failure = error
     if texts:
-        yield _Task(texts, origins)
+        yield Task(texts, origins)
     if failure is not None:
         raise failure
 
 
-def _in_order(tasks: Iterable[_Task], recipe: Recipe, processes: int) -> Iterator[tuple[list[Origin | None], _Encoded]]:
+def _in_order(todo: Iterable[Task], recipe: Recipe, processes: int) -> Iterator[tuple[list[Origin | None], Encoded]]:
     if processes == 1:
-        for task in tasks:
+        for task in todo:
             yield task.origins, encode(recipe, task.texts)
         return
     # Spawned, not forked: the tokenizers library has threads, and locks held by a thread stay locked in a fork.
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker, (recipe,))
-    waiting: deque[tuple[list[Origin | None], Future[_Encoded]]] = deque()
+    waiting: deque[tuple[list[Origin | None], Future[Encoded]]] = deque()
     failure: InputError | None = None
     try:
         try:
-            for task in tasks:
+            for task in todo:
                 waiting.append((task.origins, pool.submit(_work, task.texts)))
                 if len(waiting) > processes * _TASKS_AHEAD:
                     origins, future = waiting.popleft()
@@ -161,5 +169,5 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _work(texts: list[str]) -> _Encoded:
+def _work(texts: list[str]) -> Encoded:
     return encode(_recipe, texts)

@@ -44,7 +44,7 @@ class Output:
             check_free(target, wanted)
         storage.make_folder(self.folder)
         for folder in {self.folder, self.target}:
-            self._remove_partial(folder)
+            self.remove_partial(folder)
 
     def _resume(self, wanted: Manifest) -> None:
         if storage.exists(manifest_path(self._staging, wanted.name)):
@@ -71,8 +71,8 @@ class Output:
                 )
         self.manifest, self.resumed = found, True
 
-    def _remove_partial(self, folder: str) -> None:
-        """Remove what a killed run had not entered in its manifest: it will be written again."""
+    def remove_partial(self, folder: str) -> None:
+        """Remove what a run that was killed, or a worker that was, left there and is not in the manifest."""
         listed = {shard.file for shard in self.manifest.shards}
         manifest = os.path.basename(manifest_path(folder, self.manifest.name))
         for file in storage.list_folder(folder):

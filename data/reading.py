@@ -25,11 +25,15 @@ class Position(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """What is known of a document without encoding it. held_out: it belongs to the evaluation set."""
+    """What is known of a document without encoding it.
+
+    held_out: it belongs to the evaluation set. digest: of its text, as it was read.
+    """
 
     place: Place
     held_out: bool
     duplicate: bool
+    digest: bytes = b""
 
 
 class Piece(NamedTuple):
@@ -74,7 +78,7 @@ class Selection:
         """None when the document is not wanted. To be called once for every document, in order."""
         held_out = int.from_bytes(digest[:8], "big") < self._limit
         duplicate = self._seen is not None and not self._seen.add(digest)
-        return Origin(place, held_out, duplicate) if place >= self._from[held_out] else None
+        return Origin(place, held_out, duplicate, digest) if place >= self._from[held_out] else None
 
 
 def read_corpus(

@@ -33,7 +33,16 @@ class Record(NamedTuple):
 
 
 class Packer(Protocol):
-    """Makes records of documents. Each method counts in `account` what it drops."""
+    """Makes records of documents. Each method counts in `account` what it drops.
+
+    record_extent: how much makes a record, in the unit of extent().
+    """
+
+    @property
+    def record_extent(self) -> int: ...
+
+    def extent(self, document: Document) -> int:
+        """How much a document adds to the records."""
 
     def add(self, document: Document, account: Account) -> Iterator[Record]:
         """The records that are complete with this document, which comes next."""
@@ -47,6 +56,11 @@ class Packer(Protocol):
 
 class Documents:
     """A record for each document."""
+
+    record_extent = 1
+
+    def extent(self, document: Document) -> int:
+        return 1
 
     def add(self, document: Document, account: Account) -> Iterator[Record]:
         place, length = document.origin.place, len(document.ids)
@@ -67,7 +81,7 @@ class Chunks:
     """
 
     def __init__(self, size: int, separator: Sequence[int], byte_lengths: np.ndarray | None = None) -> None:
-        self._size = size
+        self._size = self.record_extent = size
         self._separator = np.array(separator, np.int32)
         self._byte_lengths = byte_lengths
         self._parts: list[Ids] = []  # tokens that are in no record yet
@@ -75,6 +89,9 @@ class Chunks:
         # Documents that those tokens are of, and where each begins, counted from the first of those tokens.
         self._starts: list[int] = []
         self._places: list[Place] = []
+
+    def extent(self, document: Document) -> int:
+        return len(document.ids) + len(self._separator)
 
     def add(self, document: Document, account: Account) -> Iterator[Record]:
         account.separators += len(self._separator)
@@ -117,6 +134,21 @@ class Chunks:
             account.drop(f"the end, less than --chunk_size {self._size}", self._held, begun)
 
 
+def admit(document: Document, minimum_size: int, account: Account) -> bool:
+    """Whether a document is to be written. It is counted as read, and, if it is not, as dropped."""
+    length = len(document.ids)
+    account.read(length, document.bytes)
+    if document.origin.duplicate:
+        account.drop("duplicates", length, 1)
+    elif length == 0:
+        account.drop("empty", length, 1)
+    elif length < minimum_size:
+        account.drop(f"shorter than --minimum_size {minimum_size}", length, 1)
+    else:
+        return True
+    return False
+
+
 class Split:
     """The documents that are trained on, or those that are held out, on their way to files called
     `prefix_<index>_<records>.tfrecords` in `folder`.
@@ -140,31 +172,19 @@ class Split:
         self._packer, self._state, self._on_shard = packer, state, on_shard
         self._minimum_size, self._records_per_file = minimum_size, records_per_file
         self._resumed = state.position
-        self._open: _OpenShard | None = None
+        self._open: OpenShard | None = None
 
     def add(self, document: Document) -> None:
         """Write what is complete with this document, the next one in reading order. Raises InputError when that
         cannot be."""
-        length = len(document.ids)
         if self._resumed is not None and document.origin.place == self._resumed.place:
             records = self._packer.resume(document, self._resumed.token)
         else:
-            self.account.read(length, document.bytes)
-            if (reason := self._unwanted(document)) is not None:
-                self.account.drop(reason, length, 1)
+            if not admit(document, self._minimum_size, self.account):
                 return
             records = self._packer.add(document, self.account)
         for record in records:
             self._write(record)
-
-    def _unwanted(self, document: Document) -> str | None:
-        if document.origin.duplicate:
-            return "duplicates"
-        if len(document.ids) == 0:
-            return "empty"
-        if len(document.ids) < self._minimum_size:
-            return f"shorter than --minimum_size {self._minimum_size}"
-        return None
 
     def finish(self) -> None:
         """There are no more documents: complete the last file, and check that the account adds up.
@@ -186,22 +206,21 @@ class Split:
 
     def _write(self, record: Record) -> None:
         if self._open is None:
-            self._open = _OpenShard(f"{self._folder}/.{self._prefix}_{len(self._state.shards)}.partial")
+            self._open = OpenShard(f"{self._folder}/.{self._prefix}_{len(self._state.shards)}.partial")
         self._open.add(record)
         self.account.written(len(record.ids), record.documents)
         if self._open.records == self._records_per_file:
             self._complete(self._open)
             self._on_shard()
 
-    def _complete(self, shard: _OpenShard) -> None:
-        file = f"{self._prefix}_{len(self._state.shards)}_{shard.records}.tfrecords"
-        self._state.shards.append(shard.close(f"{self._folder}/{file}"))
+    def _complete(self, shard: OpenShard) -> None:
+        self._state.shards.append(shard.close(self._folder, self._prefix, len(self._state.shards)))
         # A copy: the account goes on while the manifest says where it stood when this file was complete.
         self._state.account = Account.from_json(self.account.to_json())
         self._open = None
 
 
-class _OpenShard:
+class OpenShard:
     """A file that is being written, under a temporary name."""
 
     def __init__(self, path: str) -> None:
@@ -226,15 +245,16 @@ class _OpenShard:
         self._size += len(content)
         self._bytes = None if self._bytes is None or record.bytes is None else self._bytes + record.bytes
 
-    def close(self, path: str) -> Shard:
-        """The file appears at `path`."""
+    def close(self, folder: str, prefix: str, index: int) -> Shard:
+        """The file appears in `folder`, which it is in already, under its name."""
+        name = f"{prefix}_{index}_{self.records}.tfrecords"
+        path = f"{folder}/{name}"
         self._file.flush()
         if not storage.is_url(path):
             os.fsync(self._file.fileno())  # the manifest, which names it, must not reach the disk before it
         self._file.close()
         storage.move(self._path, path)
         assert self._first is not None, "no record"
-        name = path.rpartition("/")[2]
         return Shard(
             name, self.records, self._documents, self._tokens, self._bytes, self._size, self._first, self._last
         )
