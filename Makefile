@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TPU_VENV ?= .venv-tpu
 PEERS_VENV ?= .venv-peers
+BEAM_VENV ?= .venv-beam
 # GPU=1 adds NVIDIA's libraries to the environment (Linux, driver 525 or newer): make demo GPU=1
 GPU ?=
 # Tests at a time: most of a test is Python building graphs, which keeps one core busy.
@@ -15,6 +16,7 @@ RUNTIME_LOCK := requirements$(if $(filter-out 0,$(GPU)),-gpu).lock
 DEV := $(VENV)/.dev
 TPU := $(TPU_VENV)/.tpu
 PEERS := $(PEERS_VENV)/.peers
+BEAM := $(BEAM_VENV)/.beam
 TOOLS := .venv-tools
 
 # A file's tests stay together: they share what the file sets up.
@@ -28,7 +30,7 @@ THIS_PROJECT := --no-deps --no-build-isolation --config-settings editable_mode=c
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-slow test-all test-tpu test-peers tpu-env peers-env lint types docs docs-check lock clean
+.PHONY: help venv demo test test-slow test-all test-tpu test-peers test-beam tpu-env peers-env beam-env lint types docs docs-check lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -40,13 +42,13 @@ demo: $(RUNTIME)  ## train and sample a small model on this machine
 	$(BIN)/python examples/demo.py
 
 test: $(DEV)  ## quick tests
-	$(PYTEST) -m "not slow and not peers"
+	$(PYTEST) -m "not slow and not peers and not beam"
 
 test-slow: $(DEV)  ## the tests that take minutes
-	$(PYTEST) -m "slow and not peers"
+	$(PYTEST) -m "slow and not peers and not beam"
 
-test-all: $(DEV) $(PEERS)  ## every test
-	PEERS_VENV=$(PEERS_VENV) $(PYTEST)
+test-all: $(DEV) $(PEERS) $(BEAM)  ## every test
+	PEERS_VENV=$(PEERS_VENV) BEAM_VENV=$(BEAM_VENV) $(PYTEST)
 
 test-tpu: $(TPU)  ## the tests marked tpu_env, under TensorFlow 2.15 (TPUEstimator)
 	$(TPU_VENV)/bin/python $(PIP_INSTALL) -r requirements-dev.lock
@@ -54,6 +56,11 @@ test-tpu: $(TPU)  ## the tests marked tpu_env, under TensorFlow 2.15 (TPUEstimat
 
 test-peers: $(DEV) $(PEERS)  ## the tests marked peers, against Hugging Face and PyTorch
 	PEERS_VENV=$(PEERS_VENV) $(PYTEST) -m peers
+
+test-beam: $(DEV) $(BEAM)  ## the tests marked beam, on Apache Beam's local runners
+	BEAM_VENV=$(BEAM_VENV) $(PYTEST) -m beam
+
+beam-env: $(BEAM)  ## make .venv-beam, where create_tfrecords.py --runner runs
 
 peers-env: $(PEERS)  ## make .venv-peers, where Hugging Face and PyTorch are (CPU)
 
@@ -105,6 +112,15 @@ $(TPU): requirements-tpu.lock pyproject.toml
 	$(TPU_VENV)/bin/python $(PIP_INSTALL) $(THIS_PROJECT)
 	@touch $@
 
+$(BEAM): requirements-beam.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || { echo \
+	  "error: $(PYTHON) is $$($(PYTHON) --version 2>&1), this needs Python 3.10-3.13: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@$(BEAM_VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(BEAM_VENV)
+	$(BEAM_VENV)/bin/python $(PIP_INSTALL) '$(PIP)'
+	$(BEAM_VENV)/bin/python $(PIP_INSTALL) -r requirements-beam.lock
+	$(BEAM_VENV)/bin/python $(PIP_INSTALL) $(THIS_PROJECT)
+	@touch $@
+
 # Python 3.11 first; any that has a working venv will do.
 PEERS_PYTHONS = python3.11 $(wildcard $(HOME)/.pyenv/versions/3.11.*/bin/python) python3.12 python3.13 python3.10 \
                 $(PYTHON)
@@ -139,6 +155,7 @@ lock: $(TOOLS)/.uv  ## resolve requirements*.txt to the newest versions into req
 	$(COMPILE) requirements-gpu.txt -o requirements-gpu.lock
 	$(COMPILE) requirements-tpu.txt -o requirements-tpu.lock
 	$(COMPILE) requirements-peers.txt -o requirements-peers.lock
+	$(COMPILE) requirements-beam.txt -o requirements-beam.lock
 
 $(TOOLS)/.uv:
 	$(PYTHON) -m venv --clear $(TOOLS)
@@ -146,5 +163,5 @@ $(TOOLS)/.uv:
 	@touch $@
 
 clean:  ## remove the environments and caches
-	rm -rf $(VENV) $(TPU_VENV) $(PEERS_VENV) $(TOOLS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TPU_VENV) $(PEERS_VENV) $(BEAM_VENV) $(TOOLS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

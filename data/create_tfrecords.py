@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib.util
 import json
+import logging
 import os
 import re
 import sys
@@ -43,20 +45,22 @@ from errors import InputError
 
 def create_tfrecords(flags: argparse.Namespace) -> None:
     """What the command does: see the flags. Raises InputError when it cannot be done, or nothing would be written."""
+    _check_runner(flags)
     encoder = load_encoder(GPT2, pretrained=True) if flags.use_gpt2_tokenizer else load_encoder(flags.encoder_path)
     separator = _separator(flags, encoder)
     recipe = Recipe(encoder, _cleaning(flags))
     sources = open_sources(flags.input_dir, flags)
     wanted = _manifest(flags, encoder, separator, sources)
     _check_output(flags, wanted)
-    with _explained(flags.output_dir), locked(flags.output_dir, flags.name):
+    stays = "" if flags.runner else "; what is complete stays, and --resume goes on from there"
+    with _explained(flags.output_dir, stays), locked(flags.output_dir, flags.name):
         output = Output(flags.output_dir, wanted, resume=flags.resume, overwrite=flags.overwrite)
-        manifest = output.manifest
-        if manifest.complete:
+        if output.manifest.complete:
             print("all of it is there already")
         else:
             _write(flags, sources, recipe, output, separator)
         output.complete()
+    manifest = output.manifest
     for name, split in manifest.splits.items():
         print("\n".join([f"{name}:"] * (len(manifest.splits) > 1) + split.account.lines()))
     if flags.write_dataset_config:
@@ -73,14 +77,40 @@ def _write(
     flags: argparse.Namespace, sources: Sequence[Source], recipe: Recipe, output: Output, separator: Sequence[int]
 ) -> None:
     """Write what is not there yet; the manifest knows all of it afterwards."""
+    new_packer: Callable[[], Packer] = Documents
+    if flags.mode == "chunks":
+        new_packer = functools.partial(Chunks, flags.chunk_size, separator, _byte_lengths(recipe.encoder))
+    size = sum(source.size for source in sources)
+    where = f"by {flags.runner}" if flags.runner else f"in {flags.processes} processes"
+    print(f"files to encode: {len(sources):,}, {size:,} bytes, {where}", flush=True)
+    output.save()
+    try:
+        if flags.runner:
+            logging.disable(logging.WARNING)  # Beam warns of parts of it that are not installed
+            from data.beam import run_pipeline  # only this needs apache_beam
+
+            logging.disable(logging.NOTSET)
+            run_pipeline(flags.runner, flags.runner_arg, sources, recipe, new_packer, output)
+        else:
+            _write_here(flags, sources, recipe, output, new_packer)
+        _check_written(flags, output.manifest)
+    finally:
+        output.discard_if_empty()
+
+
+def _write_here(
+    flags: argparse.Namespace,
+    sources: Sequence[Source],
+    recipe: Recipe,
+    output: Output,
+    new_packer: Callable[[], Packer],
+) -> None:
     manifest = output.manifest
-    table = _byte_lengths(recipe.encoder) if flags.mode == "chunks" else None
     splits = []
     for name, state in manifest.splits.items():
-        packer: Packer = Documents() if flags.mode == "documents" else Chunks(flags.chunk_size, separator, table)
         splits.append(
             Split(
-                *(output.folder, manifest.prefix(name), packer, state),
+                *(output.folder, manifest.prefix(name), new_packer(), state),
                 minimum_size=flags.minimum_size,
                 records_per_file=flags.records_per_file,
                 on_shard=output.save,
@@ -88,24 +118,19 @@ def _write(
         )
     done = [state.position for state in manifest.splits.values()]
     selection = Selection(flags.eval_fraction, flags.deduplicate, (done[0], done[-1]))
-    total = sum(source.size for source in sources)
-    print(f"files to encode: {len(sources):,}, {total:,} bytes, in {flags.processes} processes", flush=True)
     if output.resumed:
         print(f"going on after {len(manifest.shards):,} files that are written", flush=True)
-    output.save()
     try:
-        with Progress(total, "encoding") as progress:
+        with Progress(sum(source.size for source in sources), "encoding") as progress:
             pieces = read_corpus(sources, selection, size=recipe.piece_size, progress=progress.update)
             with contextlib.closing(encode_pieces(pieces, recipe, processes=flags.processes)) as documents:
                 for document in documents:
                     splits[document.origin.held_out].add(document)
         for split in splits:
             split.finish()
-        _check_written(flags, manifest)
     finally:
         for split in splits:
             split.abandon()
-        output.discard_if_empty()
 
 
 def _check_written(flags: argparse.Namespace, manifest: Manifest) -> None:
@@ -123,14 +148,13 @@ def _check_written(flags: argparse.Namespace, manifest: Manifest) -> None:
 
 
 @contextlib.contextmanager
-def _explained(folder: str) -> Iterator[None]:
-    """Turn failures to write into InputError."""
+def _explained(folder: str, stays: str) -> Iterator[None]:
+    """Turn failures to write into InputError. stays: what is told of the files that are written."""
     try:
         yield
     except storage.errors() as error:
         raise InputError(
-            f"{folder}: cannot be written: {storage.reason(error)}; make room or give another; what is complete stays, "
-            "and --resume goes on from there"
+            f"{folder}: cannot be written: {storage.reason(error)}; make room or give another{stays}"
         ) from error
 
 
@@ -160,6 +184,22 @@ def _byte_lengths(encoder: Encoder) -> NDArray[np.int64] | None:
         return byte_lengths(encoder)
     except InputError:  # not a byte-level tokenizer
         return None
+
+
+def _check_runner(flags: argparse.Namespace) -> None:
+    if not flags.runner:
+        if flags.runner_arg:
+            raise InputError(f"--runner_arg {flags.runner_arg[0]}: goes with --runner, which is not given")
+        return
+    if flags.resume:
+        raise InputError(
+            "--resume: not with --runner, which repeats by itself what fails; give --overwrite to start anew"
+        )
+    if importlib.util.find_spec("apache_beam") is None:
+        raise InputError(
+            f"--runner {flags.runner}: the package apache_beam is not installed; pip install apache-beam, or "
+            "`make beam-env` and .venv-beam/bin/python"
+        )
 
 
 def _cleaning(flags: argparse.Namespace) -> Cleaning:
@@ -259,6 +299,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--records_per_file", type=_at_least(1), default=10_000, metavar="N", help="(default: %(default)s)")
     add("--processes", type=_at_least(1), default=_cores(), metavar="N", help="(default: one for each core)")
+    add("--runner", metavar="NAME", help="let an Apache Beam runner do it, such as DirectRunner: see docs/beam.md")
+    add(
+        "--runner_arg",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of Beam's, which is given --KEY=VALUE; may be repeated",
+    )
     add(
         "--write_dataset_config",
         metavar="PATH",
@@ -310,7 +358,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command with --resume goes on after the last complete file", file=sys.stderr)
+        what = (
+            "nothing of it stays"
+            if flags.runner
+            else "the same command with --resume goes on after the last complete file"
+        )
+        print(f"interrupted; {what}", file=sys.stderr)
         return 130  # as the shell reports a program that Ctrl-C ended
     return 0
 
