@@ -9,7 +9,7 @@ import random
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -26,7 +26,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
     draw = random.Random(1)
     texts = [" ".join(draw.choices(["alpha", "beta", "gamma"], k=draw.randint(1, 4000))) for _ in range(60)]
-    files = [[*texts[:50], "", "short", *texts[:5]], ["", *texts[45:], "short"], [], ["one more"]]
+    files = [[*texts[:50], "", "short", *texts[:5]], ["", *texts[45:], "short", texts[-1]], [], ["one more"]]
     for number, documents in enumerate(files):
         lines = [json.dumps({"text": text}) + "\n" for text in documents]
         (folder / f"{number}.jsonl").write_text("".join(lines))
@@ -34,10 +34,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def on_beam(*flags: object) -> subprocess.CompletedProcess[str]:
+def on_beam(*flags: object, script: Sequence[str] = ("data/create_tfrecords.py",)) -> subprocess.CompletedProcess[str]:
     if not PYTHON.exists():
         pytest.fail(f"{PYTHON}: not there; `make beam-env` makes that environment", pytrace=False)
-    command = [str(PYTHON), "data/create_tfrecords.py", *map(str, flags)]
+    command = [str(PYTHON), *script, *map(str, flags)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
@@ -117,6 +117,29 @@ def test_bad_text_is_one_line_and_nothing_stays(corpus: Path, tokenizer_path: st
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {tmp_path / 'text' / '1.jsonl'}: line 1: ")
     assert done.stderr.count("\n") == 1
+    assert contents(tmp_path / "out") == {}
+
+
+FAILS_AT_THE_END = """
+import os, sys
+import data.beam
+from data.create_tfrecords import main
+from errors import InputError
+
+def fail(_, folder, *rest):
+    raise InputError(f"{len([name for name in os.listdir(folder) if name.endswith('.tfrecords')])} files were there")
+
+data.beam._save = fail
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.beam
+def test_a_job_that_fails_late_takes_its_files_away(corpus: Path, tokenizer_path: str, tmp_path: Path) -> None:
+    flags = ["--input_dir", corpus, "--name", "x", "--encoder_path", tokenizer_path, "--records_per_file", 40]
+    how = ["--runner", "DirectRunner", "--output_dir", tmp_path / "out"]
+    done = on_beam(*flags, *how, script=["-c", FAILS_AT_THE_END])
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "error: 2 files were there")
     assert contents(tmp_path / "out") == {}
 
 
