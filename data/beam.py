@@ -304,6 +304,8 @@ def _one_line(runner: str) -> Iterator[None]:
     except Exception as error:
         if found := _INPUT_ERROR.search(f"{type(error).__module__}.{type(error).__name__}: {error}"):
             raise InputError(found[1]) from error
+        if str(error).startswith("KeyboardInterrupt"):  # Ctrl-C reached a worker in this process
+            raise KeyboardInterrupt from error
         if isinstance(error, ValueError) and "runner" in str(error).lower():
             reason = " ".join(str(error).split())
             raise InputError(f"--runner {runner}: {reason}; docs/beam.md has examples") from error
@@ -311,6 +313,6 @@ def _one_line(runner: str) -> Iterator[None]:
 
 
 def _no_input_error(record: logging.LogRecord) -> bool:
-    if record.exc_info and isinstance(record.exc_info[1], InputError):
+    if record.exc_info and isinstance(record.exc_info[1], (InputError, KeyboardInterrupt)):
         return False
     return _INPUT_ERROR.search(record.getMessage()) is None
