@@ -17,7 +17,7 @@ from inputs import EvaluationData
 from tests.support.models import enlarge_weights, make_engine
 from tests.support.outside import ask, hugging_face_keys
 from tests.support.published import write_published
-from tests.support.runs import Workspace, shared_workspace, weights
+from tests.support.runs import Workspace, weights
 
 pytestmark = pytest.mark.peers
 
@@ -25,11 +25,6 @@ MODEL = {"n_embd": 64, "n_head": 4, "n_layer": 2, "train_batch_size": 8, "embed_
 GLOBAL = {"attention_types": [[["global"], 2]]}
 MIXED = {"attention_types": [[["global", "local"], 1]]}
 TRAINED_TOLERANCE, LARGE_TOLERANCE = 1e-5, 1e-4
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return shared_workspace(tmp_path_factory)
 
 
 def held_out(config: Config, lengths: tuple[int, ...]) -> list[np.ndarray]:

@@ -15,18 +15,13 @@ from config import load_config
 from inputs import TrainingData
 from tests.support.models import make_engine, weights_of
 from tests.support.outside import ask, hugging_face_keys
-from tests.support.runs import Workspace, shared_workspace
+from tests.support.runs import Workspace
 
 pytestmark = pytest.mark.peers
 
 STEPS = 100
 OPTIMIZER = {"lr": 0.003, "warmup_steps": 10, "weight_decay": 0.1, "gradient_clipping": 0.8, "z_loss": 0.001}
 TOLERANCES = {"lr": 1e-6, "loss": 1e-5, "nll": 1e-5, "grad_norm": 1e-4}  # relative, at each step
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return shared_workspace(tmp_path_factory)
 
 
 def test_a_hundred_steps_have_the_same_losses(workspace: Workspace, tmp_path: Path) -> None:

@@ -16,16 +16,11 @@ import pytest
 
 from tests.support.models import is_weight, make_engine, tiny_config
 from tests.support.published import write_published
-from tests.support.runs import Trained, logged, losses, rows, trained_run, weights
+from tests.support.runs import Trained, logged, losses, rows, weights
 from training import checkpoints
 
 BEGIN, END = 80, 120  # of the steps that are taken again
 AFTER = {"eval_steps": 0, "predict_steps": 0}
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return trained_run(tmp_path_factory)
 
 
 def stored(trained: Trained) -> dict[str, np.ndarray]:
