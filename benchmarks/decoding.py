@@ -163,7 +163,7 @@ def main() -> None:
     for rows in results.values():
         for row in rows.values():
             row.pop("written", None)
-    print(f"kept in {machine.keep(f'decoding_{args.size}', {'rounds': args.rounds, 'results': results})}")
+    print(f"kept in {machine.keep(f'decoding_{args.size}', results, rounds=args.rounds, unit='tokens/s')}")
 
 
 if __name__ == "__main__":

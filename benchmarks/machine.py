@@ -6,7 +6,9 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,16 +19,22 @@ RESULTS = REPOSITORY / "benchmarks" / "results"
 
 
 def describe() -> dict[str, Any]:
-    """Processor, cores, load by others, versions and commit."""
+    """Processor, GPUs and their driver, cores, load by others, versions and commit ("+": with changes).
+
+    `BENCHMARK_COMMIT` in the environment says the commit where the sources came without their history.
+    """
     packages = ("tensorflow", "mesh-tensorflow", "numpy")
+    commit = _output("git", "rev-parse", "--short", "HEAD")
+    changed = _output("git", "status", "--porcelain", "-uno") not in (None, "")
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "load": os.getloadavg()[0],
+        "gpus": _gpus(),
+        "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},
-        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else ""),
+        "commit": os.environ.get("BENCHMARK_COMMIT") or (f"{commit}{'+' * changed}" if commit else "unknown"),
     }
 
 
@@ -38,14 +46,40 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else "unknown"
+def _gpus() -> list[str]:
+    """"NVIDIA H100 80GB HBM3, driver 550.54", one for each; none without NVIDIA's tools."""
+    listed = _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader") or ""
+    return [", driver ".join(line.split(", ")) for line in listed.splitlines()]
 
 
-def keep(name: str, values: Mapping[str, Any]) -> Path:
-    """Write a benchmark's results, with the machine's description, to benchmarks/results/NAME.json."""
+def _output(*command: str) -> str | None:
+    """What a command prints; None if there is none or it fails."""
+    try:
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def keep(name: str, results: Mapping[str, Mapping[str, Any]], **facts: Any) -> Path:
+    """Write a benchmark's results to benchmarks/results/NAME.json, with the command and the machine's description.
+
+    Args:
+        results: the rows of each table, by titles and names; of competitors ours comes first (`Competitor.row`).
+        facts: what else the file says, such as rounds.
+    """
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"machine": describe(), **values}, indent=1) + "\n")
+    command = shlex.join(["python", *sys.argv]).replace(f"{REPOSITORY}/", "")
+    values = {"command": command, "machine": describe(), **facts, "results": results}
+    path.write_text(json.dumps(_rounded(values), indent=1) + "\n")
     return path
+
+
+def _rounded(value: Any) -> Any:
+    """The same with floats of six digits: more are noise."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, Mapping):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -174,8 +174,8 @@ def main() -> None:
         found = [one for one in found if one in (found[0], found[-1]) or any(w in one.name for w in args.only)]
     contest(found, args.rounds, together="CPU" in device)
     print("\n".join(table(found)))
-    rows = {one.name: one.row() for one in found}
-    print(f"kept in {machine.keep(f'training_step_{args.size}', {'rounds': args.rounds, 'rows': rows})}")
+    results = {f"training, {args.size}": {one.name: one.row() for one in found}}
+    print(f"kept in {machine.keep(f'training_step_{args.size}', results, rounds=args.rounds, unit='tokens/s')}")
 
 
 if __name__ == "__main__":

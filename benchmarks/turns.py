@@ -46,7 +46,8 @@ class Competitor:
         """What is kept of it."""
         if self.failed:
             return {"failed": self.failed}
-        return {"median": self.median, "low": min(self.rates), "high": max(self.rates), **self.facts}
+        summary = {"median": self.median, "low": min(self.rates), "high": max(self.rates)}
+        return {**summary, "rates": self.rates, **self.facts}
 
 
 def take_turns(block: Callable[[], float], facts: Callable[[], Mapping[str, Any]]) -> None:

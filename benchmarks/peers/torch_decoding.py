@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -70,6 +71,7 @@ def main() -> None:
     begin = time.perf_counter()
     written = call()
     facts = {"first_call": time.perf_counter() - begin, "written": written}
+    facts |= {"torch": torch.__version__, "transformers": transformers.__version__}
     count = job["batch"] * (wanted if wanted > 1 else job["prompt"])
 
     def block() -> float:

@@ -7,6 +7,7 @@ global as ours. Both with fused AdamW and gradients clipped to norm 1; on a GPU 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import sys
 import time
 from collections.abc import Callable
@@ -91,6 +92,8 @@ def main() -> None:
 
     def facts() -> dict[str, Any]:
         found: dict[str, Any] = {"first_step": first, "torch": torch.__version__}
+        if args.model == "hf":
+            found["transformers"] = importlib.metadata.version("transformers")
         if args.device == "cuda":
             found |= {"peak": torch.cuda.max_memory_allocated(), "device": torch.cuda.get_device_name()}
         return found
