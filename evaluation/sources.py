@@ -17,6 +17,7 @@ from typing import Any
 from data import storage
 from data.encoders import Encoder
 from errors import InputError
+from meshes.compiled_cache import cache_root
 from training.progress import Progress, log
 
 _SECONDS = 10.0  # without an answer
@@ -61,13 +62,8 @@ WIKITEXT = Published(
 
 
 def folder() -> str:
-    """Where files of tasks are looked for: `GPT_MESH_CACHE`, else `gpt-mesh` in the user's cache directory.
-
-    The variable's value "off" is no folder: it keeps things from being cached.
-    """
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    named = os.environ.get("GPT_MESH_CACHE")
-    return os.path.expanduser(named) if named and named != "off" else os.path.join(caches, "gpt-mesh")
+    """Where files of tasks are looked for, and kept unless `GPT_MESH_CACHE` is "off"."""
+    return cache_root(os.environ)
 
 
 def find(task: str, published: Published, *, download: bool) -> str:

@@ -2,7 +2,7 @@
 
 TensorFlow has such a cache; here is where it lies, when it is safe to use, and what happens when an entry is damaged.
 An entry belongs to one TensorFlow, one kind of processor and one kind of GPU with its driver, so each combination has a
-folder of its own, in `$GPT_MESH_CACHE` ("off": no cache), else in `~/.cache/gpt-mesh`.
+folder of its own in `cache_root`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,17 @@ _DAMAGE = re.compile(
 # Reading an entry is told as two kinds of errors: that it is not text, and that XLA's own tuning flags (prefer-…) are
 # no features of the processor.
 _NOISE = r"Error parsing text-format tensorflow.XlaSerializedCacheEntry|Target machine feature \+prefer-no-"
+
+
+def cache_root(environment: Mapping[str, str]) -> str:
+    """What this project keeps on this machine: `GPT_MESH_CACHE`, else `gpt-mesh` in the user's cache directory.
+
+    The variable's value "off" names no folder: nothing is kept then.
+    """
+    named = environment.get("GPT_MESH_CACHE")
+    if named and named != "off":
+        return os.path.expanduser(named)
+    return os.path.join(environment.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "gpt-mesh")
 
 
 def switch_on(environment: MutableMapping[str, str]) -> None:
@@ -88,11 +99,8 @@ def quiet_reading() -> Iterator[None]:
 
 
 def _folder(environment: Mapping[str, str]) -> Path:
-    root = environment.get("GPT_MESH_CACHE")
-    if not root:
-        root = os.path.join(environment.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "gpt-mesh")
     key = hashlib.sha256("\n".join([importlib.metadata.version("tensorflow"), *_hardware()]).encode()).hexdigest()
-    return Path(root).absolute() / "compiled" / key[:16]
+    return Path(cache_root(environment)).absolute() / "compiled" / key[:16]
 
 
 def _hardware() -> list[str]:
