@@ -15,6 +15,7 @@ import json
 import os
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +57,22 @@ class GPT(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
 
 
+def training_step(model: nn.Module, tokens: torch.Tensor, *, bfloat16: bool = True) -> Callable[[], torch.Tensor]:
+    """A function that trains on `tokens` [batch, context + 1] once and gives the loss; `bfloat16`: by autocast."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+
+    def step() -> torch.Tensor:
+        with torch.autocast(tokens.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+            loss: torch.Tensor = model(tokens[:, :-1], tokens[:, 1:])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return loss
+
+    return step
+
+
 def train(rank: int, args: argparse.Namespace) -> None:
     """One GPU's process."""
     torch.cuda.set_device(rank)
@@ -67,18 +84,7 @@ def train(rank: int, args: argparse.Namespace) -> None:
         model = nn.parallel.DistributedDataParallel(model, device_ids=[rank], gradient_as_bucket_view=True)
     if args.compile:
         model = torch.compile(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    tokens = torch.randint(args.vocab, (args.batch, args.context + 1), device="cuda")
-
-    def step() -> torch.Tensor:
-        with torch.autocast("cuda", dtype=torch.bfloat16):
-            loss: torch.Tensor = model(tokens[:, :-1], tokens[:, 1:])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        return loss
-
+    step = training_step(model, torch.randint(args.vocab, (args.batch, args.context + 1), device="cuda"))
     for _ in range(5):
         step()
     rates = []

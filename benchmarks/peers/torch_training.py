@@ -20,7 +20,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from peers.torch_gpt import GPT
+from peers.torch_gpt import GPT, training_step
 from turns import take_turns
 
 
@@ -52,19 +52,8 @@ def make_step(args: argparse.Namespace) -> Callable[[], torch.Tensor]:
     model = (HuggingFace(args) if args.model == "hf" else GPT(*sizes)).to(args.device)
     if args.compile:
         model = torch.compile(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     tokens = torch.randint(args.vocab, (args.batch, args.context + 1), device=args.device)
-
-    def step() -> torch.Tensor:
-        with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.precision == "bfloat16"):
-            loss: torch.Tensor = model(tokens[:, :-1], tokens[:, 1:])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        return loss
-
-    return step
+    return training_step(model, tokens, bfloat16=args.precision == "bfloat16")
 
 
 def main() -> None:
