@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from experiments.stream import parse_row
+
 POINTS = 2000  # of a curve: more than a screen has
 SAMPLE_CHARACTERS = 20_000
 HIDDEN = ("_sources", "_resources", "outbox", "dataset_configs", "data", "plugins", "predictions")
@@ -135,11 +137,8 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
+        row = parse_row(line)
+        if row is not None:
             yield row
 
 

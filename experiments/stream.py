@@ -84,6 +84,15 @@ class Files:
                     yield path, stat
 
 
+def parse_row(line: str) -> Row | None:
+    """A line of metrics.jsonl or eval.jsonl; None if it is no whole row."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
 def newest_checkpoint(directory: str) -> int:
     """The step from which a run in this directory would go on; -1 if it has no checkpoint."""
     names = set(storage.list_folder(directory))
@@ -107,11 +116,8 @@ def _rows(content: str) -> Iterator[Row]:
     for line in content.splitlines(keepends=True):
         if not line.endswith("\n"):
             return
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
+        row = parse_row(line)
+        if row is not None:
             yield row
 
 
