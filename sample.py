@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 import model_fns
 from config import Config, ModelConfig
-from models import gpt, next_token
+from models import gpt, linear_attention, next_token
 from models.cache import Decode, Place, Prefill, State
 from models.context import Context
 from models.dims import Dims
@@ -228,7 +228,7 @@ def build_advance(
         How many were added; what `Decoding.draw` gives, [batch, chunk] and [batch, chunk, top]; `seen` and `states` as
         they are then.
     """
-    batch, kinds = tokens.shape[0], attention_kinds(config)
+    batch, kinds = tokens.shape[0], attention_kinds(config.model)
     room = max((keys.shape[2] for keys, kind in zip(states[::2], kinds, strict=True) if kind != "linear"), default=1)
     ctx = model_fns.make_context(config, mesh_impl, batch, 1, memory=room)
     ctx = dataclasses.replace(ctx, dims=Dims.of(config.model, batch, 1, room, chunk))
@@ -247,17 +247,16 @@ def build_advance(
     return [lowering.export_to_tf_tensor(x) for x in (run.count, *run.columns, run.seen, *merged)]
 
 
-def attention_kinds(config: Config) -> list[str]:
+def attention_kinds(model: ModelConfig) -> list[str]:
     """The kind of each layer that has attention."""
-    return [kind for kind in config.model.attention_types if kind != "none"]
+    return [kind for kind in model.attention_types if kind != "none"]
 
 
 def _state_shapes(ctx: Context, kind: str) -> list[mtf.Shape]:
     """Of what a layer of this kind keeps between calls."""
     dims = ctx.dims
     if kind == "linear":
-        totals = [dims.batch, dims.heads, dims.features_per_head]
-        return [mtf.Shape([*totals, dims.value_features]), mtf.Shape(totals)]
+        return list(linear_attention.state_shapes(ctx))
     return [mtf.Shape([dims.batch, dims.heads, dims.memory_length, dims.features_per_head])] * 2
 
 
@@ -370,7 +369,7 @@ class Decoding:
             states: of the positions before it.
             new: room for so many.
         """
-        kinds = [kind for kind in self.ctx.model.attention_types if kind != "none"]
+        kinds = attention_kinds(self.ctx.model)
         linear = [kind == "linear" for kind in kinds]
         kept = [None if sums else state for sums, state in zip(linear, states, strict=True)]
         fresh = [state if sums else self._room(state, new) for sums, state in zip(linear, states, strict=True)]

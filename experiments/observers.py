@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import json
 import os
@@ -172,7 +173,7 @@ class WandbObserver(RunObserver):
 
         if name.endswith(".txt"):
             text = Path(filename).read_text(encoding="utf-8", errors="replace")
-            self._run.log({f"samples/{name}": wandb.Html(f"<pre>{_escaped(text)}</pre>")})
+            self._run.log({f"samples/{name}": wandb.Html(f"<pre>{html.escape(text, quote=False)}</pre>")})
         elif name.endswith(".png"):
             self._run.log({f"plots/{name}": wandb.Image(filename)})
 
@@ -260,7 +261,3 @@ def _plain(**values: Any) -> dict[str, Any]:
 
     plain: dict[str, Any] = json.loads(json.dumps(values, default=simple))
     return plain
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;")

@@ -170,7 +170,7 @@ class Running:
         size = min(1 << (max(wanted, LEAST_ROOM) - 1).bit_length(), self._config.model.n_ctx)
         grow = functools.partial(_padded, size=size)
         pairs = zip(self._states[::2], self._states[1::2], strict=True)
-        kinds = attention_kinds(self._config)
+        kinds = attention_kinds(self._config.model)
         self._states = [
             state
             for kind, pair in zip(kinds, pairs, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -129,18 +130,11 @@ def _write_checkpoint(weights: HuggingFaceWeights, model_path: str, overwrite: b
 
 def _stream(weights: HuggingFaceWeights) -> Iterator[tuple[str, NDArray]]:
     """Every weight, with progress on standard error."""
-    sizes = {name: 4 * _elements(shape) for name, shape in weights.shapes.items()}
+    sizes = {name: 4 * math.prod(shape) for name, shape in weights.shapes.items()}
     with Progress(sum(sizes.values()), f"importing {weights.source}") as progress:
         for name, size in sizes.items():
             yield name, weights.read(name)
             progress.update(size)
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 def _eos_id(values: dict[str, Any], encoder: Encoder) -> int | None:

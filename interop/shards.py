@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from data import storage
 from errors import InputError
 from interop.torch_files import TorchFile
 
@@ -40,7 +41,7 @@ class SafetensorsFile:
                 self._shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise InputError(
-                f"{path}: cannot be read ({_line(error)}); it is damaged or incomplete: download it again"
+                f"{path}: cannot be read ({storage.reason(error)}); it is damaged or incomplete: download it again"
             ) from None
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -53,7 +54,7 @@ class SafetensorsFile:
             with safe_open(self.path, "np") as file:
                 array: NDArray = file.get_tensor(name)
         except (SafetensorError, OSError, TypeError) as error:
-            raise InputError(f"{self.path}: tensor {name} cannot be read ({_line(error)})") from None
+            raise InputError(f"{self.path}: tensor {name} cannot be read ({storage.reason(error)})") from None
         return array
 
 
@@ -126,11 +127,7 @@ def read_json(path: str) -> dict[str, Any]:
         with open(path, encoding="utf-8") as file:
             values = json.load(file)
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({_line(error)}); download it again") from None
+        raise InputError(f"{path}: cannot be read ({storage.reason(error)}); download it again") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: must hold one JSON object; download it again")
     return values
-
-
-def _line(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error)).splitlines()[0]

@@ -107,7 +107,7 @@ def _state_before(ctx: Context, k: mtf.Tensor, v: mtf.Tensor, memory: list[mtf.T
         return state
 
     operands = [k, v, lengths, *memory]
-    outputs = [(shape, dtype) for shape in _state_shapes(ctx)]
+    outputs = [(shape, dtype) for shape in state_shapes(ctx)]
     state = kernel(sums, operands, outputs, [dims.batch, dims.heads], "linear_attention_state")
     return state[0], state[1]
 
@@ -126,13 +126,14 @@ def _step(ctx: Context, q: mtf.Tensor, k: mtf.Tensor, v: mtf.Tensor, cache: Deco
         out = tf.einsum("bqhf,bhfg->bqhg", queries, sums) / weight[..., None]
         return tf.cast(out, q.dtype), sums, totals
 
-    outputs = [(q.shape, q.dtype), *[(shape, dtype) for shape in _state_shapes(ctx)]]
+    outputs = [(q.shape, q.dtype), *[(shape, dtype) for shape in state_shapes(ctx)]]
     out, *state = kernel(step, [q, k, v, *cache.take()], outputs, [dims.batch, dims.heads], "linear_attention_step")
     cache.put((state[0], state[1]))
     return out
 
 
-def _state_shapes(ctx: Context) -> tuple[mtf.Shape, mtf.Shape]:
+def state_shapes(ctx: Context) -> tuple[mtf.Shape, mtf.Shape]:
+    """Of the sums that a layer keeps: weighted values, and weights."""
     dims = ctx.dims
     totals = [dims.batch, dims.heads, dims.features_per_head]
     return mtf.Shape([*totals, dims.value_features]), mtf.Shape(totals)
