@@ -212,6 +212,15 @@ def tpu_estimator() -> types.ModuleType:
     return module
 
 
+def tensorflow_version() -> tuple[int, int]:
+    """(major, minor) of the TensorFlow in use, for reports; code elsewhere does not branch on it."""
+    major, minor = _tf.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
+XLA_CALLS_CUDNN_ATTENTION: bool = tensorflow_version() >= (2, 21)
+
+
 def call_function(function: Any, arguments: list[Any], captured: list[Any]) -> Any:
     """The result of a concrete function, called with other captured tensors than those it was traced with.
 
@@ -248,9 +257,3 @@ def quiet_estimator() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
-
-
-def tensorflow_version() -> tuple[int, int]:
-    """(major, minor) of the TensorFlow in use, for reports; code elsewhere does not branch on it."""
-    major, minor = _tf.__version__.split(".")[:2]
-    return int(major), int(minor)

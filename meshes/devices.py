@@ -11,6 +11,7 @@ from meshes.compat import mtf
 import tensorflow as tf
 
 from errors import InputError
+from meshes import compat
 from meshes.placement import PlacementMesh
 from meshes.spmd import Program, SpmdMesh
 from meshes.variables import VariableStore
@@ -72,6 +73,14 @@ class MeshPlan:
             return SpmdMesh(shape, layout, program)
         # One device needs no name: a compiled program is placed as a whole.
         return PlacementMesh(shape, layout, [""] if len(self.devices) == 1 else list(self.devices), store)
+
+
+def have_flash_attention(devices: Sequence[str]) -> bool:
+    """Whether compiled programs on these devices can call cuDNN's attention: NVIDIA GPUs since Ampere (8.0)."""
+    if not compat.XLA_CALLS_CUDNN_ATTENTION or not all("GPU" in name for name in devices):
+        return False
+    details = map(tf.config.experimental.get_device_details, tf.config.list_physical_devices("GPU"))
+    return all(gpu.get("compute_capability", (0, 0)) >= (8, 0) for gpu in details)
 
 
 def layout_rules(rules: Mapping[str, str], unsplit: Collection[str] = ()) -> list[tuple[str, str]]:

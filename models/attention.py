@@ -12,7 +12,7 @@ from meshes.compat import mtf
 
 import tensorflow as tf
 
-from models import linear_attention, local_attention
+from models import flash_attention, linear_attention, local_attention
 from models.cache import Cache, Decode, Place, State
 from models.context import Context, constant
 from models.kernels import kernel
@@ -125,6 +125,9 @@ def _attend(
     drops = ctx.train and ctx.model.attn_dropout > 0
     if drops or not ctx.is_whole(dims.sequence, dims.memory_length):
         return _attend_by_mesh_operations(ctx, q, k, v, memory, view, site)
+    shape = dims.sequence.size, dims.features_per_head.size
+    if ctx.flash and not memory and flash_attention.fits(*shape, q.dtype, view.causal, view.window):
+        return _attend_by_flash(ctx, q, k, v, view)
 
     size = None
     if ctx.fused and view.window is not None:
@@ -149,6 +152,23 @@ def _attend(
 
     operands = [q, k, v, view.positions, *memory]
     return kernel(attend, operands, [(q.shape, q.dtype)], [dims.batch, dims.heads], "attend")[0]
+
+
+def _attend_by_flash(ctx: Context, q: mtf.Tensor, k: mtf.Tensor, v: mtf.Tensor, view: View) -> mtf.Tensor:
+    """The same in memory linear in the sequence; without learned memory."""
+    dims = ctx.dims
+
+    def attend(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return flash_attention.attend(q, k, v, view.causal, view.window)
+
+    def gradient(
+        q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, attended: tf.Tensor, log_sums: tf.Tensor, upstream: tf.Tensor, _: None
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        return flash_attention.gradient(q, k, v, attended, log_sums, upstream, view.causal, view.window)
+
+    log_sums = mtf.Shape([dims.batch, dims.heads, dims.sequence]), tf.float32
+    outputs = [(q.shape, q.dtype), log_sums]
+    return kernel(attend, [q, k, v], outputs, [dims.batch, dims.heads], "flash_attend", gradient)[0]
 
 
 def _attend_once(

@@ -33,6 +33,7 @@ class Context:
         seed: int32 scalar on the mesh in training graphs, another at each step; None outside training, where nothing
             is random.
         fused: whether operations that have a faster form take it.
+        flash: whether the devices have kernels for attention whose memory is linear in the sequence.
     """
 
     mesh: mtf.Mesh
@@ -44,6 +45,7 @@ class Context:
     causal: bool = True
     seed: mtf.Tensor | None = None
     fused: bool = True
+    flash: bool = False
 
     @property
     def split(self) -> frozenset[str]:

@@ -27,6 +27,7 @@ def kernel(
     outputs: Sequence[tuple[mtf.Shape, tf.DType]],
     splittable: Sequence[mtf.Dimension],
     name: str,
+    gradient: SliceFunction | None = None,
 ) -> list[mtf.Tensor]:
     """Run `fn` on each slice of `inputs`; its results are the slices of the outputs.
 
@@ -37,11 +38,13 @@ def kernel(
         outputs: shape and type of each output.
         splittable: dimensions along which slices of the result depend on the matching slices of the inputs alone.
         name: of the operation in the graph.
+        gradient: takes the slices of inputs and outputs and the gradient of each output (None where it has none);
+            returns that of each floating input. Default: `fn` is differentiated.
 
     Raises:
         ValueError: on lowering, when the layout splits another dimension.
     """
-    return _Kernel(fn, inputs, outputs, splittable, name).outputs
+    return _Kernel(fn, inputs, outputs, splittable, name, gradient).outputs
 
 
 class _Kernel(mtf.Operation):
@@ -52,9 +55,10 @@ class _Kernel(mtf.Operation):
         outputs: Sequence[tuple[mtf.Shape, tf.DType]],
         splittable: Sequence[mtf.Dimension],
         name: str,
+        gradient: SliceFunction | None,
     ) -> None:
         super().__init__(list(inputs), name=name)
-        self.fn = fn
+        self.fn, self.fn_gradient = fn, gradient
         self.splittable = [dim.name for dim in splittable]
         self._outputs = [mtf.Tensor(self, mtf.Shape(shape), dtype, index=i) for i, (shape, dtype) in enumerate(outputs)]
         self._splittable_dims, self._unsplittable_dims = self._initialize_splittable_and_unsplittable_dims(
@@ -83,7 +87,9 @@ class _KernelGradient(mtf.Operation):
     def __init__(self, forward: _Kernel, grad_ys: list[mtf.Tensor | None]) -> None:
         self.forward = forward
         self.given = [dy is not None for dy in grad_ys]
-        super().__init__(forward.inputs + [dy for dy in grad_ys if dy is not None], name=f"{forward.name}_grad")
+        kept = forward.outputs if forward.fn_gradient else []
+        given = [dy for dy in grad_ys if dy is not None]
+        super().__init__([*forward.inputs, *kept, *given], name=f"{forward.name}_grad")
         self.wanted = [x for x in forward.inputs if x.dtype.is_floating]
         self._outputs = [mtf.Tensor(self, x.shape, x.dtype, index=i) for i, x in enumerate(self.wanted)]
         self._splittable_dims, self._unsplittable_dims = self._initialize_splittable_and_unsplittable_dims(
@@ -97,27 +103,31 @@ class _KernelGradient(mtf.Operation):
 
     def lower(self, lowering: mtf.Lowering) -> None:
         mesh_impl = lowering.mesh_impl(self)
-        n_inputs = len(self.forward.inputs)
-        floating = [x.dtype.is_floating for x in self.forward.inputs]
-
-        def slice_gradient(*args: tf.Tensor) -> Any:
-            # Fresh copies of the inputs keep `tf.gradients` inside this function: it searches every operation
-            # downstream.
-            xs = [tf.identity(x) for x in args[:n_inputs]]
-            ys = self.forward.fn(*xs)
-            ys = ys if isinstance(ys, (tuple, list)) else [ys]
-            grads = tf.gradients(
-                ys=[y for y, given in zip(ys, self.given, strict=True) if given],
-                xs=[x for x, wanted in zip(xs, floating, strict=True) if wanted],
-                grad_ys=list(args[n_inputs:]),
-                unconnected_gradients=tf.UnconnectedGradients.ZERO,
-            )
-            return tuple(grads) if len(grads) > 1 else grads[0]
-
-        values = mesh_impl.slicewise(slice_gradient, *[laid_out(lowering, x) for x in self.inputs])
+        work = self._given if self.forward.fn_gradient else self._differentiated
+        values = mesh_impl.slicewise(work, *[laid_out(lowering, x) for x in self.inputs])
         worked = split_axes(mesh_impl, self.forward.inputs + self.forward.outputs)
         for output, value in zip(self.outputs, values if len(self.outputs) > 1 else (values,), strict=True):
             lowering.set_tensor_lowering(output, sum_over(mesh_impl, value, worked - split_axes(mesh_impl, [output])))
+
+    def _given(self, *args: tf.Tensor) -> Any:
+        """By the forward operation's own gradient."""
+        known, grads = args[: -sum(self.given)], iter(args[-sum(self.given) :])
+        assert self.forward.fn_gradient is not None
+        return self.forward.fn_gradient(*known, *[next(grads) if given else None for given in self.given])
+
+    def _differentiated(self, *args: tf.Tensor) -> Any:
+        n_inputs = len(self.forward.inputs)
+        # Fresh copies of the inputs keep `tf.gradients` inside this function: it searches every operation downstream.
+        xs = [tf.identity(x) for x in args[:n_inputs]]
+        ys = self.forward.fn(*xs)
+        ys = ys if isinstance(ys, (tuple, list)) else [ys]
+        grads = tf.gradients(
+            ys=[y for y, given in zip(ys, self.given, strict=True) if given],
+            xs=[x for x in xs if x.dtype.is_floating],
+            grad_ys=list(args[n_inputs:]),
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+        return tuple(grads) if len(grads) > 1 else grads[0]
 
 
 def laid_out(lowering: mtf.Lowering, x: mtf.Tensor) -> Any:

@@ -7,7 +7,7 @@ over all of them: XLA compiles for one device at a time.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import model_fns
 from config import Config
 from meshes import compiled_cache
 from meshes.collectives import CompiledCollectives, RuntimeCollectives
-from meshes.devices import MeshPlan
+from meshes.devices import MeshPlan, have_flash_attention
 from meshes.placement import PlacementMesh
 from meshes.spmd import Program, SpmdMesh
 from meshes.variables import VariableStore
@@ -94,7 +94,7 @@ class Engine:
         collectives = CompiledCollectives(plan.devices) if self.compiled else RuntimeCollectives(plan.devices)
         self.program = Program(plan.devices, self.store, collectives, self.compiled) if spmd else None
         self.global_step = self.store.scalar("global_step", tf.int64)
-        self.mesh_impl = plan.implementation(self.store, self.program)
+        self.mesh_impl = self._mesh()
         self._train = self.function(self._train_step)
         self._eval = self.function(self._eval_step)
         self._score = self.function(self._score_step)
@@ -112,7 +112,12 @@ class Engine:
         sizes = {"batch": batch, "sequence": positions or 1, "memory_length": positions or 1}
         splits = {name: self.plan.shape[self.plan.rules[name]] for name in sizes if name in self.plan.rules}
         whole = [name for name, parts in splits.items() if sizes[name] % parts]
-        return self.plan.implementation(self.store, self.program, unsplit=whole) if whole else self.mesh_impl
+        return self._mesh(whole) if whole else self.mesh_impl
+
+    def _mesh(self, unsplit: Sequence[str] = ()) -> PlacementMesh | SpmdMesh:
+        mesh = self.plan.implementation(self.store, self.program, unsplit=unsplit)
+        mesh.has_flash_attention = self.compiled and have_flash_attention(self.plan.devices)
+        return mesh
 
     def train_step(self, tokens: np.ndarray) -> dict[str, tf.Tensor]:
         """Update the weights with one batch, int32 [train_batch_size, n_ctx + 1]: `loss`, `nll`, `grad_norm`, `lr`."""
