@@ -62,7 +62,9 @@ class FileTask(ABC):
         self.items = sources.encoded(
             f"{self.name} {self.form}", content, self.encoder, lambda: self.load(self.path, self.encoder)
         )
-        self.facts = {"data_sha256": content, "tokenizer_sha256": self.encoder.fingerprint}
+        self.facts: dict[str, Any] = {"data_sha256": content, "tokenizer_sha256": self.encoder.fingerprint}
+        if stride is not None:
+            self.facts["stride"] = stride
 
     def _configured(self) -> str | None:
         """The file that the config names for this task."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.stream import parse_row
+from experiments.stream import COUNTS, parse_row
 
 POINTS = 2000  # of a curve: more than a screen has
 SAMPLE_CHARACTERS = 20_000
@@ -72,8 +72,11 @@ def _of_directory(directory: Path, name: str) -> Run:
     for row in _rows(directory / "metrics.jsonl"):
         _add(run, "training", row)
     for row in _rows(directory / "eval.jsonl"):
-        _add(run, str(row.get("task", "validation")), row)
-        run.evaluations.append(row)
+        task = str(row.get("task", "validation"))
+        if "stride" in row:  # another measurement, which is not to be mixed with those side by side
+            task += f", stride {row.pop('stride')}"
+        _add(run, task, row)
+        run.evaluations.append({**row, "task": task})
     for path in sorted((directory / "predictions").glob("*.txt")):
         _add_sample(run, path)
     return _tidied(run)
@@ -110,7 +113,7 @@ def _points(columns: Any) -> list[tuple[int, float]]:
 
 def _add(run: Run, group: str, row: dict[str, Any]) -> None:
     for name, value in row.items():
-        if name not in ("step", "tokens", "bytes") and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if name not in COUNTS and isinstance(value, (int, float)) and not isinstance(value, bool):
             run.series.setdefault(f"{group}/{name}", []).append((row["step"], value))
 
 
@@ -122,11 +125,11 @@ def _add_sample(run: Run, path: Path) -> None:
 
 
 def _tidied(run: Run) -> Run:
-    """Sorted, and thinned out to what a screen can show; the last point stays."""
+    """Sorted, of each step the newest point, and thinned out to what a screen can show; the last point stays."""
     run.samples.sort()
     run.evaluations.sort(key=lambda row: (str(row.get("task")), row["step"]))
     for name, points in run.series.items():
-        points.sort()
+        points = sorted(dict(points).items())
         every = -(-len(points) // POINTS)
         run.series[name] = points[::-1][::every][::-1]
     return run

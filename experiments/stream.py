@@ -15,6 +15,8 @@ from typing import Any
 from data import storage
 
 Row = dict[str, Any]
+# Numbers in a row that say where it stands and how much was scored, which is the same each time: no metrics.
+COUNTS = ("step", "tokens", "bytes", "detokenized_bytes", "words", "articles", "passages", "truncated", "stride")
 
 
 class Rows:

@@ -19,7 +19,7 @@ from experiments.console import log
 from experiments.plots import draw_curves
 from experiments.sacred_import import import_sacred, installed
 from experiments.signals import Signals
-from experiments.stream import Row
+from experiments.stream import COUNTS, Row
 from experiments.supervisor import Ending, Plan, Supervisor
 
 sacred = import_sacred()
@@ -29,9 +29,6 @@ from sacred.utils import SacredInterrupt  # noqa: E402
 dependencies: Any = sacred.dependencies  # carries no types
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-NO_METRICS = ("step", "tokens", "bytes")  # of a row: where it stands, and how much was scored
 
 
 class Interrupted(SacredInterrupt):
@@ -55,7 +52,7 @@ class Reports:
         self.rows.append(row)
         group = row.get("task", "training")
         for name, value in row.items():
-            if name not in NO_METRICS and isinstance(value, (int, float)) and math.isfinite(value):
+            if name not in COUNTS and isinstance(value, (int, float)) and math.isfinite(value):
                 self.run.log_scalar(f"{group}.{name}", value, row["step"])
 
     def file(self, path: str) -> None:

@@ -19,7 +19,7 @@ function number(value) {
   if (value === null || value === undefined) return "";
   if (Number.isInteger(value)) return value.toLocaleString("en");
   const size = Math.abs(value);
-  if (size !== 0 && (size < 1e-3 || size >= 1e6)) return value.toExponential(2);
+  if (size !== 0 && (size < 1e-3 || size >= 1e6)) return value.toExponential(2).replace(/\.?0+e/, "e");
   return value.toLocaleString("en", { maximumSignificantDigits: 5 });
 }
 
@@ -132,18 +132,19 @@ function drawCurves() {
 
 const none = (text) => element("p", { class: "none" }, text);
 
+const numeric = (value) => typeof value === "number" || (value instanceof Node && value.classList.contains("number"));
+
 function table(head, rows) {
   const cell = (tag, value) => {
-    const numeric = typeof value === "number";
-    const made = element(tag, numeric ? { class: "number" } : {});
-    made.append(value instanceof Node ? value : numeric ? number(value) : value ?? "");
+    const made = element(tag, numeric(value) ? { class: "number" } : {});
+    made.append(value instanceof Node ? value : typeof value === "number" ? number(value) : value ?? "");
     return made;
   };
   const body = rows.map((row) => element("tr", {}, ...row.map((value) => cell("td", value))));
   return element("div", { class: "scroll" }, element("table", {},
     element("thead", {}, element("tr", {}, ...head.map((value, i) => {
       const made = cell("th", value);
-      made.classList.toggle("number", rows.length > 0 && rows.every((row) => typeof row[i] === "number"));
+      made.classList.toggle("number", rows.length > 0 && rows.every((row) => numeric(row[i])));
       return made;
     }))), element("tbody", {}, ...body)));
 }
@@ -154,14 +155,21 @@ function named(run) {
   return made;
 }
 
+// A metric with its standard error, to two digits.
+function measured(value, error) {
+  if (typeof value !== "number" || typeof error !== "number") return value;
+  const rounded = number(Number(error.toPrecision(2)));
+  return element("span", { class: "number" }, number(value), element("span", { class: "error" }, ` ± ${rounded}`));
+}
+
 // The newest evaluation of each run, a table for each task, and all of them below it.
 function drawEvaluations() {
   const tasks = [...new Set(shown().flatMap((run) => run.evaluations.map((row) => row.task)))].sort();
   const parts = tasks.flatMap((task) => {
     const rows = shown().flatMap((run) => run.evaluations.filter((row) => row.task === task).map((row) => ({ run, row })));
     const keys = [...new Set(rows.flatMap(({ row }) => Object.keys(row)))]
-      .filter((key) => !["step", "task"].includes(key) && rows.some(({ row }) => typeof row[key] === "number"));
-    const line = ({ run, row }) => [named(run), row.step, ...keys.map((key) => row[key])];
+      .filter((key) => !["step", "task"].includes(key) && !key.endsWith("_stderr") && rows.some(({ row }) => typeof row[key] === "number"));
+    const line = ({ run, row }) => [named(run), row.step, ...keys.map((key) => measured(row[key], row[`${key}_stderr`]))];
     const newest = shown().map((run) => rows.filter((one) => one.run === run).pop()).filter((one) => one);
     const all = element("details", {}, element("summary", {}, `all ${rows.length}`), table(["run", "step", ...keys], rows.map(line)));
     return [element("h2", {}, task), table(["run", "step", ...keys], newest.map(line)), all];
@@ -172,7 +180,8 @@ function drawEvaluations() {
 function drawConfigs() {
   const runs = shown(), text = (run, key) => JSON.stringify(run.config[key]);
   const keys = [...new Set(runs.flatMap((run) => Object.keys(run.config)))].sort();
-  const wanted = byId("all-keys").checked ? keys : keys.filter((key) => new Set(runs.map((run) => text(run, key))).size > 1);
+  const differs = (key) => key !== "model_path" && new Set(runs.map((run) => text(run, key))).size > 1;
+  const wanted = byId("all-keys").checked ? keys : keys.filter(differs);
   const rows = wanted.map((key) => [key, ...runs.map((run) => element("code", {}, text(run, key) ?? "–"))]);
   byId("config-table").replaceChildren(rows.length ? table(["key", ...runs.map(named)], rows) : none("No key differs."));
 }

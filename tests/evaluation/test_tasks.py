@@ -170,7 +170,9 @@ def test_wikitext_by_words_and_bytes(
     config: Config, engine: Engine, workspace: Workspace, tmp_path: Path, stride: int | None
 ) -> None:
     (tmp_path / "wiki.test.raw").write_text(WIKI)
-    metrics = WikiText(config, str(tmp_path / "wiki.test.raw"), stride=stride).run(engine)
+    task = WikiText(config, str(tmp_path / "wiki.test.raw"), stride=stride)
+    assert task.facts.get("stride") == stride
+    metrics = task.run(engine)
     nll, tokens = by_hand(config, engine, workspace, stride or N_CTX)
     pages = list(articles(WIKI))
     words = sum(len(re.split(r"\s+", page)) for page in pages)

@@ -54,6 +54,16 @@ def test_sacred_records_give_runs_or_their_status(tmp_path: Path) -> None:
     assert record.samples == [(2, "samples_step_2.txt", "text")]
 
 
+def test_what_was_measured_in_another_way_is_a_curve_of_its_own(tmp_path: Path) -> None:
+    """Counts are none; of two evaluations of a step the newer counts."""
+    row = {"step": 5, "task": "wikitext", "nll": 3.0, "words": 9, "articles": 2, "detokenized_bytes": 8, "tokens": 7}
+    write(tmp_path / "eval.jsonl", [row, {**row, "nll": 2.0, "stride": 16}, {**row, "nll": 2.5}])
+    (run,) = find_runs(str(tmp_path))
+    assert run.series == {"wikitext/nll": [(5, 2.5)], "wikitext, stride 16/nll": [(5, 2.0)]}
+    assert [row["task"] for row in run.evaluations] == ["wikitext", "wikitext", "wikitext, stride 16"]
+    assert run.evaluations[0]["words"] == 9 and run.evaluations[1]["nll"] == 2.5
+
+
 def test_long_curves_are_thinned_out_and_keep_their_end(tmp_path: Path) -> None:
     write(tmp_path / "metrics.jsonl", [{"step": step, "loss": float("nan")} for step in range(1, 3 * POINTS + 2)])
     with (tmp_path / "metrics.jsonl").open("a") as file:

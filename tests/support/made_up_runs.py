@@ -16,7 +16,7 @@ def make_runs(root: Path) -> None:
     for name, (lr, width, seed) in RUNS.items():
         folder = root / name
         (folder / "predictions").mkdir(parents=True)
-        config = {"lr": lr, "n_embd": width, "n_layer": 4, "opt_name": "adam", "seed": seed}
+        config = {"lr": lr, "n_embd": width, "n_layer": 4, "opt_name": "adam", "seed": seed, "model_path": str(folder)}
         (folder / "config.json").write_text(json.dumps(config))
         steps = range(10, 3001, 10)
         write(folder / "metrics.jsonl", [training(step, lr, random.Random(seed * step)) for step in steps])

@@ -66,7 +66,7 @@ def run(flags: list[str]) -> int:
         append(folder / "metrics.jsonl", step=step, loss=1 / step, mfu=None, tokens_per_second=float(life))
         if step % given["every"] == 0:
             save(folder, step)
-            append(folder / "eval.jsonl", step=step, task="validation", nll=2 / step)
+            append(folder / "eval.jsonl", step=step, task="validation", nll=2 / step, tokens=7, words=5)
             (folder / "predictions").mkdir(exist_ok=True)
             (folder / "predictions" / f"samples_step_{step}.txt").write_text(f"sample of {step}\n")
         if step == when:
