@@ -600,6 +600,11 @@ class TrainingConfig:
         null_is_default=True,
     )
     fused_ops: bool = key("Use the faster form of operations that have one; false: the plain one.", default=True)
+    background_checkpoints: bool = key(
+        "Write checkpoints while training goes on, from a second copy of weights and optimizer state in the host's "
+        "memory; false: wait for them.",
+        default=True,
+    )
     log_grads: bool = key("Log gradient norms by variable.", default=False)
     remove_partial_sequences: bool = key("Leave the prompt out of generated text.", default=False)
 

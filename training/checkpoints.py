@@ -27,13 +27,13 @@ _LAYER = re.compile(r"gpt2/h(\d+)/")
 _SUFFIXES = (".index", ".data-00000-of-00001", ".json")
 
 
-def save(directory: str, step: int, variables: Mapping[str, tf.Variable], state: Mapping[str, Any]) -> str:
+def save(directory: str, step: int, values: Mapping[str, tf.Tensor | tf.Variable], state: Mapping[str, Any]) -> str:
     """Write a checkpoint, make it the newest, and delete all but the newest five.
 
     Args:
         directory: of the run; it exists.
         step: training steps done.
-        variables: by the names they get in the checkpoint.
+        values: by the names they get in the checkpoint.
         state: JSON-ready, returned by `restore_state`.
 
     Returns:
@@ -42,9 +42,9 @@ def save(directory: str, step: int, variables: Mapping[str, tf.Variable], state:
     io = tf.io.gfile
     path = io.join(directory, f"{_PREFIX}{step}")
     temporary = path + TEMPORARY
-    names = sorted(variables)
+    names = sorted(values)
     with tf.device("/device:CPU:0"):
-        tensors = [variables[name].read_value() for name in names]
+        tensors = [tf.convert_to_tensor(values[name]) for name in names]
         tf.raw_ops.SaveV2(prefix=temporary, tensor_names=names, shape_and_slices=[""] * len(names), tensors=tensors)
     with io.GFile(temporary + ".json", "w") as file:
         file.write(json.dumps(dict(state)))

@@ -95,6 +95,8 @@ class Engine:
         self.program = Program(plan.devices, self.store, collectives, self.compiled) if spmd else None
         self.global_step = self.store.scalar("global_step", tf.int64)
         self.mesh_impl = self._mesh()
+        # TensorFlow keeps int32 tensors in the host's memory.
+        self.staged_type = tf.int64 if len(plan.devices) == 1 and "GPU" in plan.master_device else tf.int32
         self._train = self.function(self._train_step)
         self._eval = self.function(self._eval_step)
         self._score = self.function(self._score_step)
@@ -119,9 +121,24 @@ class Engine:
         mesh.has_flash_attention = self.compiled and have_flash_attention(self.plan.devices)
         return mesh
 
-    def train_step(self, tokens: np.ndarray) -> dict[str, tf.Tensor]:
-        """Update the weights with one batch, int32 [train_batch_size, n_ctx + 1]: `loss`, `nll`, `grad_norm`, `lr`."""
-        return self._train(tokens)
+    def stage(self, tokens: np.ndarray) -> tf.Tensor:
+        """A batch for `train_step`, on the device if that is one GPU. Any thread may call it while steps run.
+
+        A copy to a GPU waits for what that was given before, so it is to begin before the step before is given to it.
+        """
+        with tf.device("/device:CPU:0"):
+            staged = tf.constant(tokens.astype(self.staged_type.as_numpy_dtype))
+        if self.staged_type == tf.int32:
+            return staged
+        with tf.device(self.plan.master_device):
+            return tf.identity(staged)  # an operation: while it waits other threads can run
+
+    def train_step(self, tokens: np.ndarray | tf.Tensor) -> dict[str, tf.Tensor]:
+        """Update the weights with one batch, int32 [train_batch_size, n_ctx + 1]: `loss`, `nll`, `grad_norm`, `lr`.
+
+        `tokens`: as they are, or what `stage` made of them.
+        """
+        return self._train(tokens if tf.is_tensor(tokens) else self.stage(tokens))
 
     def eval_step(self, tokens: np.ndarray, weights: np.ndarray) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Sums over each row of nll, of correct predictions and of weights, [batch] each, for int32 [batch, n + 1] and
@@ -144,6 +161,7 @@ class Engine:
     def _train_step(self, tokens: tf.Tensor) -> dict[str, tf.Tensor]:
         global_step = self.mesh_impl.local("global_step")
         step = global_step.read_value()
+        tokens = tf.cast(tokens, tf.int32)
         features = objectives.features(self.config, tokens, step_seed(self.config.training.seed, step))
         out = model_fns.build_train(features, self.config, self.mesh_impl, step)
         global_step.assign(step + 1)
@@ -172,13 +190,22 @@ class Engine:
 
     def save(self, directory: str, step: int, state: Mapping[str, Any]) -> str:
         """Write every variable as a checkpoint; returns its path."""
+        return checkpoints.save(directory, step, self.snapshot(), state)
+
+    def snapshot(self) -> dict[str, tf.Tensor]:
+        """Every variable's value, in the host's memory: later steps leave it as it is.
+
+        On one CPU device nothing is copied here: TensorFlow gives a variable new memory when it changes while somebody
+        holds its value.
+        """
         self.store.gather()
-        return checkpoints.save(directory, step, self.store.masters, state)
+        with tf.device("/device:CPU:0"):
+            return {name: tf.identity(variable.read_value()) for name, variable in self.store.masters.items()}
 
     def create_variables(self, *, training: bool) -> None:
         """Create every variable with its initial value: what a restore fills. `training`: the optimizer's too."""
         settings, width = self.config.training, self.config.model.n_ctx + 1
         if training:
-            self._train.traced(tf.TensorSpec((settings.train_batch_size, width), tf.int32))
+            self._train.traced(tf.TensorSpec((settings.train_batch_size, width), self.staged_type))
         else:
             self._score.traced(tf.TensorSpec((1, width), tf.int32))

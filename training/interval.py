@@ -26,8 +26,12 @@ class Interval:
 
     def fetch(self) -> None:
         """Wait for the steps that the device was given, and add what they computed."""
+        if not self.pending:
+            return
+        # One tensor, and so one copy from the device: each would wait for all that the device was given.
+        numbers = iter(tf.stack([value for outputs in self.pending for value in outputs.values()]).numpy().tolist())
         for outputs in self.pending:
-            values = {name: float(value) for name, value in outputs.items()}
+            values = {name: next(numbers) for name in outputs}
             self.add(1, values, values)
         self.pending.clear()
 
@@ -43,8 +47,8 @@ class Interval:
         return self.newest | {name: total / self.steps for name, total in self.sums.items()}
 
     def state(self) -> dict[str, Any]:
-        """What `of` takes."""
-        return {"steps": self.steps, "sums": self.sums}
+        """What `of` takes; later steps leave it as it is."""
+        return {"steps": self.steps, "sums": dict(self.sums)}
 
 
 def is_averaged(name: str) -> bool:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from cluster.chief import Hosts
 from config import Config
+from data.prefetch import Prefetcher
 from evaluation.results import result_row
 from evaluation.statistics import Metrics
 from evaluation.tasks import tasks_of
@@ -32,8 +32,10 @@ from training.metrics import JsonLines, device_peak, flops_per_token
 from training.profiling import Profiler, Steps, part
 from training.progress import Progress, alive, log
 from training.samples import SampleWriter, predictions_path
+from training.saving import CheckpointWriter
 
 FETCH_SECONDS = 1.0  # how far the host may run ahead of the device
+STAGED = 2  # batches on the device before their steps: while one step runs, the copy for the one after the next
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ class Trainer:
         self.samples = SampleWriter(config, sampler, sacred_id) if config.training.predict_steps else None
         self.metrics = JsonLines(tf.io.gfile.join(self.directory, "metrics.jsonl"))
         self.evaluations = JsonLines(tf.io.gfile.join(self.directory, "eval.jsonl"))
+        self.saving = CheckpointWriter(config)
         self.step, self.position = 0, 0
         self.log_every = min(config.training.iterations, steps_per_checkpoint)
         self.peak = device_peak(list(plan.devices), config.training.precision)
@@ -153,17 +156,20 @@ class Trainer:
         writer = tf.summary.create_file_writer(self.directory)
         progress = Progress(self.config.training.train_steps, self.step, "training", "steps")
         batches = self.data.batches(self.position, self.config.training.train_batch_size)
-        with closing(writer), writer.as_default(), closing(progress), batches:
+        staged = Prefetcher(map(self.engine.stage, batches), STAGED)
+        with closing(self.saving), closing(writer), writer.as_default(), closing(progress), batches, staged:
             try:
                 evaluation = self._after_checkpoint(progress)  # what an interruption may have left undone
                 clock = _Clock()
                 while self.step < self.config.training.train_steps and not self.interrupts.requested:
                     with self.interrupts.deferred():
-                        self._train_to_checkpoint(batches, clock, progress)
+                        self._train_to_checkpoint(staged, clock, progress)
                     if not self.interrupts.requested:
                         with clock.paused():
                             evaluation = self._after_checkpoint(progress)
+                self._note_written(wait=True)
             except KeyboardInterrupt:  # not within a step, so nothing is lost
+                self._note_written(wait=True)
                 if self.checkpoint is None:
                     raise
                 cut_short = True
@@ -189,7 +195,7 @@ class Trainer:
             log.info(report.interrupted_line(self.step, self.config.training.train_steps, self.checkpoint))
         return TrainResult(self.step, interrupted, self.checkpoint, evaluation)
 
-    def _train_to_checkpoint(self, batches: Iterator[np.ndarray], clock: _Clock, progress: Progress) -> None:
+    def _train_to_checkpoint(self, batches: Iterator[tf.Tensor], clock: _Clock, progress: Progress) -> None:
         """Steps until a checkpoint is due, or one once a signal asks to end; then that checkpoint."""
         last = self.config.training.train_steps
         while True:
@@ -209,6 +215,7 @@ class Trainer:
                     self._fetch()
                 if self.step % self.log_every == 0 or self.step == last:
                     self._log(clock, progress)
+                self._note_written(wait=False)
             progress.update()
             with clock.paused():
                 self.profiler.after(self.step, self._fetch)
@@ -218,7 +225,7 @@ class Trainer:
             self.profiler.close(self.step, self._fetch)  # steps only: nothing of what comes between them
             self._save()
 
-    def _first_step(self, tokens: np.ndarray, progress: Progress) -> dict[str, tf.Tensor]:
+    def _first_step(self, tokens: tf.Tensor, progress: Progress) -> dict[str, tf.Tensor]:
         log.info("compiling the training step" if self.engine.compiled else "setting up the devices")
         begin = time.perf_counter()
         with alive("still compiling" if self.engine.compiled else "still setting up"):
@@ -237,6 +244,7 @@ class Trainer:
         self.interval.fetch()
         loss = self.interval.newest.get("loss", 0.0)
         if not math.isfinite(loss):
+            self._note_written(wait=True)
             raise report.diverged(self.config, loss, self.step, self.checkpoint)
 
     def _log(self, clock: _Clock, progress: Progress) -> None:
@@ -260,24 +268,42 @@ class Trainer:
         return tokens_per_second * flops_per_token(self.config.model) / self.peak
 
     def _save(self) -> None:
+        """Begin to write a checkpoint, once the one before it is written."""
         self._fetch()
+        self._note_written(wait=True)
         state = {"samples": self.position, "data": self.data.fingerprint, "interval": self.interval.state()}
         if self.begun_from is not None:
             state["init_from"] = self.begun_from
-        self.checkpoint = self.engine.save(self.directory, self.step, state)
+        self.saving.start(self.step, self.engine.snapshot(), state)
         tf.summary.flush()
-        log.info("saved %s", self.checkpoint)
+        if not self.config.training.background_checkpoints:
+            self._note_written(wait=True)
+
+    def _note_written(self, *, wait: bool) -> None:
+        """Take in that a checkpoint is written: if it is, or once it is.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        path = self.saving.written(wait=wait)
+        if path is not None:
+            self.checkpoint = path
+            log.info("saved %s", path)
 
     def _after_checkpoint(self, progress: Progress) -> dict[str, float | None] | None:
         """The evaluation and the samples that this step owes and does not have yet; returns the evaluation's metrics.
+
+        The weights are those of the checkpoint. It may still be being written; their results wait for that.
         """
         owed = owed_outputs(self.config, self.step, self.steps_per_checkpoint, self.sacred_id)
         found: list[Metrics] = []
         for task in self.tasks:
             if task.name in owed.tasks:
                 found.append(task.run(self.engine))
+                self._note_written(wait=True)
                 report.keep_evaluation(self.evaluations, result_row(self.step, task, found[-1], self.config))
         if self.samples is not None and owed.samples:
+            self._note_written(wait=True)
             self.samples.write(self.step)
         tf.summary.flush()
         progress.restart()

@@ -8,6 +8,7 @@ import errno
 import glob
 import json
 import os
+import re
 import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -49,18 +50,30 @@ def full_disk_explained(config: Config) -> Iterator[None]:
     try:
         yield
     except (tf.errors.OpError, OSError) as error:  # what TensorFlow raises is also what it raises for want of memory
-        full = [text for text in map(os.strerror, (errno.ENOSPC, errno.EDQUOT)) if text in str(error)]
-        if not full:
+        if not _full(error):
             raise
-        raise InputError(
-            f"{config.source}: model_path = {config.training.model_path}: cannot be written to ({full[0]}); make room, "
-            "and the same command goes on from the newest checkpoint"
-        ) from error
+        raise unwritable(config, error) from error
+
+
+def unwritable(config: Config, error: Exception) -> InputError:
+    """The error of a run that cannot write what it has to."""
+    full = _full(error)
+    why, remedy = (full[0], "make room") if full else (reason(error), "mend that")
+    return InputError(
+        f"{config.source}: model_path = {config.training.model_path}: cannot be written to ({why}); {remedy}, and the "
+        "same command goes on from the newest checkpoint"
+    )
+
+
+def _full(error: Exception) -> list[str]:
+    """How the error says that the disk is full; empty if it does not."""
+    return [text for text in map(os.strerror, (errno.ENOSPC, errno.EDQUOT)) if text in str(error)]
 
 
 def reason(error: Exception) -> str:
-    """What a failed file operation says, on one line."""
-    return str(getattr(error, "message", None) or getattr(error, "strerror", None) or error).splitlines()[0]
+    """What a failed file operation says, on one line, without TensorFlow's names of operations."""
+    line = str(getattr(error, "message", None) or getattr(error, "strerror", None) or error).splitlines()[0]
+    return re.sub(r"^\{\{.*?\}\} | \[Op:\w+\]$", "", line)
 
 
 def header(config: Config, plan: MeshPlan) -> list[str]:
