@@ -6,7 +6,9 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from experiments.stream import COUNTS, parse_row
 
 POINTS = 2000  # of a curve: more than a screen has
 SAMPLE_CHARACTERS = 20_000
+SILENCE = timedelta(minutes=5)  # of a record: no beat is that long in coming
 HIDDEN = ("_sources", "_resources", "outbox", "dataset_configs", "data", "plugins", "predictions")
 
 
@@ -83,7 +86,7 @@ def _of_directory(directory: Path, name: str) -> Run:
 
 
 def _of_sacred(directory: Path, name: str, record: dict[str, Any]) -> Run:
-    run = Run(f"{record['experiment']['name']} {name}", record["status"].lower(), _json(directory / "config.json"))
+    run = Run(f"{record['experiment']['name']} {name}", _status(record), _json(directory / "config.json"))
     evaluations: dict[tuple[str, int], dict[str, Any]] = {}
     for metric, columns in _json(directory / "metrics.json").items():
         task, _, short = metric.partition(".")
@@ -98,6 +101,19 @@ def _of_sacred(directory: Path, name: str, record: dict[str, Any]) -> Run:
         if path.name != "cout.txt":
             _add_sample(run, path)
     return _tidied(run)
+
+
+def _status(record: dict[str, Any]) -> str:
+    """How a run ended, or whether it lives: one that was killed with all that watched it cannot say so any more.
+
+    Sacred's times are in UTC, which they do not say.
+    """
+    status = str(record["status"]).lower()
+    with suppress(KeyError, TypeError, ValueError):
+        seen = datetime.fromisoformat(record["heartbeat"]).replace(tzinfo=timezone.utc)
+        if status == "running" and datetime.now(timezone.utc) - seen > SILENCE:
+            return f"running, last seen {seen.astimezone():%Y-%m-%d %H:%M}"
+    return status
 
 
 def _points(columns: Any) -> list[tuple[int, float]]:

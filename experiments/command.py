@@ -50,9 +50,8 @@ def run(flags: argparse.Namespace) -> int:
     command = shlex.join(["python3", "main.py", *flags.rest])
     with Signals() as signals, tensorboard(directory) if flags.tensorboard else contextlib.nullcontext():
         ending = track(name, config, command, plan, signals, observers, flags.beat, config.source)
-    if ending.status == "failed" and ending.reason:
-        last = ending.reason.splitlines()[-1]
-        log.error("the run failed: %s", last.removeprefix("error: "))
+    if ending.status == "failed" and not ending.reason.startswith("error: "):  # that line was there already
+        log.error("the run failed: %s", (ending.reason or "it gave no reason").splitlines()[-1])
     log.info("%s; kept in %s", ending.status, observers[0].observer.dir)
     return ending.code
 
@@ -98,6 +97,8 @@ def deliver(flags: argparse.Namespace) -> int:
 
     if flags.mongo_url is None:
         raise InputError("--deliver: --mongo_url is missing, or SACRED_MONGO_URL in the environment")
+    if not Path(flags.deliver).is_dir():
+        raise InputError(f"--deliver {flags.deliver}: no such folder; name the --sacred_dir of the runs")
     parent = Path(flags.deliver) / OUTBOX
     if not parent.is_dir():
         log.info("nothing waits in %s", flags.deliver)

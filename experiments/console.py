@@ -10,7 +10,7 @@ import sys
 log = logging.getLogger("gpt")
 
 
-class _Console(logging.Handler):
+class Console(logging.Handler):
     """Writes to what standard error is at the time: Sacred puts its own in place."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -20,6 +20,6 @@ class _Console(logging.Handler):
 def set_up_logging() -> None:
     """Send the program's own messages to standard error, once."""
     if not log.handlers:
-        log.addHandler(_Console())
+        log.addHandler(Console())
         log.setLevel(logging.INFO)
         log.propagate = False

@@ -15,7 +15,7 @@ from typing import Any
 
 from config import Config
 from data import storage
-from experiments.console import log
+from experiments.console import Console, log
 from experiments.plots import draw_curves
 from experiments.sacred_import import import_sacred, installed
 from experiments.signals import Signals
@@ -166,8 +166,11 @@ def _repository(path: Path) -> tuple[str | None, str | None, bool | None]:
 
 
 def _quiet() -> logging.Logger:
-    """Sacred's warnings only, where the run's own messages go."""
+    """Sacred's warnings on the console, but for the one that a run has ended, which we say better."""
     logger = logging.getLogger("gpt.sacred")
-    logger.setLevel(logging.WARNING)
-    logger.parent = log
+    if not logger.handlers:
+        console = Console(logging.WARNING)
+        console.addFilter(lambda record: re.match(r"(Aborted|Failed) after ", record.getMessage()) is None)
+        logger.addHandler(console)  # the filter of a logger does not hold for those below it, as Sacred's is
+        logger.propagate = False
     return logger

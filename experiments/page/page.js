@@ -210,7 +210,7 @@ byId("runs").append(...data.runs.map((run) => {
   box.checked = true;
   box.addEventListener("change", () => { run.shown = box.checked; draw(); });
   return element("li", {}, element("label", {}, box, element("span", { class: "swatch", style: `background:${run.colour}` }), run.name,
-    element("span", { class: `status ${run.status}` }, run.status)));
+    element("span", { class: `status ${run.status.split(",")[0]}` }, run.status)));
 }));
 for (const button of document.querySelectorAll("nav button")) button.addEventListener("click", () => {
   for (const other of document.querySelectorAll("nav button")) {

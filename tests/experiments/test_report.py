@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,20 @@ def test_sacred_records_give_runs_or_their_status(tmp_path: Path) -> None:
     assert record.series["training/loss"] == [(1, 3.0), (2, 2.0)] and record.status == "running"
     assert record.evaluations[-1] == {"step": 2, "task": "validation", "nll": 2.0}
     assert record.samples == [(2, "samples_step_2.txt", "text")]
+
+
+def test_a_record_that_fell_silent_is_not_called_running(tmp_path: Path) -> None:
+    """Its writer was killed with the run: the last sign of life is what there is to say."""
+    for name, age in (("1", timedelta(seconds=20)), ("2", timedelta(hours=3))):
+        seen = datetime.now(timezone.utc).replace(tzinfo=None) - age
+        run = {"experiment": {"name": "try"}, "status": "RUNNING", "heartbeat": seen.isoformat()}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(json.dumps(run))
+        columns = {"steps": [1], "values": [3.0], "timestamps": [""]}
+        (tmp_path / name / "metrics.json").write_text(json.dumps({"training.loss": columns}))
+    alive, silent = find_runs(str(tmp_path))
+    assert alive.status == "running"
+    assert silent.status == f"running, last seen {datetime.now() - timedelta(hours=3):%Y-%m-%d %H:%M}"
 
 
 def test_what_was_measured_in_another_way_is_a_curve_of_its_own(tmp_path: Path) -> None:

@@ -113,8 +113,11 @@ def test_a_failure_is_in_the_record(track: Track, capsys: pytest.CaptureFixture[
     assert (status, run["status"]) == (1, "FAILED")
     assert "stand_in.py" in run["fail_trace"][-1] and "RuntimeError: the device is gone" in run["fail_trace"][-1]
     check_series(read(record / "metrics.json"), last=11)
+    said = capsys.readouterr().err
+    assert "the run failed: (0 restarts were made" in said and "Failed after" not in said, "Sacred says nothing"
     status, record = track(("error", 13))
     assert status == 1 and "the loss became nan" in read(record / "run.json")["fail_trace"][-1]
+    assert capsys.readouterr().err.count("the loss became nan") == 1
 
 
 def test_an_interruption_is_in_the_record(track: Track, tmp_path: Path) -> None:
@@ -231,6 +234,7 @@ def test_what_a_database_missed_is_delivered_later_and_once(
         (["--model", "demo", "--sacred_dir", "gs://bucket/x"], "error: --sacred_dir gs://bucket/x: "),
         (["--model", "demo", "--wandb", "project"], "error: --wandb: wandb is not installed; pip install wandb"),
         (["--deliver", "."], "error: --deliver: --mongo_url is missing"),
+        (["--deliver", "nowhere", "--mongo_url", "mongodb://127.0.0.1:1"], "error: --deliver nowhere: no such folder"),
     ],
 )
 def test_mistakes_are_one_line(
