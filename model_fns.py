@@ -270,7 +270,7 @@ def make_context(
         init_seed=config.training.seed,
         causal=not config.mlm.mlm_training,
         fused=config.training.fused_ops,
-        flash=config.training.fused_ops and getattr(mesh_impl, "has_flash_attention", False),
+        tensor_cores=config.training.fused_ops and getattr(mesh_impl, "tensor_cores", False),
     )
 
 

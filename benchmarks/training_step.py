@@ -5,8 +5,8 @@
 
 Each competitor is a process of its own that trains on random tokens; they take turns, a block of steps each, and a
 ratio compares blocks of the same round. Prints tokens/s (median, lowest and highest block), the ratio to ours (median
-of rounds), the part of the measured matmul peak that the model's FLOPs come to (training/metrics.py counts them), the
-time to the first step, and on a GPU the most memory held. The table is kept in benchmarks/results/.
+of rounds), the part of the measured matmul peak that the model's FLOPs come to (training/metrics.py counts them) and, on
+a known GPU, of the peak in its data sheet (MFU), the time to the first step, and on a GPU the most memory held. The table is kept in benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -33,19 +33,20 @@ from benchmarks.turns import Competitor, contest, take_turns
 from config import Config, parse_config
 from meshes.devices import MeshPlan, choose_devices
 from training.engine import Engine
-from training.metrics import flops_per_token
+from training.metrics import device_peak, flops_per_token
 
 GPT = {"n_embd": 768, "n_head": 12, "n_layer": 12, "n_ctx": 1024, "n_vocab": 50304, "train_batch_size": 16}
-XL = {"n_embd": 2048, "n_head": 16, "n_layer": 24, "n_ctx": 2048, "n_vocab": 50304, "train_batch_size": 4}
+XL = {"n_embd": 2048, "n_head": 16, "n_layer": 24, "n_ctx": 2048, "n_vocab": 50304, "train_batch_size": 8}
 SIZES: dict[str, dict[str, Any]] = {
     "cpu": {"n_embd": 256, "n_head": 4, "n_layer": 4, "n_ctx": 256, "n_vocab": 8192, "train_batch_size": 8},
     "124M": GPT,
     "124M-4096": {**GPT, "n_ctx": 4096, "train_batch_size": 4},
     "local": {**GPT, "n_ctx": 4096, "train_batch_size": 4},
-    "1.3B": {**XL, "recompute_grad": True},
+    "1.3B": XL,
 }
 OURS: dict[str, dict[str, dict[str, Any]]] = {  # rows of ours beside the first, by the keys that they change
     "cpu": {"ours": {}, "ours, bfloat16": {"precision": "bfloat16"}},
+    "1.3B": {"ours": {}, "ours, recomputed": {"recompute_grad": True}},
     "local": {"ours": {}, "ours, window 256": {"attention_types": [[["local"], 12]], "local_attention_radius": 256}},
 }
 PEER = Path(__file__).resolve().parent / "peers" / "torch_training.py"
@@ -80,6 +81,7 @@ def run_ours(keys: dict[str, Any], device: str, steps: int) -> None:
     def facts() -> dict[str, Any]:
         found: dict[str, Any] = {"first_step": first, "flops_per_token": flops_per_token(model)}
         if "GPU" in device:
+            found["data_sheet_flops"] = device_peak(list(engine.plan.devices), config.training.precision)
             found["peak"] = tf.config.experimental.get_memory_info(device.removeprefix("device:"))["peak"]
         return found
 
@@ -135,7 +137,9 @@ def competitors(name: str, peers: str | None, device: str, steps: int) -> list[C
 def table(found: list[Competitor]) -> list[str]:
     ours, peak = found[0], found[-1]
     flops = ours.facts.get("flops_per_token", 0.0)
-    lines = [f"{'':<24} {'tokens/s':>10} {'(low - high)':>19} {'ours is':>8} {'of peak':>8} {'first step':>11}"]
+    data_sheet = ours.facts.get("data_sheet_flops")
+    head = f"{'':<24} {'tokens/s':>10} {'(low - high)':>19} {'ours is':>8} {'of peak':>8}"
+    lines = [f"{head}{'    MFU' if data_sheet else ''} {'first step':>11}"]
     for one in found[:-1]:
         if one.failed:
             lines.append(f"{one.name:<24} {one.failed}")
@@ -143,6 +147,7 @@ def table(found: list[Competitor]) -> list[str]:
         line = f"{one.name:<24} {one.median:>10,.0f} {f'({min(one.rates):,.0f} - {max(one.rates):,.0f})':>19}"
         line += f" {_ratio(ours, one):>7.2f}x" if not ours.failed else ""
         line += f" {one.median * flops / peak.median:>8.1%}" if not peak.failed else ""
+        line += f" {one.median * flops / data_sheet:>6.1%}" if data_sheet else ""
         line += f" {one.facts['first_step']:>9.1f} s"
         lines.append(line + (f" {one.facts['peak'] / 2**30:>7.2f} GiB" if "peak" in one.facts else ""))
     if not peak.failed:

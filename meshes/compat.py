@@ -218,7 +218,7 @@ def tensorflow_version() -> tuple[int, int]:
     return int(major), int(minor)
 
 
-XLA_CALLS_CUDNN_ATTENTION: bool = tensorflow_version() >= (2, 21)
+XLA_HAS_CUDNN_ATTENTION: bool = tensorflow_version() >= (2, 21)
 
 
 def call_function(function: Any, arguments: list[Any], captured: list[Any]) -> Any:
@@ -244,6 +244,13 @@ def xla_call_module(module: str, arguments: list[Any], results: list[Any]) -> li
         has_token_input_output=False,
     )
     return called
+
+
+def optimization_barrier(values: list[Any]) -> list[Any]:
+    """The values, of which XLA does not know any more where they come from; inside a function that it compiles."""
+    operations: Any = importlib.import_module("tensorflow.compiler.tf2xla.ops.gen_xla_ops")
+    passed: list[Any] = operations.xla_optimization_barrier(values)
+    return passed
 
 
 @contextlib.contextmanager

@@ -75,9 +75,9 @@ class MeshPlan:
         return PlacementMesh(shape, layout, [""] if len(self.devices) == 1 else list(self.devices), store)
 
 
-def have_flash_attention(devices: Sequence[str]) -> bool:
-    """Whether compiled programs on these devices can call cuDNN's attention: NVIDIA GPUs since Ampere (8.0)."""
-    if not compat.XLA_CALLS_CUDNN_ATTENTION or not all("GPU" in name for name in devices):
+def have_tensor_cores(devices: Sequence[str]) -> bool:
+    """Whether all are NVIDIA GPUs whose tensor cores take bfloat16 (Ampere, 8.0, and later)."""
+    if not compat.XLA_HAS_CUDNN_ATTENTION or not all("GPU" in name for name in devices):
         return False
     details = map(tf.config.experimental.get_device_details, tf.config.list_physical_devices("GPU"))
     return all(gpu.get("compute_capability", (0, 0)) >= (8, 0) for gpu in details)

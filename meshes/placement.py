@@ -20,7 +20,7 @@ from meshes.variables import VariableStore, regions
 class PlacementMesh(placement_mesh_impl.PlacementMeshImpl):
     """A mesh over the devices of one host (or of several, by their full device names)."""
 
-    has_flash_attention = False  # for who knows what compiles the program to say
+    tensor_cores = False  # see models/context.py; who knows the devices says so
 
     def __init__(self, shape: mtf.Shape, layout: mtf.LayoutRules, devices: list[str], store: VariableStore) -> None:
         super().__init__(shape, layout, devices)

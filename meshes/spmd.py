@@ -104,7 +104,7 @@ class LocalVariable:
 class SpmdMesh(mtf.MeshImpl):
     """Lowers a mesh graph to the program of one device."""
 
-    has_flash_attention = False  # for who knows what compiles the program to say
+    tensor_cores = False  # see models/context.py; who knows the devices says so
 
     def __init__(self, shape: mtf.Shape, layout: mtf.LayoutRules, program: Program) -> None:
         super().__init__(shape, layout)

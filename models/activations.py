@@ -68,7 +68,8 @@ def _elementwise(ctx: Context, function: Callable[..., tf.Tensor], *inputs: mtf.
     def wide(x: tf.Tensor, *scalars: tf.Tensor) -> tf.Tensor:
         return tf.cast(function(tf.cast(x, ctx.statistics_dtype), *scalars), x.dtype)
 
-    return kernel(wide, inputs, [(x.shape, x.dtype)], x.shape.dims, name)[0]
+    outputs = [(x.shape, x.dtype)]
+    return kernel(wide, inputs, outputs, x.shape.dims, name, recompute=ctx.tensor_cores)[0]
 
 
 def _along_features(ctx: Context, x: mtf.Tensor, name: str) -> mtf.Tensor:

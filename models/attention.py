@@ -126,7 +126,7 @@ def _attend(
     if drops or not ctx.is_whole(dims.sequence, dims.memory_length):
         return _attend_by_mesh_operations(ctx, q, k, v, memory, view, site)
     shape = dims.sequence.size, dims.features_per_head.size
-    if ctx.flash and not memory and flash_attention.fits(*shape, q.dtype, view.causal, view.window):
+    if ctx.tensor_cores and not memory and flash_attention.fits(*shape, q.dtype, view.causal, view.window):
         return _attend_by_flash(ctx, q, k, v, view)
 
     size = None

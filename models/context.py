@@ -33,7 +33,8 @@ class Context:
         seed: int32 scalar on the mesh in training graphs, another at each step; None outside training, where nothing
             is random.
         fused: whether operations that have a faster form take it.
-        flash: whether the devices have kernels for attention whose memory is linear in the sequence.
+        tensor_cores: whether this is compiled for GPUs with tensor cores: products of matrices cost little there beside
+            reading and writing memory, and XLA calls kernels of cuDNN.
     """
 
     mesh: mtf.Mesh
@@ -45,7 +46,7 @@ class Context:
     causal: bool = True
     seed: mtf.Tensor | None = None
     fused: bool = True
-    flash: bool = False
+    tensor_cores: bool = False
 
     @property
     def split(self) -> frozenset[str]:

@@ -18,6 +18,8 @@ from meshes.compat import mtf
 
 import tensorflow as tf
 
+from meshes import compat
+
 SliceFunction = Callable[..., Any]
 
 
@@ -28,6 +30,8 @@ def kernel(
     splittable: Sequence[mtf.Dimension],
     name: str,
     gradient: SliceFunction | None = None,
+    *,
+    recompute: bool = False,
 ) -> list[mtf.Tensor]:
     """Run `fn` on each slice of `inputs`; its results are the slices of the outputs.
 
@@ -40,11 +44,13 @@ def kernel(
         name: of the operation in the graph.
         gradient: takes the slices of inputs and outputs and the gradient of each output (None where it has none);
             returns that of each floating input. Default: `fn` is differentiated.
+        recompute: while differentiating, have XLA compute the inside of `fn` again from its inputs, where it would keep
+            what it found: cheaper where memory is slow beside arithmetic.
 
     Raises:
         ValueError: on lowering, when the layout splits another dimension.
     """
-    return _Kernel(fn, inputs, outputs, splittable, name, gradient).outputs
+    return _Kernel(fn, inputs, outputs, splittable, name, gradient, recompute).outputs
 
 
 class _Kernel(mtf.Operation):
@@ -56,9 +62,10 @@ class _Kernel(mtf.Operation):
         splittable: Sequence[mtf.Dimension],
         name: str,
         gradient: SliceFunction | None,
+        recompute: bool,
     ) -> None:
         super().__init__(list(inputs), name=name)
-        self.fn, self.fn_gradient = fn, gradient
+        self.fn, self.fn_gradient, self.recompute = fn, gradient, recompute
         self.splittable = [dim.name for dim in splittable]
         self._outputs = [mtf.Tensor(self, mtf.Shape(shape), dtype, index=i) for i, (shape, dtype) in enumerate(outputs)]
         self._splittable_dims, self._unsplittable_dims = self._initialize_splittable_and_unsplittable_dims(
@@ -119,6 +126,7 @@ class _KernelGradient(mtf.Operation):
         n_inputs = len(self.forward.inputs)
         # Fresh copies of the inputs keep `tf.gradients` inside this function: it searches every operation downstream.
         xs = [tf.identity(x) for x in args[:n_inputs]]
+        xs = compat.optimization_barrier(xs) if self.forward.recompute else xs
         ys = self.forward.fn(*xs)
         ys = ys if isinstance(ys, (tuple, list)) else [ys]
         grads = tf.gradients(
@@ -127,6 +135,8 @@ class _KernelGradient(mtf.Operation):
             grad_ys=list(args[n_inputs:]),
             unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
+        # Without a barrier here too, what follows takes the gradients before they are narrowed, and XLA stores them so.
+        grads = compat.optimization_barrier(grads) if self.forward.recompute else grads
         return tuple(grads) if len(grads) > 1 else grads[0]
 
 

@@ -17,7 +17,7 @@ import model_fns
 from config import Config
 from meshes import compiled_cache
 from meshes.collectives import CompiledCollectives, RuntimeCollectives
-from meshes.devices import MeshPlan, have_flash_attention
+from meshes.devices import MeshPlan, have_tensor_cores
 from meshes.placement import PlacementMesh
 from meshes.spmd import Program, SpmdMesh
 from meshes.variables import VariableStore
@@ -118,7 +118,7 @@ class Engine:
 
     def _mesh(self, unsplit: Sequence[str] = ()) -> PlacementMesh | SpmdMesh:
         mesh = self.plan.implementation(self.store, self.program, unsplit=unsplit)
-        mesh.has_flash_attention = self.compiled and have_flash_attention(self.plan.devices)
+        mesh.tensor_cores = self.compiled and have_tensor_cores(self.plan.devices)
         return mesh
 
     def stage(self, tokens: np.ndarray) -> tf.Tensor:

@@ -13,13 +13,13 @@ import pytest
 import tensorflow as tf
 
 from meshes import compat
-from meshes.devices import MeshPlan, have_flash_attention
+from meshes.devices import MeshPlan, have_tensor_cores
 from models import flash_attention
-from tests.support.models import enlarge_weights, make_engine, tiny_config, train
+from tests.support.models import enlarge_weights, make_engine, tiny_config, train, unoptimised_graphs
 from training.engine import Engine
 
 BATCH, POSITIONS, HEADS, FEATURES = 2, 128, 3, 16
-ON_GPU = have_flash_attention(["/device:GPU:0"]) and bool(tf.config.list_physical_devices("GPU"))
+ON_GPU = have_tensor_cores(["/device:GPU:0"]) and bool(tf.config.list_physical_devices("GPU"))
 needs_gpu = pytest.mark.skipif(not ON_GPU, reason="no NVIDIA GPU here")
 
 
@@ -90,6 +90,7 @@ class StandIn:
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     found = StandIn()
     monkeypatch.setattr(compat, "xla_call_module", found)
+    monkeypatch.setattr(compat, "optimization_barrier", lambda values: values)  # the graphs here are not compiled
     return found
 
 
@@ -100,14 +101,19 @@ def any_type(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flash_attention, "fits", lambda n, f, dtype, *rest: fits(n, f, tf.bfloat16, *rest))
 
 
+def engine_with(keys: dict[str, Any], *, flash: bool) -> Engine:
+    engine = make_engine(tiny_config(**{"n_embd": 32, **keys}), compiled=False)
+    engine.mesh_impl.tensor_cores = flash
+    return engine
+
+
 def trained(keys: dict[str, Any], *, flash: bool, steps: int = 2) -> tuple[list[float], np.ndarray]:
     """Losses, and one layer's weights after them."""
-    config = tiny_config(**{"n_embd": 32, **keys})
-    engine = make_engine(config, compiled=False)
-    engine.mesh_impl.has_flash_attention = flash
-    engine.create_variables(training=True)
-    enlarge_weights(engine)
-    losses = train(engine, steps)
+    engine = engine_with(keys, flash=flash)
+    with unoptimised_graphs():
+        engine.create_variables(training=True)
+        enlarge_weights(engine)
+        losses = train(engine, steps)
     engine.store.gather()
     return losses, engine.store.masters["gpt2/h0/attn/q"].numpy()
 
@@ -118,14 +124,14 @@ def trained(keys: dict[str, Any], *, flash: bool, steps: int = 2) -> tuple[list[
         {},
         {"recompute_grad": True, "tokens_per_mb_per_replica": 16},
         {"mlm_training": True, "mlm_mask_id": 3, "attention_types": [[["global"], 2]]},
-        {"mesh_shape": "a:2,b:2", "layout": "batch:a,heads:b"},
+        {"mesh_shape": "a:2,b:2", "layout": "batch:a,heads:b", "n_layer": 1, "attention_types": [[["local"], 1]]},
     ],
     ids=["one device", "recomputed in microbatches", "both directions", "split batch and heads"],
 )
 @pytest.mark.usefixtures("any_type")
 def test_training_is_that_of_the_plain_path(stand_in: StandIn, keys: dict[str, Any]) -> None:
     losses, weights = trained(keys, flash=True)
-    assert stand_in.calls["fmhaSoftmaxBackward"] == 2  # once a layer: microbatches are a loop
+    assert stand_in.calls["fmhaSoftmaxBackward"] == keys.get("n_layer", 2)  # once each: microbatches are a loop
     plain_losses, plain_weights = trained(keys, flash=False)
     np.testing.assert_allclose(losses, plain_losses, rtol=1e-5)
     np.testing.assert_allclose(weights, plain_weights, rtol=1e-4, atol=1e-4)
@@ -151,12 +157,13 @@ def test_bfloat16_training_takes_it_where_the_devices_have_it(stand_in: StandIn)
     ids=lambda keys: next(iter(keys)),
 )
 def test_other_attention_keeps_to_the_plain_path(stand_in: StandIn, keys: dict[str, Any]) -> None:
-    trained({"precision": "bfloat16", **keys}, flash=True, steps=1)
+    engine = engine_with({"precision": "bfloat16", **keys}, flash=True)
+    engine.create_variables(training=True)
     assert not stand_in.calls
 
 
 def test_no_cpu_claims_the_kernels() -> None:
-    assert not have_flash_attention(["/device:CPU:0"])
+    assert not have_tensor_cores(["/device:CPU:0"])
 
 
 def test_the_products_inside_are_numbered_as_xla_numbers_them() -> None:
@@ -195,8 +202,8 @@ def test_the_kernels_equal_float32_attention(causal: bool, window: int | None) -
     attended, log_sums = StandIn.fmhaSoftmax(settings, q, k, v)
     plain = [attended, log_sums, *StandIn.fmhaSoftmaxBackward(settings, q, k, v, log_sums, upstream, attended)]
     for value, wanted in zip(found, plain, strict=True):
-        wanted = wanted.numpy()
-        np.testing.assert_allclose(tf.cast(value, tf.float32).numpy(), wanted, rtol=0.03, atol=0.02 * wanted.std())
+        difference = tf.norm(tf.cast(value, tf.float32) - wanted) / tf.norm(wanted)
+        assert difference < 0.01  # bfloat16 has 8 bits; one in 256 is 0.004
 
 
 @needs_gpu

@@ -100,6 +100,20 @@ def test_an_input_whose_sum_over_devices_is_pending(mesh_shape, layout):
         np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_compiled_gradient_is_the_same_where_the_inside_is_computed_again(recompute):
+    rows = Dim("rows", 6)
+    x = np.random.default_rng(0).standard_normal(6)
+
+    def build(x):
+        (y,) = kernel(lambda x: tf.square(tf.tanh(x)), [x], [(x.shape, x.dtype)], [rows], "f", recompute=recompute)
+        return [y, *mtf.gradients([y], [x])]
+
+    y, dx = on_mesh(build, [(x, [rows])], compiled=True)
+    np.testing.assert_allclose(y, np.tanh(x) ** 2, rtol=1e-12)
+    np.testing.assert_allclose(dx, 2 * np.tanh(x) * (1 - np.tanh(x) ** 2), rtol=1e-10)
+
+
 def test_a_split_dimension_that_must_be_whole_is_refused_by_name():
     def build(x):
         return kernel(tf.nn.softmax, [x], [(x.shape, x.dtype)], [BATCH], "softmax")
