@@ -17,8 +17,8 @@ import tensorflow as tf
 from models import kernels
 from models.context import Context
 
-# Scores of a piece, in bytes of float32. On a CPU a piece is to stay in its caches; on a GPU each further piece reads and
-# writes the weights' gradient once more.
+# Scores of a piece, in bytes of float32. On a CPU a piece is to stay in its caches; on a GPU each further piece reads
+# and writes the weights' gradient once more.
 CPU_BYTES, GPU_BYTES = 2**24, 2**31
 
 
