@@ -7,8 +7,8 @@ The corpus: Python sources of this interpreter, lines drawn at random into JSON 
 .jsonl file to TFRecord files, start of the processes left out; in turns, so that both meet the same machine. The ratio
 of wall-clock speeds means something on an idle machine only; the ratio of processor time (library / script, without
 what the script needs to start) also beside other work. Memory:
-the largest sum of resident memory of the script and its processes, for corpora of these many megabytes. Prints a table
-and, as the last line, the same as JSON.
+the largest sum of resident memory of the script and its processes, for corpora of these many megabytes. Prints a
+table; the results are kept in benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks import machine
 from data.encoders import Encoder, load_encoder
 from data.encoding import Recipe, encode_pieces
 from data.manifest import SplitState
@@ -133,7 +135,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--memory", type=int, nargs="*", default=[10, 100, 1000], metavar="MEGABYTES")
     args = parser.parse_args()
-    result: dict[str, object] = {"benchmark": "encoding", "cpus": args.processes, "megabytes": args.megabytes}
+    rows: dict[str, dict[str, Any]] = {}
+    facts: dict[str, Any] = {"processes": args.processes, "megabytes": args.megabytes}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tokenizer = save(train_tokenizer(file_sources(map(str, sources()[:80])), 8192), name)
@@ -160,23 +163,22 @@ def main() -> None:
                     f"{repeat}: tokenizers {library[-1]:.2f} MB/s, create_tfrecords {script[-1]:.2f} MB/s", flush=True
                 )
             ratios = [mine / theirs for mine, theirs in zip(script, library, strict=True)]
-            for key, values in (
-                ("tokenizers_mb_s", library),
-                ("script_mb_s", script),
-                ("ratio", ratios),
-                ("processor_ratio", processor),
-            ):
-                result[key] = {"median": statistics.median(values), "least": min(values), "most": max(values)}
+            rows = {"ours": _row(script), "tokenizers.encode_batch": _row(library)}
+            facts["ratio"], facts["processor_ratio"] = _row(ratios), _row(processor)
         for megabytes in args.memory:
             write_corpus(folder / "corpus.jsonl", megabytes)
             peak = peak_memory(folder / "corpus.jsonl", tokenizer, folder / f"memory_{megabytes}", args.processes)
-            result[f"peak_mib_{megabytes}_mb"] = round(peak / 2**20)
+            facts[f"peak_mib_{megabytes}_mb"] = round(peak / 2**20)
             print(f"{megabytes} MB: {peak / 2**20:.0f} MiB", flush=True)
-    for key, value in result.items():
+    for key, value in {**rows, **facts}.items():
         if isinstance(value, dict):
-            value = "  ".join(f"{word} {number:.2f}" for word, number in value.items())
-        print(f"{key:>18}  {value}")
-    print(json.dumps(result))
+            value = "  ".join(f"{word} {value[word]:.2f}" for word in ("median", "low", "high"))
+        print(f"{key:>23}  {value}")
+    print(f"kept in {machine.keep('encoding', {'encoding': rows}, unit='MB/s', **facts)}")
+
+
+def _row(rates: list[float]) -> dict[str, Any]:
+    return {"median": statistics.median(rates), "low": min(rates), "high": max(rates), "rates": rates}
 
 
 if __name__ == "__main__":

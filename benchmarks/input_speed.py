@@ -3,7 +3,7 @@
     python benchmarks/input_speed.py [--documents 20000] [--batch_size 8] [--n_ctx 2048] [--seconds 10]
 
 Writes a corpus of random ids below 50257 to a temporary folder, documents of log-normal length (median 512 tokens), and
-reads it as documents_random. Prints a table and, as the last line, the same as JSON. On a machine that does other work
+reads it as documents_random. Prints a table, which is kept in benchmarks/results/. On a machine that does other work
 too, tokens_per_cpu_second is the figure to look at: the reader uses one core at most. Memory should not grow with
 --documents, but for 16 bytes each.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import sys
 import tempfile
@@ -25,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from meshes.compat import mtf  # noqa: F401  (first: it quiets TensorFlow's start-up)
 
+from benchmarks import machine
 from config import Config, parse_config
 from data.tfrecords import write_records
 from inputs import TrainingData
@@ -105,8 +105,6 @@ def main() -> None:
         data = TrainingData(settings, progress=False)
         index_seconds = time.perf_counter() - start
         result = {
-            "benchmark": "input_speed",
-            "cpus": os.cpu_count(),
             "n_ctx": args.n_ctx,
             "batch_size": args.batch_size,
             "corpus_tokens": sum(int(source.corpus.n_tokens) for source in data._sources),
@@ -117,9 +115,9 @@ def main() -> None:
         }
     print("\n".join(data.describe()))
     for key, value in result.items():
-        shown = value if isinstance(value, str) else f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
+        shown = f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
         print(f"{key:>18}  {shown}")
-    print(json.dumps(result))
+    print(f"kept in {machine.keep('input_speed', {'input': {'ours': result}})}")
 
 
 if __name__ == "__main__":
