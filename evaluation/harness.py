@@ -39,6 +39,7 @@ except ImportError as error:
     raise ImportError(_REMEDY) from error
 
 SETTINGS = {field.name for field in dataclasses.fields(GenerationSettings)}
+DEFAULT_DEVICE = "cuda:0"  # what the harness passes where nobody asked for one
 MAX_GEN_TOKS = 256  # where a task does not say, as for the harness's other models
 
 
@@ -48,11 +49,13 @@ class HarnessModel(TemplateLM):
 
     def __init__(
         self,
-        config: str | api.Model,
+        config: str | api.Model | None = None,
         devices: str | Sequence[str] | None = None,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
         device: str | None = None,
+        pretrained: str | api.Model | None = None,
+        **unknown: Any,
     ) -> None:
         """
         Args:
@@ -61,13 +64,19 @@ class HarnessModel(TemplateLM):
             batch_size: texts scored at a time; "auto" or None: the config's `eval_batch_size`.
             max_batch_size: of no effect: nothing is tried out.
             device: PyTorch's name for a device, which means nothing here.
+            pretrained: the same as `config`, by the name that the harness knows: it calls files of results after it.
 
         Raises:
-            InputError: no such model, it has no tokenizer, or it does not predict what comes next.
+            InputError: no such model, it has no tokenizer, or it does not predict what comes next; or another argument.
         """
         super().__init__()
         del max_batch_size
-        if device is not None:
+        if unknown:
+            raise InputError(f"model_args {', '.join(unknown)}: not known here; there are config and devices")
+        config = pretrained if config is None else config
+        if config is None:
+            raise InputError("model_args: name the model, such as config=demo")
+        if device not in (None, DEFAULT_DEVICE):
             log.warning("device = %s is PyTorch's; name devices with model_args devices=device:GPU:0", device)
         names = devices.split() if isinstance(devices, str) else devices
         self.model = config if isinstance(config, api.Model) else api.load(config, devices=names)

@@ -6,6 +6,8 @@ The tasks are those of the harness (LAMBADA, WikiText, multiple choice, generati
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,8 @@ import pytest
 
 from config import load_config
 from tests.support.models import enlarge_weights, make_engine, unoptimised_graphs
-from tests.support.outside import ask, hugging_face_keys
-from tests.support.runs import Workspace
+from tests.support.outside import PEERS_PYTHON, ask, hugging_face_keys
+from tests.support.runs import REPOSITORY, Workspace
 from training import report
 
 pytestmark = pytest.mark.peers
@@ -167,3 +169,38 @@ def test_our_own_tasks_are_the_harness_tasks(answer: dict) -> None:
     ours, theirs = zip(*pairs, strict=True)
     np.testing.assert_allclose(ours, theirs, rtol=TOLERANCE)
     assert alone["wikitext"]["articles"] == 2 and alone["wikitext"]["tokens"] > 4 * N_CTX
+
+
+def command(folder: Path, model_args: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    """`python3 -m evaluation.harness run`, as the documentation has it."""
+    given = ["--model", "gpt_mesh", "--model_args", model_args, "--tasks", "made_choice", "--include_path", str(folder)]
+    return subprocess.run(
+        [str(PEERS_PYTHON), "-m", "evaluation.harness", "run", *given, "--batch_size", "3", *flags],
+        cwd=REPOSITORY,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def test_the_command_gives_what_the_harness_gives(answer: dict, workspace: Workspace, tmp_path: Path) -> None:
+    write_tasks(tmp_path)
+    run = workspace.root / "harnessed"
+    done = command(tmp_path, f"pretrained={run}", "--output_path", str(tmp_path / "results"))
+    assert done.returncode == 0, done.stderr
+    assert "|made_choice|" in done.stdout and "PyTorch's" not in done.stderr
+    [kept] = (tmp_path / "results").glob("*harnessed/results_*.json")
+    found = json.loads(kept.read_text())["results"]["made_choice"]
+    wanted = numbers(answer["ours"]["metrics"]["made_choice"])
+    assert {name: found[name] for name in wanted} == pytest.approx(wanted)
+
+
+def test_mistakes_are_one_line(answer: dict) -> None:
+    for said, wanted in zip(answer["mistakes"], (
+        "model_args: name the model, such as config=demo",
+        "configs/nowhere.json: no such model config",
+        "model_args dtype: not known here; there are config and devices",
+    ), strict=True):  # fmt: skip
+        assert said.startswith(wanted) and "\n" not in said

@@ -3,7 +3,7 @@
 JOB.json: "config" (a run's config), "checkpoint", "model": keys of GPTNeoConfig,
 "tokenizer", "tasks" (a folder of the harness's task files), "names" (of those to run) and "files" (of our own tasks).
 OUT.npz has one array of bytes, `answer`: JSON with `ours` and `theirs`, each with `metrics` and `samples` by task, and
-`alone`, what our own tasks give.
+`alone`, what our own tasks give, and `mistakes`, what is said to some wrong arguments.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from lm_eval.tasks import TaskManager
 from transformers import PreTrainedTokenizerFast
 
 import api
-import evaluation.harness  # noqa: F401  (registers "gpt_mesh")
 from config import load_config
+from errors import InputError
+from evaluation.harness import HarnessModel  # which registers "gpt_mesh"
 from tests.support.peers.gpt_neo import load
 
 BATCH = 3  # not a divisor of what there is
@@ -54,6 +55,14 @@ def run(model: Any, job: dict[str, Any], **arguments: Any) -> dict[str, Any]:
     return {"metrics": found["results"], "samples": samples}
 
 
+def refusal(**arguments: str) -> str:
+    try:
+        HarnessModel.create_from_arg_obj(arguments, {"batch_size": BATCH})
+    except InputError as error:
+        return str(error)
+    raise AssertionError(arguments)
+
+
 def main() -> None:
     job_file, out = sys.argv[1:]
     job = json.loads(Path(job_file).read_text())
@@ -66,6 +75,7 @@ def main() -> None:
             name: api.evaluate(config, checkpoint=job["checkpoint"], task=name, file=file)
             for name, file in job["files"].items()
         },
+        "mistakes": [refusal(**wrong) for wrong in ({}, {"config": "nowhere"}, {"config": "demo", "dtype": "float"})],
     }
     np.savez(out, answer=np.frombuffer(json.dumps(answer).encode(), np.uint8))
 
