@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -10,12 +12,51 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+# The Compose Specification's JSON schema, as docker-compose 1.29.2 has it (Apache License 2.0, beside it).
+SCHEMA = ROOT / "tests" / "support" / "compose_spec" / "schema.json"
 yaml = pytest.importorskip("yaml")
 
 
 @pytest.fixture
-def services() -> dict[str, Any]:
-    return yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+def compose() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+
+
+@pytest.fixture
+def services(compose: dict[str, Any]) -> dict[str, Any]:
+    return compose["services"]
+
+
+def wrong(document: Any) -> list[str]:
+    """What the specification does not allow, by its path."""
+    from jsonschema import Draft201909Validator
+
+    errors = Draft201909Validator(json.loads(SCHEMA.read_text())).iter_errors(document)
+    return ["/".join(map(str, error.absolute_path)) for error in errors]
+
+
+def test_the_files_agree_with_the_specification(compose: dict[str, Any]) -> None:
+    assert wrong(compose) == []
+    assert wrong(yaml.safe_load((ROOT / "docker" / "compose.npm.yml").read_text())) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("mongo", "health_check"), {"test": "true"}),
+        (("mongo", "ports"), "127.0.0.1:27017:27017"),
+        (("mongo", "healthcheck", "retries"), "often"),
+        (("omniboard", "depends_on", "mongo", "condition"), "service_well"),
+    ],
+)
+def test_the_specification_refuses_mistakes(compose: dict[str, Any], place: tuple[str, ...], value: Any) -> None:
+    broken: Any = copy.deepcopy(compose)
+    *way, last = place
+    at = broken["services"]
+    for name in way:
+        at = at[name]
+    at[last] = value
+    assert [path.split("/")[:2] for path in wrong(broken)] == [["services", place[0]]]
 
 
 def test_ports_are_on_loopback_only(services: dict[str, Any]) -> None:
