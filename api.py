@@ -37,6 +37,7 @@ from evaluation.validation import Validation, required_encoder
 from generation.decoder import AtOnce, Batches, Decoder
 from generation.generator import Generator, Limits
 from generation.requests import GenerationRequest
+from interop import saved_model
 from interop.initial_weights import InitFrom
 from meshes.devices import MeshPlan, choose_devices, split_cpu_for
 from meshes.layouts import plan_mesh
@@ -447,6 +448,25 @@ class Model:
         """
         check_predicts_next(self.config)
         return Scorer(self.engine, top)
+
+    def export(self, directory: str, *, overwrite: bool = False) -> list[str]:
+        """Write a TensorFlow SavedModel, which needs none of this code to run (docs/saved_model.md).
+
+        Args:
+            directory: new, or empty.
+            overwrite: replace the SavedModel that is there.
+
+        Returns:
+            The names of its signatures: "logits", and of a model that predicts the next token "generate" and "greedy".
+
+        Raises:
+            InputError: the directory is in use or cannot be written, the tokenizer is not there, or it is a model on a
+                TPU.
+        """
+        dataset = self.config.data.datasets[0].dataset
+        encoder = None if dataset.tokenizer_path is None else self.encoder
+        eos_id = dataset.eos_id if encoder is None else self.eos_id
+        return saved_model.save(directory, self.config, self.engine.store, encoder, eos_id, overwrite=overwrite)
 
     @property
     def engine(self) -> Engine:

@@ -80,6 +80,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--serve", metavar="HOST:PORT", nargs="?", const=DEFAULT_ADDRESS,
         help=f"answer requests for completions as OpenAI's interface has them; default: {DEFAULT_ADDRESS}",
     )  # fmt: skip
+    mode.add_argument(
+        "--export", metavar="DIR", help="write a TensorFlow SavedModel, for plain TensorFlow or TensorFlow Serving"
+    )
     mode.add_argument("--check_dataset", action="store_true", help="check the config's data, then exit")
     mode.add_argument(
         "--auto_layout", action="store_true", help="print the layout of least memory on the config's mesh, then exit"
@@ -101,6 +104,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--serve_queue", type=_positive, metavar="N", help="with --serve: most sequences that wait; default: 256"
     )
+    parser.add_argument("--overwrite", action="store_true", help="with --export: replace the SavedModel in DIR")
     parser.add_argument(
         "--task", metavar="T", help="with --eval: only this: validation, lambada or wikitext; default: the config's"
     )
@@ -148,6 +152,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     for flag in ("serve_batch", "serve_queue"):
         if getattr(arguments, flag) is not None and arguments.serve is None:
             parser.error(f"--{flag} goes with --serve only")
+    if arguments.overwrite and arguments.export is None:
+        parser.error("--overwrite goes with --export only")
     for flag in ("task", "file", "stride", "download"):
         if getattr(arguments, flag) and not arguments.eval:
             parser.error(f"--{flag} goes with --eval only")
@@ -358,6 +364,18 @@ def serve(config: Config, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def export(config: Config, arguments: argparse.Namespace) -> int:
+    import api
+    from interop import saved_model
+    from training.progress import log
+
+    saved_model.check_folder(arguments.export, arguments.overwrite)  # building the model takes longer
+    with api.load(config, devices=arguments.gpu_ids) as model:
+        signatures = model.export(arguments.export, overwrite=arguments.overwrite)
+    log.info("wrote %s with the signatures %s", arguments.export, ", ".join(signatures))
+    return 0
+
+
 def check_dataset(config: Config, arguments: argparse.Namespace) -> int:
     import meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
 
@@ -418,6 +436,7 @@ def run_mode(arguments: argparse.Namespace) -> Callable[[Config, argparse.Namesp
         interact: arguments.interactive,
         score: arguments.score is not None,
         serve: arguments.serve is not None,
+        export: arguments.export is not None,
         check_dataset: arguments.check_dataset,
         auto_layout: arguments.auto_layout or arguments.auto_layout_and_mesh_shape,
     }

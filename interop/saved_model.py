@@ -1,0 +1,78 @@
+"""A model as a TensorFlow SavedModel, which plain TensorFlow and TensorFlow Serving run with none of this code."""
+
+from __future__ import annotations
+
+import os
+
+import meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
+
+import tensorflow as tf
+
+from config import Config
+from data.encoders import Encoder
+from errors import InputError
+from interop import output_folder
+from interop.signatures import Signatures
+from interop.tokenizer_files import write_json
+from meshes.variables import VariableStore
+from training.progress import alive
+
+EXTRA = "assets.extra"  # where a SavedModel keeps what is no part of its graph
+FILES = ("assets", EXTRA, "fingerprint.pb", "saved_model.pb", "variables")
+
+
+def check_folder(folder: str, overwrite: bool) -> None:
+    """
+    Raises:
+        InputError: the folder is in use, and not to be replaced, or for something else than a SavedModel.
+    """
+    output_folder.check(folder, overwrite)
+    here, target = os.path.realpath("."), os.path.realpath(folder)
+    if os.path.commonpath([here, target]) == target:
+        raise InputError(f"{folder}: is the folder that you are in, or holds it; name another folder")
+    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+        if name not in FILES:
+            raise InputError(f"{folder}: holds {name}, which is no part of a SavedModel; name another folder")
+
+
+def save(
+    folder: str,
+    config: Config,
+    store: VariableStore,
+    encoder: Encoder | None,
+    eos_id: int | None,
+    *,
+    overwrite: bool = False,
+) -> list[str]:
+    """Write a SavedModel with the functions of `interop.signatures.Signatures`, and beside its graph the tokenizer.
+
+    Args:
+        folder: new, or empty.
+        config: of the model.
+        store: has its weights, whole. They keep their names: `weights["gpt2/wte"]` of what `tf.saved_model.load` gives.
+        encoder: the tokenizer, for whoever calls the model; None: there is none.
+        eos_id: where a continuation ends; None: only at its length.
+        overwrite: replace the folder, if a SavedModel is all that it holds.
+
+    Returns:
+        The names of the signatures.
+
+    Raises:
+        InputError: the folder is in use, or cannot be written.
+    """
+    check_folder(folder, overwrite)
+    module = tf.Module()
+    module.weights = {name: x for name, x in store.masters.items() if name.startswith("gpt2/")}
+    with alive("exporting"), output_folder.replaced(folder) as temporary:
+        functions = Signatures(config, store, eos_id).functions()
+        # Their graphs: for the functions themselves, TensorFlow would make those anew.
+        graphs = {name: function.get_concrete_function() for name, function in functions.items()}
+        tf.saved_model.save(module, temporary, signatures=graphs)
+        extra = os.path.join(temporary, EXTRA)
+        os.makedirs(extra)
+        facts = {"n_ctx": config.model.n_ctx, "n_vocab": config.model.n_vocab, "eos_id": eos_id}
+        write_json(os.path.join(extra, "model.json"), facts)
+        if encoder is not None:
+            with open(os.path.join(extra, "tokenizer.json"), "w", encoding="utf-8") as file:
+                file.write(encoder.tokenizer.to_str(pretty=True))
+    return sorted(graphs)
