@@ -29,10 +29,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from errors import InputError
-from meshes import compiled_cache
+from meshes import compiled_cache, processor
 
 if importlib.metadata.version("tensorflow") > "2.16":  # 2.15 cannot read what it wrote for a CPU
     compiled_cache.switch_on(os.environ)  # TensorFlow reads it once
+processor.limit_threads(os.environ)
 # The names of TensorFlow's levels: 0 everything, 1 no INFO, 2 no WARNING either, 3 no ERROR either.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 _VERBOSE = os.environ["TF_CPP_MIN_LOG_LEVEL"].strip() == "0"

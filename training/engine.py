@@ -15,7 +15,7 @@ import tensorflow as tf
 
 import model_fns
 from config import Config
-from meshes import compiled_cache
+from meshes import compiled_cache, processor
 from meshes.collectives import CompiledCollectives, RuntimeCollectives
 from meshes.devices import MeshPlan, have_tensor_cores
 from meshes.placement import PlacementMesh
@@ -97,14 +97,25 @@ class Engine:
         self.mesh_impl = self._mesh()
         # TensorFlow keeps int32 tensors in the host's memory.
         self.staged_type = tf.int64 if len(plan.devices) == 1 and "GPU" in plan.master_device else tf.int32
-        self._train = self.function(self._train_step)
+        self.training_compiled = self.compiled and (compiled is True or not self._is_faster_uncompiled())
+        self._train = self.function(self._train_step, compiled=self.training_compiled)
         self._eval = self.function(self._eval_step)
         self._score = self.function(self._score_step)
         self._logits = self.function(self._logits_step)
 
-    def function(self, build: Callable[..., Any]) -> MeshFunction:
-        """`build`, which makes a mesh graph of its arguments, as a function that shares this engine's weights."""
-        return MeshFunction(build, self.store, self.plan.master_device, self.compiled, self.program)
+    def _is_faster_uncompiled(self) -> bool:
+        """Whether the training step is: on a CPU with fast bfloat16, which XLA makes no use of."""
+        on_cpu = len(self.plan.devices) == 1 and "CPU" in self.plan.devices[0]
+        wins = on_cpu and processor.bfloat16_wins(self.config.model.n_embd)
+        return wins is True and self.config.training.precision == "bfloat16"
+
+    def function(self, build: Callable[..., Any], *, compiled: bool | None = None) -> MeshFunction:
+        """`build`, which makes a mesh graph of its arguments, as a function that shares this engine's weights.
+
+        `compiled`: whether XLA compiles it; default: as the engine's others.
+        """
+        compiled = self.compiled if compiled is None else compiled
+        return MeshFunction(build, self.store, self.plan.master_device, compiled, self.program)
 
     def mesh_for(self, batch: int, positions: int | None) -> PlacementMesh | SpmdMesh:
         """The mesh for batches of that size: what does not divide by the layout's mesh dimension is left whole.

@@ -185,6 +185,8 @@ class Trainer:
         report.write_config(self.config)
         for line in [*report.header(self.config, self.plan), *self.data.describe()]:
             log.info(line)
+        for line in report.warnings(self.config, self.plan):
+            log.warning(line)
         begun = f"new run with the weights of {self.begun_from}" if self.begun_from else "new run"
         where = f"from {self.checkpoint}" if self.checkpoint else begun
         log.info("training steps %d to %d, %s", self.step, self.config.training.train_steps, where)
@@ -226,9 +228,10 @@ class Trainer:
             self._save()
 
     def _first_step(self, tokens: tf.Tensor, progress: Progress) -> dict[str, tf.Tensor]:
-        log.info("compiling the training step" if self.engine.compiled else "setting up the devices")
+        compiled = self.engine.training_compiled
+        log.info("compiling the training step" if compiled else "setting up the devices")
         begin = time.perf_counter()
-        with alive("still compiling" if self.engine.compiled else "still setting up"):
+        with alive("still compiling" if compiled else "still setting up"):
             outputs = self.engine.train_step(tokens)
             float(outputs["loss"])  # until now it may only have been sent to the device
         log.info("first step done after %.0f s", time.perf_counter() - begin)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from config import GROUPS, Config, DatasetConfig
 from errors import InputError
+from meshes import processor
 from meshes.devices import MeshPlan
 from models.shapes import weight_count
 from training.memory import training_memory
@@ -92,6 +93,16 @@ def header(config: Config, plan: MeshPlan) -> list[str]:
         f"{mesh}{'; layout ' + layout if layout else ''}",
         *([plan.notice] if plan.notice else []),
     ]
+
+
+def warnings(config: Config, plan: MeshPlan) -> list[str]:
+    """What works, but to no good."""
+    width, on_cpu = config.model.n_embd, len(plan.devices) == 1 and "CPU" in plan.devices[0]
+    if config.training.precision != "bfloat16" or not on_cpu or processor.bfloat16_wins(width) is not False:
+        return []
+    fast = processor.bfloat16_wins(processor.LEAST_WIDTH)
+    why = f"at n_embd = {width}, less than {processor.LEAST_WIDTH}" if fast else "on this CPU"
+    return [f"{config.source}: precision = bfloat16: is slower than float32 {why}; leave the key out to train here"]
 
 
 def _settings(config: Config) -> list[str]:
