@@ -675,7 +675,10 @@ class DatasetConfig:
         """
         patterns: tuple[str, ...] = getattr(self, which)
         if not patterns:
-            _refuse(self.source, which, "", "no files are given; name the TFRecord files to read")
+            remedy = "name the TFRecord files to read"
+            if which == "eval_path":
+                remedy = "name TFRecord files of held-out text, or set eval_steps = 0"
+            _refuse(self.source, which, "", f"no files are given; {remedy}")
         found: set[str] = set()
         for pattern in patterns:
             matches = self.glob(pattern)
