@@ -29,10 +29,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from errors import InputError
-from meshes import compiled_cache, processor
+from meshes import compiled_cache, processor, xla_flags
 
 if importlib.metadata.version("tensorflow") > "2.16":  # 2.15 cannot read what it wrote for a CPU
     compiled_cache.switch_on(os.environ)  # TensorFlow reads it once
+    if xla_flags.has_nvidia_driver():
+        xla_flags.choose(os.environ)
 processor.limit_threads(os.environ)
 # The names of TensorFlow's levels: 0 everything, 1 no INFO, 2 no WARNING either, 3 no ERROR either.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -44,7 +46,7 @@ _START_UP_NOISE = re.compile(
     rb"WARNING: All log messages before absl::InitializeLog|[IW]\d{4} |To enable the following instructions"
     rb"|.*: E external/.*Unable to register cu\w+ factory"
 )
-# A machine without an NVIDIA driver is told so as an ERROR when devices are first listed. (/dev/dxg: Windows' WSL 2.)
+# A machine without an NVIDIA driver is told so as an ERROR when devices are first listed.
 _NO_NVIDIA_NOISE = re.compile(_START_UP_NOISE.pattern + rb"|E\d{4} .*cuInit|.*: E external/.*cuInit")
 
 
@@ -95,7 +97,7 @@ def _import_tensorflow() -> types.ModuleType:
     if _VERBOSE:
         with _without_keras():
             return importlib.import_module("tensorflow")
-    has_driver = any(os.path.exists(device) for device in ("/dev/nvidiactl", "/dev/dxg"))
+    has_driver = xla_flags.has_nvidia_driver()
     with _without_stderr_lines(_START_UP_NOISE if has_driver else _NO_NVIDIA_NOISE), _without_keras():
         tensorflow = importlib.import_module("tensorflow")
         if not has_driver:
