@@ -9,14 +9,14 @@ from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path("/")
-LEAST_WIDTH = 256  # of a model whose bfloat16 products outweigh what is not compiled: 1.4 times as fast; 0.7 at 128
+LEAST_WIDTH = 256  # of a model whose bfloat16 products outweigh what is not compiled: docs/speed.md
 
 
 def bfloat16_wins(width: int, root: Path = ROOT) -> bool | None:
     """Whether a model of that `n_embd` trains faster in bfloat16 than in float32 here; None where it is not known.
 
     It takes AMX, of which oneDNN, TensorFlow's library, makes use in what XLA does not compile: XLA widens bfloat16
-    before it multiplies. (Measured on a Sapphire Rapids; with its AVX512_BF16 alone float32 is 1.2 times as fast.)
+    before it multiplies. With AVX512_BF16 alone float32 is faster.
     """
     features = _features(root)
     if not features:
