@@ -654,11 +654,20 @@ class DatasetConfig:
 
         A pattern that matches nothing may name pairs of files `X.bin`, `X.idx` without their endings. Index files
         (`*.index`) are no data files. Only remote patterns import TensorFlow.
+
+        Raises:
+            InputError: a remote place cannot be read.
         """
         if _is_remote(pattern):
             import tensorflow as tf  # type: ignore[import-untyped,unused-ignore]
 
-            found = tf.io.gfile.glob(pattern) or tf.io.gfile.glob(f"{pattern}.bin")
+            try:
+                found = tf.io.gfile.glob(pattern) or tf.io.gfile.glob(f"{pattern}.bin")
+            except tf.errors.OpError as error:  # no network, no such bucket, no right to read it
+                why = str(error.message).partition("\n")[0]
+                raise InputError(
+                    f"{self.source}: {pattern}: cannot be read ({why}); name files that can, or bring them here"
+                ) from error
         else:
             local = os.path.expanduser(pattern)
             beside = os.path.join(glob.escape(os.path.dirname(self.source)), local)
@@ -671,7 +680,7 @@ class DatasetConfig:
         """Every file of the globs under `which` (`path` or `eval_path`), sorted, each once.
 
         Raises:
-            InputError: the key is empty, or one of its globs matches nothing.
+            InputError: the key is empty, or one of its globs matches nothing or cannot be read.
         """
         patterns: tuple[str, ...] = getattr(self, which)
         if not patterns:

@@ -20,12 +20,12 @@ class Made:
     facts: TokenizerFacts | None
 
 
-def tokenizers_of(uses: Sequence[DatasetUse]) -> list[Made]:
-    """What made the files of each dataset, held-out ones too. Missing files are for other checks to tell."""
+def tokenizers_of(uses: Sequence[DatasetUse], keys: Sequence[str] = ("path", "eval_path")) -> list[Made]:
+    """What made the files of each dataset under these keys. Missing files are for other checks to tell."""
     found: dict[tuple[str, str], Made] = {}
     for use in uses:
         facts: list[TokenizerFacts | None] = []
-        for key in ("path", "eval_path"):
+        for key in keys:
             try:
                 paths = data_files(use.dataset, key) if getattr(use.dataset, key) else []
                 facts += [manifest.tokenizer for manifest in manifests_of(paths)]

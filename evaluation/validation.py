@@ -46,9 +46,8 @@ class Validation:
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """`tokenizer_sha256`: of the tokenizer that made the data, as far as it is known; `stride`, where there is one.
-        """
-        made = tokenizers_of(self.config.data.datasets)
+        """`tokenizer_sha256`: of the tokenizer that made the held-out data, as far as it is known; `stride`, if any."""
+        made = tokenizers_of(self.config.data.datasets, ["eval_path"])  # the rest may be out of reach
         found = {one.facts.fingerprint for one in made if one.facts is not None}
         if not found:
             with suppress(InputError):

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tensorflow as tf
 
 import api
 import model_fns
 from config import Config, load_config
+from data.corpus import data_files
+from errors import InputError
 from evaluation.lambada import Lambada
 from evaluation.results import config_digest
 from evaluation.tasks import make_task
@@ -87,6 +90,26 @@ def test_sliding_windows_score_the_same_tokens_with_more_context(workspace: Work
     assert (slid["tokens"], slid["bytes"]) == (plain["tokens"], plain["bytes"])
     assert slid["nll"] != plain["nll"]
     assert make_task(whole, "validation", stride=16).facts["stride"] == 16
+
+
+def test_held_out_text_is_scored_where_the_training_data_cannot_be_reached(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The published configs name buckets that are gone; nothing of them is needed to score text that is here."""
+    asked: list[str] = []
+
+    def unreachable(pattern: str) -> list[str]:
+        asked.append(pattern)
+        raise tf.errors.FailedPreconditionError(None, None, "no such host\n when reading it")
+
+    monkeypatch.setattr(tf.io.gfile, "glob", unreachable)
+    path = workspace.dataset("far", None, held_out=[[1] * 33] * 4)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "path": "gs://bucket/far_*.tfrecords"}))
+    config = load_config(str(workspace.config("distant", **ONE_LAYER, datasets=[["far", 1, "chunks", 1.0]])))
+    task = make_task(config, "validation")
+    assert len(task.facts["tokenizer_sha256"]) == 64 and not asked
+    with pytest.raises(InputError, match=r"far.json: gs://bucket/far_\*.tfrecords: cannot be read \(no such host\); "):
+        data_files(config.data.datasets[0].dataset, "path")
 
 
 @pytest.mark.slow
