@@ -6,7 +6,8 @@ Serves a model of GPT-2 small's shape (`--n_layer`, `--n_embd`, `--n_head` for a
 `main.py --serve` in a process of its own. Each request has a prompt of its own of random tokens, a seed, and as many
 new tokens as all others. A first round of both kinds, which compiles, is not counted. Answers have to be the same both
 times. Then --memory requests of all kinds (lengths, counts of texts, refused ones, clients that leave) follow, and the
-server's resident memory is read every sixth of them. Prints tables and, as the last line, the figures as JSON.
+server's resident memory is read every sixth of them. Prints a table, and keeps the figures in
+benchmarks/results/serving_WIDTH.json.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from meshes.compat import mtf  # noqa: F401  (before TensorFlow, which it keeps 
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from benchmarks import machine
 from config import load_config
 from data.encoders import TOKENIZER_FILE
 from meshes.devices import choose_devices
@@ -220,7 +222,9 @@ def main() -> None:
     if resident:
         held = ", ".join(f"{x / 1e6:.0f} MB" for x in resident)
         print(f"resident memory, every {flags.memory // 6} requests: {held}")
-    print(json.dumps({"alone": alone, "together": together, "gain": gain, "same": same, "resident": resident}))
+    results = {"serving": {"one after another": alone, f"{flags.clients} clients": together}}
+    facts = {"gain": gain, "texts": len(texts), "same": same, "resident": resident}
+    print(f"kept in {machine.keep(f'serving_{flags.n_embd}', results, unit='tokens/s', shape=vars(flags), **facts)}")
 
 
 if __name__ == "__main__":
