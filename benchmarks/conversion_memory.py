@@ -8,6 +8,7 @@ Needs room for the model twice (21 GB for 2.7B) in --folder, and leaves nothing 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -49,10 +50,15 @@ def main() -> None:
         show("export", *measured([*tool, "export", str(root / "neo.json"), str(root / "back")]))
 
 
-def measured(command: list[str]) -> tuple[int, float]:
-    """Peak resident bytes and seconds of a Python command. This process stays small: a child begins with its peak."""
+def measured(command: list[str], output: Path | None = None) -> tuple[int, float]:
+    """Peak resident bytes and seconds of a Python command. This process stays small: a child begins with its peak.
+
+    `output`: a file for what it writes to standard output.
+    """
     begin = time.perf_counter()
-    child = subprocess.Popen([sys.executable, *command], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    with open(output, "w") if output else contextlib.nullcontext() as stdout:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        child = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, stdout=stdout)
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
@@ -70,10 +76,8 @@ def make(folder: Path, n_layer: int, n_embd: int, n_head: int) -> None:
 
     import numpy as np
     from safetensors.numpy import save_file
-    from tokenizers import models
 
     from config import parse_model
-    from data.encoders import byte_level_bpe
     from interop.gpt_neo_config import from_hugging_face
     from interop.names import counterparts
     from interop.weights import weight_sizes
@@ -99,7 +103,18 @@ def make(folder: Path, n_layer: int, n_embd: int, n_head: int) -> None:
     for file, arrays in shards.items():
         save_file(arrays, folder / file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
-    vocabulary = {"<|endoftext|>": 0} | {f"token{i}": i for i in range(1, VOCABULARY)}
+    write_tokenizer(folder)
+
+
+def write_tokenizer(folder: Path) -> None:
+    """tokenizer.json, with as many tokens as GPT-2's: the characters that stand for bytes, and made-up ones."""
+    from tokenizers import models, pre_tokenizers
+
+    from data.encoders import byte_level_bpe
+
+    names = ["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    names += [f"token{i}" for i in range(len(names), VOCABULARY)]
+    vocabulary = {name: i for i, name in enumerate(names)}
     byte_level_bpe(models.BPE(vocab=vocabulary, merges=[])).save(str(folder / "tokenizer.json"))
 
 
