@@ -501,7 +501,7 @@ def test_several_globs_give_each_file_once(own_directory: Path) -> None:
     dataset = parse(own_directory).data.datasets[0].dataset
     assert dataset.files() == ["a_1", "a_2", "b_1"]
     assert dataset.eval_path == ()
-    with pytest.raises(InputError, match="no files are given; name .* held-out text, or set eval_steps = 0"):
+    with pytest.raises(InputError, match=r"no files are given; name .* held-out text, or set eval_steps = 0"):
         dataset.files("eval_path")
 
 
