@@ -1,7 +1,7 @@
 """The speed of a training step beside PyTorch's and Hugging Face's, in turns on the same machine.
 
     python benchmarks/training_step.py cpu --peers .venv-peers/bin/python
-    python benchmarks/training_step.py 124M --peers python3           (one GPU; also 124M-4096, 1.3B, local)
+    python benchmarks/training_step.py 124M --peers python3           (one GPU; also 124M-4096, 1.3B, 2.7B, local)
 
 Each competitor is a process of its own that trains on random tokens; they take turns, a block of steps each, and a
 ratio compares blocks of the same round. Prints tokens/s (median, lowest and highest block), the ratio to ours (median
@@ -44,6 +44,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "124M-4096": {**GPT, "n_ctx": 4096, "train_batch_size": 4},
     "local": {**GPT, "n_ctx": 4096, "train_batch_size": 4},
     "1.3B": XL,
+    "2.7B": {**XL, "n_embd": 2560, "n_head": 20, "n_layer": 32, "train_batch_size": 4, "recompute_grad": True},
 }
 OURS: dict[str, dict[str, dict[str, Any]]] = {  # rows of ours beside the first, by the keys that they change
     "cpu": {"ours": {}, "ours, bfloat16": {"precision": "bfloat16"}},

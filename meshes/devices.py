@@ -77,9 +77,10 @@ class MeshPlan:
 
 def have_tensor_cores(devices: Sequence[str]) -> bool:
     """Whether all are NVIDIA GPUs whose tensor cores take bfloat16 (Ampere, 8.0, and later)."""
-    if not compat.XLA_HAS_CUDNN_ATTENTION or not all("GPU" in name for name in devices):
+    gpus = tf.config.list_physical_devices("GPU")
+    if not compat.XLA_HAS_CUDNN_ATTENTION or not gpus or not all("GPU" in name for name in devices):
         return False
-    details = map(tf.config.experimental.get_device_details, tf.config.list_physical_devices("GPU"))
+    details = map(tf.config.experimental.get_device_details, gpus)
     return all(gpu.get("compute_capability", (0, 0)) >= (8, 0) for gpu in details)
 
 

@@ -13,9 +13,11 @@ from collections.abc import Iterable, Mapping
 
 from meshes.compat import mtf
 
+import tensorflow as tf
+
 from config import Config
-from meshes.devices import OPTIMIZER_PART, MeshPlan
-from models import vocabulary_loss
+from meshes.devices import OPTIMIZER_PART, MeshPlan, have_tensor_cores
+from models import flash_attention, vocabulary_loss
 from models.dims import Dims, whole
 from models.linear_attention import CHUNK
 from models.shapes import weight_shapes
@@ -50,7 +52,10 @@ class _Memory:
         self.weights = _counted(shapes)
         self.slots, self.factors = (_counted(kept) for kept in _slot_shapes(config, shapes))
         kinds = Counter(_kind(config, number) for number in range(config.model.n_layer))
-        self.layers = [(count, _layer(config, *kind)) for kind, count in kinds.items()]
+        self.layers = {
+            flash: [(count, _layer(config, *kind, flash=flash)) for kind, count in kinds.items()]
+            for flash in (False, True)
+        }
         dims = Dims.of(config.model, 1, config.model.n_ctx)
         self.stream = {(dims.sequence, dims.embd): float(_activation_bytes(config))}
         self.logits = {(dims.sequence, dims.vocab): 8.0}
@@ -93,19 +98,22 @@ class _Memory:
         if "experts" in splits and plan.rules["experts"] == plan.rules.get("batch"):
             # Tokens change places: a device has fewer experts, but those of all the batch.
             splits["experts"] = 1
-        layers = [(count, _held(tensors, splits)) for count, tensors in self.layers]
+        flash = have_tensor_cores(plan.devices) and not {"sequence", "memory_length"} & splits.keys()
+        layers = [(count, _held(tensors, splits)) for count, tensors in self.layers[flash]]
         if self.config.training.recompute_grad:
             return self.config.model.n_layer * _held(self.stream, splits) + max(size for _, size in layers)
         return sum(count * size for count, size in layers)
 
     def _scores(self, plan: MeshPlan, microbatch: int) -> float:
-        """Bytes of the logits and their gradient in float32: of all tokens, or of a piece of them at a time."""
+        """Bytes of the logits and their gradient: of all tokens in float32, or of a piece of them at a time."""
         splits = plan.splits
         everything = microbatch * _held(self.logits, splits)
         training = self.config.training
         if not training.fused_ops or self.config.optimizer.entmax_loss or {"vocab", "embd"} & splits.keys():
             return everything
-        return min(everything, 2 * vocabulary_loss.GPU_BYTES)
+        on_cpu = all("CPU" in name for name in plan.devices)
+        piece = min(everything, 2 * (vocabulary_loss.CPU_BYTES if on_cpu else vocabulary_loss.GPU_BYTES))
+        return piece * _activation_bytes(self.config) / 4
 
 
 def _activation_bytes(config: Config) -> int:
@@ -138,9 +146,10 @@ def _kind(config: Config, number: int) -> tuple[str, bool]:
     return config.model.attention_types[number], number in config.model.moe_layers
 
 
-def _layer(config: Config, attention: str, mixture: bool) -> Tensors:
+def _layer(config: Config, attention: str, mixture: bool, flash: bool) -> Tensors:
     """Bytes inside one block, of one sequence: four times the width of the stream beside attention and four in it,
-    eight in the feed-forward, and the weights of attention and their gradients in float32.
+    eight in the feed-forward, and the weights of attention and their gradients in float32; or, with flash attention,
+    its result once more and the weights' denominators.
     """
     model, size = config.model, _activation_bytes(config)
     dims = Dims.of(model, 1, model.n_ctx)
@@ -152,6 +161,8 @@ def _layer(config: Config, attention: str, mixture: bool) -> Tensors:
         chunk = mtf.Dimension("chunk", min(CHUNK, model.n_ctx))
         found[dims.heads, dims.whole_sequence, chunk] += 8
         found[dims.heads, dims.whole_sequence] += 8 * model.head_size**2 / CHUNK
+    elif attention != "none" and flash and _takes_flash(config, attention):
+        found[dims.heads, dims.sequence] += 4
     elif attention != "none":
         found[dims.heads, dims.sequence, dims.memory_length] += 8
     if attention != "none":
@@ -159,6 +170,16 @@ def _layer(config: Config, attention: str, mixture: bool) -> Tensors:
         found[keys] += 2 * size
     _add_feed_forwards(found, config, dims, mixture)
     return found
+
+
+def _takes_flash(config: Config, attention: str) -> bool:
+    """Whether flash attention does this layer, on devices that have it: see models/attention.py."""
+    model = config.model
+    if model.num_mem_kv or model.attn_dropout or not config.training.fused_ops:
+        return False
+    dtype = tf.bfloat16 if config.training.precision == "bfloat16" else tf.float32
+    window = model.local_attention_radius if attention == "local" else None
+    return flash_attention.fits(model.n_ctx, model.head_size, dtype, not config.mlm.mlm_training, window)
 
 
 def _add_feed_forwards(

@@ -19,7 +19,7 @@ from tests.support.models import enlarge_weights, make_engine, tiny_config, trai
 from training.engine import Engine
 
 BATCH, POSITIONS, HEADS, FEATURES = 2, 128, 3, 16
-ON_GPU = have_tensor_cores(["/device:GPU:0"]) and bool(tf.config.list_physical_devices("GPU"))
+ON_GPU = have_tensor_cores(["/device:GPU:0"])
 needs_gpu = pytest.mark.skipif(not ON_GPU, reason="no NVIDIA GPU here")
 
 
@@ -162,7 +162,13 @@ def test_other_attention_keeps_to_the_plain_path(stand_in: StandIn, keys: dict[s
     assert not stand_in.calls
 
 
-def test_no_cpu_claims_the_kernels() -> None:
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (9, 0)])
+def test_which_devices_have_the_kernels(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
+    assert not have_tensor_cores(["/device:CPU:0"])
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["a GPU"])
+    details = {"compute_capability": capability}
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: details)
+    assert have_tensor_cores(["/device:GPU:0"]) == (capability >= (8, 0))
     assert not have_tensor_cores(["/device:CPU:0"])
 
 

@@ -8,6 +8,7 @@ from config import load_config
 from meshes.devices import MeshPlan
 from models.shapes import weight_count
 from tests.support.models import is_weight, make_engine, tiny_config
+from training import memory
 from training.memory import training_memory
 
 
@@ -151,3 +152,15 @@ def test_experts_take_as_much_as_they_are_wide_and_have_room():
     assert activations(moe_hidden_size=200) - activations(moe_hidden_size=100) == tokens * 2 * 100 * 4
     one, two = activations(), activations(moe_capacity_factor_train=2.0)
     assert two - one == tokens * (4 * (2 * 4 * width + 2 * width) + 16 * 16)
+
+
+def test_flash_attention_holds_no_weights_of_attention(monkeypatch):
+    config = tiny_config(precision="bfloat16", n_embd=32, n_head=4, n_ctx=512)
+    gpu = MeshPlan({}, {}, ("/device:GPU:0",))
+    plain = training_memory(config, gpu)["activations"]
+    monkeypatch.setattr(memory, "have_tensor_cores", lambda devices: True)
+    weights = config.training.train_batch_size * config.model.n_layer * 4 * 512 * 512 * 8
+    sums = config.training.train_batch_size * config.model.n_layer * 4 * 512 * 4
+    assert training_memory(config, gpu)["activations"] == plain - weights + sums
+    with_dropout = tiny_config(precision="bfloat16", n_embd=32, n_head=4, n_ctx=512, attn_dropout=0.1)
+    assert training_memory(with_dropout, gpu)["activations"] == plain
