@@ -188,12 +188,22 @@ class WandbObserver(RunObserver):
         self._run.finish(exit_code=1)
 
 
+# What MLflow reads from the environment, where the user has not set it: a folder is taken for a store, since somebody
+# named one; and a server that is away is given up in seconds, not in four minutes in which nothing else is recorded.
+MLFLOW = {
+    "MLFLOW_ALLOW_FILE_STORE": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}
+
+
 class MlflowObserver(RunObserver):
-    """MLflow: a tracking URI, which may be a folder or a server."""
+    """MLflow: a tracking URI, which may be a folder, a database or a server."""
 
     def __init__(self, uri: str) -> None:
         super().__init__()
         _require("mlflow", "--mlflow")
+        os.environ |= {name: value for name, value in MLFLOW.items() if name not in os.environ}
         self._uri = uri
 
     def started_event(self, ex_info, command, host_info, start_time, config, meta_info, _id):  # type: ignore[no-untyped-def]

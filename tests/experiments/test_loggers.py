@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import run_experiment
-from experiments import process, supervisor
+from experiments import observers, process, supervisor
 
 pytestmark = pytest.mark.loggers
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +25,9 @@ def track(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(supervisor, "POLL_SECONDS", 0.02)
     monkeypatch.setenv("STAND_IN", str(tmp_path / "script.json"))
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    for name in observers.MLFLOW:
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
     monkeypatch.delenv("SACRED_MONGO_URL", raising=False)
 
     def track(*flags: str, ending: str = "end") -> int:
@@ -65,6 +67,13 @@ def test_mlflow_knows_a_failure(track, tmp_path: Path) -> None:
     assert run.info.status == "FAILED" and "the device is gone" in run.data.tags["failure"]
 
 
+@pytest.mark.timeout(100)
+def test_an_mlflow_server_that_is_away_is_left_out_soon(track, capsys: pytest.CaptureFixture[str]) -> None:
+    """By itself MLflow would try for minutes, in which the run does not start."""
+    assert track("--mlflow", "http://127.0.0.1:9") == 0
+    assert "--mlflow: left out of this run from here on" in capsys.readouterr().err
+
+
 def wandb_records(path: Path) -> Iterator[bytes]:
     """What an offline run holds: LevelDB's log format, in blocks of 32 KiB, after seven bytes of W&B's own."""
     data, position, parts = path.read_bytes(), 7, b""
@@ -82,9 +91,11 @@ def wandb_records(path: Path) -> Iterator[bytes]:
 
 
 def test_wandb_has_every_step_once(track, tmp_path: Path) -> None:
+    import wandb
     from wandb.proto import wandb_internal_pb2
 
     assert track("--wandb", "project") == 0
+    wandb.teardown()  # its service, which writes on for a moment
     (file,) = (tmp_path / "run" / "sacred" / "wandb").glob("offline-run-*/run-*.wandb")
     steps: list[int] = []
     for data in wandb_records(file):
