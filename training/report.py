@@ -165,7 +165,7 @@ def evaluation_line(row: Mapping[str, Any]) -> str:
     """One row of `eval.jsonl`, in words."""
     if row["task"] != "validation":
         shown = [name for name in row if f"{name}_stderr" in row and row[name] is not None]
-        found = ", ".join(f"{name} {row[name]:.5g}{_error(row, name)}" for name in shown)
+        found = ", ".join(f"{name} {row[name]:,.6g}{_error(row, name)}" for name in shown)
         return f"step {row['step']}: {row['task']} {found} over {row['tokens']:,} tokens"
     bits = f", {row['bits_per_byte']:.4f} bits per byte" if row["bits_per_byte"] is not None else ""
     return (
@@ -176,7 +176,7 @@ def evaluation_line(row: Mapping[str, Any]) -> str:
 
 def _error(row: Mapping[str, Any], name: str) -> str:
     error = row[f"{name}_stderr"]
-    return "" if error is None else f" ± {error:.2g}"
+    return "" if error is None else f" ± {float(f'{error:.2g}'):,.6g}"  # two digits, and no exponent for hundreds
 
 
 def keep_evaluation(rows: JsonLines, row: Mapping[str, Any]) -> None:

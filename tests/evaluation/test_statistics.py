@@ -10,6 +10,7 @@ import pytest
 
 from evaluation.results import table
 from evaluation.statistics import exponential, ratio, token_metrics
+from training.report import evaluation_line
 
 
 def test_with_equal_sizes_the_error_is_that_of_a_mean() -> None:
@@ -68,3 +69,10 @@ def test_a_table_lines_up() -> None:
         "                   passages  1,234",
         "1,200  validation  nll           2",
     ]
+
+
+def test_a_line_of_the_log_has_numbers_that_can_be_read() -> None:
+    row = {"step": 5, "task": "wikitext", "perplexity": 8989.41, "perplexity_stderr": 713.4, "tokens": 4600}
+    row |= {"nll": 4.92793, "nll_stderr": 0.00481, "accuracy": 0.0, "accuracy_stderr": None, "words": 9}
+    said = "step 5: wikitext perplexity 8,989.41 ± 710, nll 4.92793 ± 0.0048, accuracy 0 over 4,600 tokens"
+    assert evaluation_line(row) == said
