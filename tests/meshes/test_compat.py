@@ -145,3 +145,11 @@ def test_tpu_estimator_is_there_or_the_error_names_the_remedy():
         "    assert module.TPUEstimator and module.TPUEstimatorSpec and module.TPUConfig and module.RunConfig\n"
     )
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_an_interpreter_without_tensorflow_is_told_which_to_take() -> None:
+    command = [sys.executable, "-S", "main.py", "--model", "demo"]  # -S: without installed packages
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    remedy = "run `make venv`, then use .venv/bin/python in its place"
+    assert done.stderr == f"error: {sys.executable}: has no TensorFlow; {remedy}\n"
