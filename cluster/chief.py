@@ -50,6 +50,8 @@ class Hosts:
         self.per_host = ""  # how many devices each host of a cluster has, for messages
         # Called when a worker was told to end, and waits for the run to be saved.
         self.request_end: Callable[[], None] = lambda: None
+        # Whether a checkpoint is being written that this process must not end before.
+        self.is_saving: Callable[[], bool] = lambda: False
 
     def start(self) -> None:
         """Make the devices usable. Called once all else is known to work, and before TensorFlow computes anything."""
@@ -232,6 +234,8 @@ class ClusterHosts(Hosts):
         self._loss = f"worker {address} was lost: {reason}"
         self._lost.set()
         time.sleep(GRACE_SECONDS)
+        while self.is_saving():  # its values are all here
+            time.sleep(1.0)
         if not self._reported and not self._closed:
             print(f"error: {self._message()}", file=sys.stderr, flush=True)
             os._exit(1)

@@ -55,6 +55,21 @@ class Interrupts:
 
 
 @contextmanager
+def termination_raises() -> Iterator[None]:
+    """Within it SIGTERM raises KeyboardInterrupt where it would have ended the process, whose threads may be writing a
+    checkpoint. In a thread other than the main one nothing changes.
+    """
+    ends = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ends:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if ends:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
 def watch() -> Iterator[None]:
     """Within it SIGTERM does what SIGINT does, the first of either is answered with a line on standard error, and the
     second ends the process at once, whatever it is doing. For the main thread of a process that is the run's own.

@@ -16,6 +16,7 @@ import tensorflow as tf
 from cluster.chief import Hosts
 from config import Config
 from data.prefetch import Prefetcher
+from errors import InputError
 from evaluation.results import result_row
 from evaluation.statistics import Metrics
 from evaluation.tasks import tasks_of
@@ -26,7 +27,7 @@ from meshes.devices import MeshPlan
 from sample import Sampler
 from training import checkpoints, report
 from training.engine import Engine
-from training.interrupts import Interrupts
+from training.interrupts import Interrupts, termination_raises
 from training.interval import Interval
 from training.metrics import JsonLines, device_peak, flops_per_token
 from training.profiling import Profiler, Steps, part
@@ -92,7 +93,7 @@ class Trainer:
         self.tasks = tasks_of(config, validation=config.training.eval_steps > 0)
         self.interval, self.interrupts = Interval(), Interrupts()
         if hosts is not None:
-            hosts.request_end = self.interrupts.request
+            hosts.request_end, hosts.is_saving = self.interrupts.request, lambda: self.saving.is_writing
             hosts.start()
         self.engine = Engine(config, plan)
         sampler = partial(Sampler, self.engine)
@@ -147,7 +148,7 @@ class Trainer:
         Raises:
             InputError: the loss is no longer a number, or the disk is full.
         """
-        with report.full_disk_explained(self.config):
+        with report.full_disk_explained(self.config), termination_raises():
             return self._run()
 
     def _run(self) -> TrainResult:
@@ -157,7 +158,7 @@ class Trainer:
         progress = Progress(self.config.training.train_steps, self.step, "training", "steps")
         batches = self.data.batches(self.position, self.config.training.train_batch_size)
         staged = Prefetcher(map(self.engine.stage, batches), STAGED)
-        with closing(self.saving), closing(writer), writer.as_default(), closing(progress), batches, staged:
+        with self._writing_ended(), closing(writer), writer.as_default(), closing(progress), batches, staged:
             try:
                 evaluation = self._after_checkpoint(progress)  # what an interruption may have left undone
                 clock = _Clock()
@@ -167,15 +168,28 @@ class Trainer:
                     if not self.interrupts.requested:
                         with clock.paused():
                             evaluation = self._after_checkpoint(progress)
-                self._note_written(wait=True)
+                cut_short = self.interrupts.requested
             except KeyboardInterrupt:  # not within a step, so nothing is lost
-                self._note_written(wait=True)
-                if self.checkpoint is None:
-                    raise
                 cut_short = True
+            with self.interrupts.deferred():
+                self._note_written(wait=True)
         if self.checkpoint is None:  # asked to end before the first step
             raise KeyboardInterrupt
-        return self._end(evaluation, cut_short or self.interrupts.requested)
+        return self._end(evaluation, cut_short)
+
+    @contextmanager
+    def _writing_ended(self) -> Iterator[None]:
+        """Whatever ends the run, the checkpoint that was begun is written; why the run ended stays the error."""
+        try:
+            yield
+        except BaseException:
+            try:
+                self._note_written(wait=True)
+            except InputError as error:
+                log.warning("%s", error)
+            raise
+        finally:
+            self.saving.close()
 
     def _begin(self) -> None:
         if self.new:

@@ -34,6 +34,12 @@ class CheckpointWriter:
         directory = self._config.training.model_path
         self._writing = self._thread.submit(checkpoints.save, directory, step, values, copy.deepcopy(dict(state)))
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether a checkpoint is being written, as any thread may ask."""
+        writing = self._writing
+        return writing is not None and not writing.done()
+
     def written(self, *, wait: bool) -> str | None:
         """The path of the checkpoint begun last, told once, when it is whole; None if there is none, or not yet.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
@@ -209,8 +210,7 @@ def test_ended_within_a_write_by_a_kill_and_by_a_signal(workspace: Workspace, tm
     with held_run(workspace, config, opened) as process:  # on from step 3
         process.terminate()
         assert process.stderr is not None
-        while "SIGTERM: ending" not in process.stderr.readline():
-            pass
+        assert any("SIGTERM: ending" in line for line in process.stderr)
         time.sleep(0.3)
         assert process.poll() is None  # waits for the checkpoints of step 6 and of the step that it ends at
         opened.touch()
@@ -221,6 +221,34 @@ def test_ended_within_a_write_by_a_kill_and_by_a_signal(workspace: Workspace, tm
     assert f"interrupted at step {step} of" in log and step >= 6
     assert int(tf.train.load_variable(newest, "global_step")) == step
     assert not list(directory.glob("*.writing*"))
+
+
+CALL = """
+import json, os, pathlib, signal, sys, threading
+sys.path.insert(0, sys.argv[1])
+import api
+import meshes.devices
+from training import checkpoints
+meshes.devices.MeshPlan.compiled = False
+save = checkpoints.save
+def signalled(*arguments):
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    threading.Event().wait(1.5)
+    return save(*arguments)
+checkpoints.save = signalled
+result = api.train(sys.argv[2], steps_per_checkpoint=4)
+print(json.dumps([result.step, result.interrupted, signal.getsignal(signal.SIGTERM) == signal.SIG_DFL]))
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_while_a_caller_of_the_library_waits_for_the_last_checkpoint(workspace: Workspace) -> None:
+    config = workspace.config("called", train_steps=4, **ONE_LAYER)
+    command = [sys.executable, "-c", CALL, str(REPOSITORY), str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [4, False, True]
+    assert checkpoints.latest(str(workspace.root / "called")) == str(workspace.root / "called" / "model.ckpt-4")
 
 
 @pytest.mark.slow
