@@ -15,14 +15,15 @@ from meshes import compat
 import tensorflow as tf  # isort: skip  (after compat, which quiets its start-up)
 
 _FORWARD, _BACKWARD = "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"
-_TYPES = {tf.bfloat16: "bf16", tf.float16: "f16", tf.float32: "f32", tf.uint8: "ui8"}
+_TYPES = {tf.bfloat16: "bf16", tf.float32: "f32", tf.uint8: "ui8"}
 MOST_FEATURES = 128  # of a head; more run on some GPUs only
+WHOLE_TILES = 64  # lengths that these divide were seen to run
 
 
 def fits(positions: int, features: int, dtype: tf.DType, causal: bool, window: int | None) -> bool:
     """Whether cuDNN has a kernel for such attention of positions 0 … n-1 to each other."""
-    supported = dtype in (tf.bfloat16, tf.float16) and features % 8 == 0 and features <= MOST_FEATURES
-    return supported and positions > 1 and (causal or window is None)
+    supported = dtype == tf.bfloat16 and features % 8 == 0 and features <= MOST_FEATURES
+    return supported and positions % WHOLE_TILES == 0 and (causal or window is None)
 
 
 def attend(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, causal: bool, window: int | None) -> tuple[tf.Tensor, tf.Tensor]:

@@ -33,7 +33,7 @@ def training_memory(config: Config, plan: MeshPlan | None = None) -> dict[str, i
     activations.
 
     Args:
-        plan: the mesh and the layout, of which only shape and rules are looked at; default: one.
+        plan: the mesh and the layout; default: one device, of a kind without flash attention.
     """
     return _memory_of(config).on_device(MeshPlan({}, {}, ("",)) if plan is None else plan)
 
@@ -98,7 +98,7 @@ class _Memory:
         if "experts" in splits and plan.rules["experts"] == plan.rules.get("batch"):
             # Tokens change places: a device has fewer experts, but those of all the batch.
             splits["experts"] = 1
-        flash = have_tensor_cores(plan.devices) and not {"sequence", "memory_length"} & splits.keys()
+        flash = plan.compiled and have_tensor_cores(plan.devices) and not {"sequence", "memory_length"} & splits.keys()
         layers = [(count, _held(tensors, splits)) for count, tensors in self.layers[flash]]
         if self.config.training.recompute_grad:
             return self.config.model.n_layer * _held(self.stream, splits) + max(size for _, size in layers)

@@ -89,10 +89,20 @@ def header(config: Config, plan: MeshPlan) -> list[str]:
         *_settings(config),
         f"{weight_count(config.model):,} parameters, {flops_per_token(config.model) / 1e6:.1f} MFLOP a trained token",
         f"memory of each device, about {human_bytes(sum(memory.values()))}: {parts}",
+        *_snapshot_line(config),
         f"devices {', '.join(name.lstrip('/') for name in plan.devices)}; mesh "
         f"{mesh}{'; layout ' + layout if layout else ''}",
         *([plan.notice] if plan.notice else []),
     ]
+
+
+def _snapshot_line(config: Config) -> list[str]:
+    """What the host needs beside that for checkpoints."""
+    if not config.training.background_checkpoints:
+        return []
+    whole = training_memory(config)
+    size = human_bytes(whole["weights"] + whole["optimizer"])
+    return [f"while a checkpoint is written, {size} of the host's memory more (background_checkpoints = false: less)"]
 
 
 def warnings(config: Config, plan: MeshPlan) -> list[str]:

@@ -102,7 +102,7 @@ def any_type(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def engine_with(keys: dict[str, Any], *, flash: bool) -> Engine:
-    engine = make_engine(tiny_config(**{"n_embd": 32, **keys}), compiled=False)
+    engine = make_engine(tiny_config(**{"n_embd": 32, "n_ctx": 64, **keys}), compiled=False)
     engine.mesh_impl.tensor_cores = flash
     return engine
 
@@ -122,7 +122,7 @@ def trained(keys: dict[str, Any], *, flash: bool, steps: int = 2) -> tuple[list[
     "keys",
     [
         {},
-        {"recompute_grad": True, "tokens_per_mb_per_replica": 16},
+        {"recompute_grad": True, "tokens_per_mb_per_replica": 64},
         {"mlm_training": True, "mlm_mask_id": 3, "attention_types": [[["global"], 2]]},
         {"mesh_shape": "a:2,b:2", "layout": "batch:a,heads:b", "n_layer": 1, "attention_types": [[["local"], 1]]},
     ],
@@ -152,6 +152,7 @@ def test_bfloat16_training_takes_it_where_the_devices_have_it(stand_in: StandIn)
         {"num_mem_kv": 2},
         {"attn_dropout": 0.1},
         {"n_embd": 16},  # heads of 4 features
+        {"n_ctx": 48},
         {"mlm_training": True, "mlm_mask_id": 3, "attention_types": [[["local"], 2]]},
     ],
     ids=lambda keys: next(iter(keys)),
@@ -170,6 +171,35 @@ def test_which_devices_have_the_kernels(monkeypatch: pytest.MonkeyPatch, capabil
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: details)
     assert have_tensor_cores(["/device:GPU:0"]) == (capability >= (8, 0))
     assert not have_tensor_cores(["/device:CPU:0"])
+
+
+def test_the_module_says_where_in_memory_everything_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As XLA wants it of such calls: operands in the order of their dimensions, results with positions before heads."""
+    modules = []
+
+    def write_down(module: str, arguments: list[tf.Tensor], results: list[tf.TensorSpec]) -> list[tf.Tensor]:
+        modules.append(module)
+        return [tf.zeros(result.shape, result.dtype) for result in results]
+
+    monkeypatch.setattr(compat, "xla_call_module", write_down)
+    q = tf.zeros([2, 64, 4, 8], tf.bfloat16)
+    attended, log_sums = flash_attention.attend(q, q, q, True, 16)
+    flash_attention.gradient(q, q, q, attended, log_sums, q, True, 16)
+    forward, backward = modules
+    whole, by_head, sums = "tensor<2x64x4x8xbf16>", "tensor<2x4x64x8xbf16>", "tensor<2x4x64xf32>"
+    straight, turned = "dense<[3, 2, 1, 0]> : tensor<4xindex>", "dense<[3, 1, 2, 0]> : tensor<4xindex>"
+    flat, scratch = "dense<[2, 1, 0]> : tensor<3xindex>", "dense<0> : tensor<1xindex>"
+    assert f"operand_layouts = [{straight}, {straight}, {straight}]" in forward
+    assert f"result_layouts = [{turned}, {flat}, {scratch}]" in forward
+    assert f"({whole}, {whole}, {whole}) -> ({by_head}, {sums}, tensor<0xui8>)" in forward
+    assert f"%1 = stablehlo.transpose %0#0, dims = [0, 2, 1, 3] : ({by_head}) -> {whole}" in forward
+    assert f"return %1, %0#1 : {whole}, {sums}" in forward
+    assert f"operand_layouts = [{straight}, {straight}, {straight}, {flat}, {straight}, {straight}]" in backward
+    assert f"result_layouts = [{turned}, {turned}, {turned}, {scratch}]" in backward
+    assert backward.count(f"dims = [0, 2, 1, 3] : ({by_head}) -> {whole}") == 3
+    for module in modules:
+        assert '\\"sliding_window_length\\": 16' in module and '\\"mask_type\\": \\"CAUSAL\\"' in module
+        assert '\\"dimensions\\": [\\"2\\", \\"4\\", \\"64\\", \\"64\\"]' in module
 
 
 def test_the_products_inside_are_numbered_as_xla_numbers_them() -> None:
