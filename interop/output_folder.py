@@ -44,7 +44,24 @@ def replaced(folder: str) -> Iterator[str]:
         if os.path.isdir(folder):
             shutil.rmtree(folder)
         os.replace(temporary, folder)
-    except (OSError, tf.errors.OpError) as error:
-        raise InputError(f"{folder}: cannot be written ({reason(error)}); make room, or name another folder") from None
+    except OSError as error:
+        raise _unwritable(folder, error) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def tensorflow_writes(folder: str) -> Iterator[None]:
+    """Within it, what TensorFlow cannot do is that it cannot write `folder`.
+
+    Raises:
+        InputError: so it was.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise _unwritable(folder, error) from None
+
+
+def _unwritable(folder: str, error: Exception) -> InputError:
+    return InputError(f"{folder}: cannot be written ({reason(error)}); make room, or name another folder")

@@ -67,7 +67,8 @@ def save(
         functions = Signatures(config, store, eos_id).functions()
         # Their graphs: for the functions themselves, TensorFlow would make those anew.
         graphs = {name: function.get_concrete_function() for name, function in functions.items()}
-        tf.saved_model.save(module, temporary, signatures=graphs)
+        with output_folder.tensorflow_writes(folder):
+            tf.saved_model.save(module, temporary, signatures=graphs)
         extra = os.path.join(temporary, EXTRA)
         os.makedirs(extra)
         facts = {"n_ctx": config.model.n_ctx, "n_vocab": config.model.n_vocab, "eos_id": eos_id}

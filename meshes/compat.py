@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.metadata
+import importlib.util
 import logging
 import os
 import re
@@ -31,13 +31,9 @@ from typing import Any
 from errors import InputError
 from meshes import compiled_cache, processor, xla_flags
 
-try:
-    _INSTALLED = importlib.metadata.version("tensorflow")
-except importlib.metadata.PackageNotFoundError:
-    raise InputError(
-        f"{sys.executable}: has no TensorFlow; run `make venv`, then use .venv/bin/python in its place"
-    ) from None
-if _INSTALLED > "2.16":  # 2.15 cannot read what it wrote for a CPU
+if importlib.util.find_spec("tensorflow") is None:
+    raise InputError(f"{sys.executable}: has no TensorFlow; run `make venv`, then use .venv/bin/python in its place")
+if compiled_cache.tensorflow_version() > "2.16":  # 2.15 cannot read what it wrote for a CPU
     compiled_cache.switch_on(os.environ)  # TensorFlow reads it once
     if xla_flags.has_nvidia_driver():
         xla_flags.choose(os.environ)

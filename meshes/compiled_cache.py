@@ -99,8 +99,17 @@ def quiet_reading() -> Iterator[None]:
 
 
 def _folder(environment: Mapping[str, str]) -> Path:
-    key = hashlib.sha256("\n".join([importlib.metadata.version("tensorflow"), *_hardware()]).encode()).hexdigest()
+    key = hashlib.sha256("\n".join([tensorflow_version(), *_hardware()]).encode()).hexdigest()
     return Path(cache_root(environment)).absolute() / "compiled" / key[:16]
+
+
+def tensorflow_version() -> str:
+    """Of the TensorFlow that is installed, under whatever name its package has, without importing it."""
+    try:
+        return importlib.metadata.version("tensorflow")
+    except importlib.metadata.PackageNotFoundError:  # tensorflow-cpu, a vendor's: this takes longer to find out
+        (name, *_) = importlib.metadata.packages_distributions()["tensorflow"]
+        return importlib.metadata.version(name)
 
 
 def _hardware() -> list[str]:

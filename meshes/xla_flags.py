@@ -16,7 +16,12 @@ def has_nvidia_driver() -> bool:
 
 
 def choose(environment: MutableMapping[str, str]) -> None:
-    """Set them in XLA_FLAGS, which XLA reads when it is first used; a flag that is there already stays."""
-    given = environment.get("XLA_FLAGS", "")
-    chosen = [f"{flag}={value}" for flag, value in GPU_FLAGS.items() if f"{flag}=" not in given]
-    environment["XLA_FLAGS"] = " ".join([*given.split(), *chosen])
+    """Set them in XLA_FLAGS, which XLA reads when it is first used. A flag that is there already stays, and so does the
+    name of a file of flags.
+    """
+    given = environment.get("XLA_FLAGS", "").split()
+    if given and not given[0].startswith("-"):
+        return
+    names = {word.partition("=")[0] for word in given}
+    chosen = [f"{flag}={value}" for flag, value in GPU_FLAGS.items() if flag not in names]
+    environment["XLA_FLAGS"] = " ".join([*given, *chosen])

@@ -16,6 +16,10 @@ def test_what_the_user_says_comes_first() -> None:
     assert flags == ["--xla_gpu_enable_triton_gemm=true", "--xla_dump_to=there", "--xla_gpu_enable_cublaslt=true"]
     xla_flags.choose(environment)
     assert environment["XLA_FLAGS"].split() == flags
+    for given in ("flags.txt", "--xla_gpu_enable_triton_gemm --xla_gpu_enable_cublaslt"):
+        environment = {"XLA_FLAGS": given}
+        xla_flags.choose(environment)
+        assert environment["XLA_FLAGS"] == given
 
 
 def test_xla_knows_them() -> None:
