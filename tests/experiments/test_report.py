@@ -57,8 +57,9 @@ def test_sacred_records_give_runs_or_their_status(tmp_path: Path) -> None:
 
 def test_a_record_that_fell_silent_is_not_called_running(tmp_path: Path) -> None:
     """Its writer was killed with the run: the last sign of life is what there is to say."""
+    now = datetime.now(timezone.utc)
     for name, age in (("1", timedelta(seconds=20)), ("2", timedelta(hours=3))):
-        seen = datetime.now(timezone.utc).replace(tzinfo=None) - age
+        seen = (now - age).replace(tzinfo=None)
         run = {"experiment": {"name": "try"}, "status": "RUNNING", "heartbeat": seen.isoformat()}
         (tmp_path / name).mkdir()
         (tmp_path / name / "run.json").write_text(json.dumps(run))
@@ -66,7 +67,7 @@ def test_a_record_that_fell_silent_is_not_called_running(tmp_path: Path) -> None
         (tmp_path / name / "metrics.json").write_text(json.dumps({"training.loss": columns}))
     alive, silent = find_runs(str(tmp_path))
     assert alive.status == "running"
-    assert silent.status == f"running, last seen {datetime.now() - timedelta(hours=3):%Y-%m-%d %H:%M}"
+    assert silent.status == f"running, last seen {(now - timedelta(hours=3)).astimezone():%Y-%m-%d %H:%M}"
 
 
 def test_what_was_measured_in_another_way_is_a_curve_of_its_own(tmp_path: Path) -> None:
