@@ -80,7 +80,7 @@ class ClusterHosts(Hosts):
         """
         assert cluster.is_chief
         self.cluster, self.requested, self.chosen = cluster, requested, True
-        self.request_end = lambda: None
+        self.request_end, self.is_saving = lambda: None, lambda: False
         self._links: dict[int, Link] = {}
         self._loss: str | None = None
         self._lost, self._started, self._reported, self._closed = threading.Event(), False, False, False

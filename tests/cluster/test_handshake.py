@@ -77,6 +77,23 @@ def test_the_devices_of_all_hosts(pair: tuple[Cluster, Cluster]) -> None:
         hosts.close()
 
 
+def test_a_loss_ends_the_process_after_the_checkpoint_that_is_being_written(
+    pair: tuple[Cluster, Cluster], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr("os._exit", ended.append)
+    monkeypatch.setattr(chief, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with waiting(pair[1]):
+        hosts = ClusterHosts(pair[0], None)
+        answers = [True, True, False]
+        hosts.is_saving = lambda: answers.pop(0)
+        hosts._on_lost("other:1", "it is gone")
+        assert ended == [1] and not answers
+        hosts.close()
+    assert capsys.readouterr().err.startswith("error: worker other:1 was lost: it is gone; ")
+
+
 def test_lists_that_differ(pair: tuple[Cluster, Cluster]) -> None:
     with waiting(Cluster((pair[1].addresses[0].replace("localhost", "127.0.0.1"), pair[1].addresses[1]), 1)):
         message = refusal(pair[0])
