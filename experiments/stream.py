@@ -58,6 +58,10 @@ class Rows:
         self.grew, self._end = bool(found) or _end(rows) > self._end, _end(rows)
         return found
 
+    def rewound(self, step: int) -> None:
+        """The run begins again at that step: rows after it in a file that has changed since are written anew."""
+        self._end = min(self._end, step)
+
 
 class Files:
     """Files of a folder that are new, or written again, since the last look."""

@@ -197,6 +197,8 @@ class Supervisor:
             return Ending("failed", code, f"{reason}\n({self.restarts} restarts were made, as --max_restarts allows)")
         self.restarts += 1
         step = newest_checkpoint(self.plan.directory)
+        for stream in self._streams:
+            stream.rewound(step)
         where = f"from step {step}" if step >= 0 else "from the beginning"
         last = reason.splitlines()[-1]
         log.warning("%s; restart %d of %d, %s", last, self.restarts, self.plan.max_restarts, where)

@@ -91,7 +91,7 @@ def test_a_loss_ends_the_process_after_the_checkpoint_that_is_being_written(
         hosts._on_lost("other:1", "it is gone")
         assert ended == [1] and not answers
         hosts.close()
-    assert capsys.readouterr().err.startswith("error: worker other:1 was lost: it is gone; ")
+    assert "error: worker other:1 was lost: it is gone; start the same commands again\n" in capsys.readouterr().err
 
 
 def test_lists_that_differ(pair: tuple[Cluster, Cluster]) -> None:

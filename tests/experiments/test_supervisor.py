@@ -348,3 +348,15 @@ def test_an_evaluation_that_is_made_again_is_new(tmp_path: Path) -> None:
     rows = Rows(str(path), after=None)
     append(path, step=5, task="validation", nll=2.0)
     assert rows.new() == [{"step": 5, "task": "validation", "nll": 2.0}]
+
+
+def test_rows_written_again_between_two_looks_are_growth(tmp_path: Path) -> None:
+    """However fast a restarted run comes past its checkpoint, and however far the one before it had come."""
+    path = tmp_path / "metrics.jsonl"
+    stream = Rows(str(path), after=-1)
+    path.write_text("".join(f'{{"step": {step}}}\n' for step in range(1, 12)))
+    assert len(stream.new()) == 11
+    stream.rewound(6)
+    assert not stream.new() and not stream.grew
+    path.write_text("".join(f'{{"step": {step}}}\n' for step in range(1, 10)))
+    assert not stream.new() and stream.grew
