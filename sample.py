@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 import model_fns
 from config import Config, ModelConfig
 from models import gpt, linear_attention, next_token
-from models.cache import Decode, Place, Prefill, State
+from models.cache import Decode, Place, Prefill, State, turned
 from models.context import Context
 from models.dims import Dims
 from models.kernels import kernel
@@ -373,6 +373,7 @@ class Decoding:
         linear = [kind == "linear" for kind in kinds]
         kept = [None if sums else state for sums, state in zip(linear, states, strict=True)]
         fresh = [state if sums else self._room(state, new) for sums, state in zip(linear, states, strict=True)]
+        read = [None if state is None else turned(state) for state in kept]
         count = mtf.zeros(self.ctx.mesh, mtf.Shape([]), dtype=tf.int32)
         outputs = [(mtf.Shape([]), tf.int32)]
         if self.top is not None:
@@ -391,7 +392,7 @@ class Decoding:
         def advance(
             count: mtf.Tensor, token: mtf.Tensor, active: mtf.Tensor, seen: mtf.Tensor, *rest: mtf.Tensor
         ) -> list[mtf.Tensor]:
-            cache = Decode(Place(start, count), kept, _pairs(rest[n:]))
+            cache = Decode(Place(start, count), read, _pairs(rest[n:]))
             current = mtf.reshape(token, mtf.Shape([self.ctx.dims.batch, self.ctx.dims.sequence]))
             logits = gpt.next_logits(self.ctx, current, cache)
             drawn, seen = self.draw(logits, seen, start + count)
@@ -419,16 +420,17 @@ class Decoding:
             operands = [kept, new, run.start, run.count]
             return kernel(join, operands, [(kept.shape, kept.dtype)], [dims.batch, dims.heads], "merge")[0]
 
-        return [
-            new if kept is None else (joined(kept[0], new[0]), joined(kept[1], new[1]))
-            for kept, new in zip(run.kept, run.states, strict=True)
-        ]
+        states = []
+        for kept, new in zip(run.kept, run.states, strict=True):
+            keys, values = new if kept is None else map(joined, kept, turned(new))
+            states.append((keys, values))
+        return states
 
     def _room(self, state: State, new: mtf.Dimension) -> State:
-        """Zeros for keys and values of new positions."""
+        """Zeros for keys, turned, and values of new positions."""
         batch, heads, _, features = state[0].shape.dims
-        shape = mtf.Shape([batch, heads, new, features])
-        keys, values = (mtf.zeros(self.ctx.mesh, shape, dtype=x.dtype) for x in state)
+        shapes = mtf.Shape([batch, heads, features, new]), mtf.Shape([batch, heads, new, features])
+        keys, values = (mtf.zeros(self.ctx.mesh, shape, x.dtype) for shape, x in zip(shapes, state, strict=True))
         return keys, values
 
     def _write(self, column: mtf.Tensor, x: mtf.Tensor, count: mtf.Tensor) -> mtf.Tensor:

@@ -178,7 +178,7 @@ def _attend_once(
 
     Args:
         q: [batch, sequence, heads, features_per_head], the sequence of size 1.
-        states: keys and values kept, and those of new positions: see `Decode`.
+        states: keys and values kept, and those of new positions, the keys turned: see `Decode`.
         memory: learned keys and values, or nothing.
 
     Returns:
@@ -191,9 +191,9 @@ def _attend_once(
         keys, values = parts[: len(parts) // 2], parts[len(parts) // 2 :]
         wide = tf.cast(q, dtype)
         # Each query, [batch, heads, 1, features], times the keys of its row and head.
-        specs = ["bqhf,bhkf->bhqk", "bqhf,bhkf->bhqk", "bqhf,khf->bhqk"]
+        specs = ["bqhf,bhfk->bhqk", "bqhf,bhfk->bhqk", "bqhf,khf->bhqk"]
         scores = [tf.einsum(spec, wide, tf.cast(k, dtype)) for spec, k in zip(specs, keys, strict=False)]
-        start, slots = start[:, None], [tf.range(k.shape[2])[None, :] for k in keys[:2]]
+        start, slots = start[:, None], [tf.range(k.shape[3])[None, :] for k in keys[:2]]
         seen = [slots[0] < start, slots[1] <= count]
         if window is not None:
             oldest = start + count - window

@@ -71,17 +71,18 @@ class Decode:
 
     Rows may differ in length. So that nothing large is written for a token, a softmax layer has two parts: `kept`,
     which decoding only reads, with position i in slot i; and the new positions, with the n-th new token in slot n of
-    all rows.
+    all rows. In both, keys are turned (see `turned`): the product of one query and keys runs along positions, and XLA
+    would turn all keys again for each token.
     """
 
     def __init__(self, place: Place, kept: list[State | None], states: list[State]) -> None:
         """
         Args:
             place: of the new token.
-            kept: keys and values of each attention layer, [batch, heads, memory_length, features_per_head]; None for
-                linear attention.
-            states: of each attention layer, in order: keys and values of new positions, [batch, heads, new_positions,
-                features_per_head], or the sums of linear attention. Replaced layer by layer.
+            kept: of each attention layer, keys [batch, heads, features_per_head, memory_length] and values [batch,
+                heads, memory_length, features_per_head]; None for linear attention.
+            states: of each attention layer, in order: the same of new positions, with new_positions in place of
+                memory_length, or the sums of linear attention. Replaced layer by layer.
         """
         self.place, self.kept, self.states = place, kept, list(states)
         self._layer = 0
@@ -104,20 +105,31 @@ class Decode:
         """
         kept, (old_keys, old_values) = self.kept[self._layer], self.take()
         assert kept is not None
-        state = (self._write(ctx, old_keys, keys), self._write(ctx, old_values, values))
+        state = (self._write(ctx, old_keys, keys, axis=3), self._write(ctx, old_values, values, axis=2))
         self.put(state)
         return kept, state
 
-    def _write(self, ctx: Context, new: mtf.Tensor, x: mtf.Tensor) -> mtf.Tensor:
+    def _write(self, ctx: Context, new: mtf.Tensor, x: mtf.Tensor, axis: int) -> mtf.Tensor:
+        """`new` with x, [batch, sequence, heads, features_per_head], in the slot `count` of new positions, its `axis`.
+        """
+
         def write(new: tf.Tensor, x: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-            here = tf.equal(tf.range(new.shape[2]), count)[None, None, :, None]
-            return tf.where(here, tf.transpose(x, [0, 2, 1, 3]), new)
+            here = tf.equal(tf.range(new.shape[axis]), count)
+            here = here[None, None, :, None] if axis == 2 else here[None, None, None, :]
+            return tf.where(here, tf.transpose(x, [0, 2, 1, 3] if axis == 2 else [0, 2, 3, 1]), new)
 
         split = [ctx.dims.batch, ctx.dims.heads]
         return kernel(write, [new, x, self.place.count], [(new.shape, new.dtype)], split, "cache_write")[0]
 
 
 Cache = FullPass | Prefill | Decode
+
+
+def turned(state: State) -> State:
+    """Keys and values of softmax attention with the last two dimensions of the keys exchanged."""
+    keys, values = state
+    *rows, positions, features = keys.shape.dims
+    return mtf.transpose(keys, mtf.Shape([*rows, features, positions])), values
 
 
 def _as_memory(ctx: Context, x: mtf.Tensor) -> mtf.Tensor:

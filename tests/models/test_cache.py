@@ -13,7 +13,7 @@ import tensorflow as tf
 
 import model_fns
 from models import gpt
-from models.cache import Decode, Place, Prefill
+from models.cache import Decode, Place, Prefill, turned
 from models.dims import Dims
 from tests.support import reference
 from tests.support.models import enlarge_weights, make_engine, tiny_config, token_batch, weights_of
@@ -36,9 +36,9 @@ def cached_logits(engine: Engine, read: int, dtype: tf.DType) -> Any:
         shape = mtf.Shape([one.dims.batch, one.dims.sequence])
         new = mtf.Shape([one.dims.batch, one.dims.heads, one.dims.new_positions, one.dims.features_per_head])
         linear = [kind == "linear" for kind in model.attention_types if kind != "none"]
-        kept = [None if sums else state for sums, state in zip(linear, prefill.states, strict=True)]
+        kept = [None if sums else turned(state) for sums, state in zip(linear, prefill.states, strict=True)]
         empty = mtf.zeros(ctx.mesh, new, dtype=dtype)
-        states = [state if sums else (empty, empty) for sums, state in zip(linear, prefill.states, strict=True)]
+        states = [state if sums else turned((empty, empty)) for sums, state in zip(linear, prefill.states, strict=True)]
         for position in range(read, width):
             place = Place(start, mtf.constant(ctx.mesh, position - read, dtype=tf.int32))
             cache = Decode(place, kept, states)
