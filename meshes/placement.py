@@ -14,6 +14,7 @@ from meshes.compat import mtf
 import tensorflow as tf
 from mesh_tensorflow import placement_mesh_impl
 
+from meshes import products
 from meshes.variables import VariableStore, regions
 
 
@@ -21,6 +22,7 @@ class PlacementMesh(placement_mesh_impl.PlacementMeshImpl):
     """A mesh over the devices of one host (or of several, by their full device names)."""
 
     tensor_cores = False  # see models/context.py; who knows the devices says so
+    compiled_on_cpu = False  # likewise
 
     def __init__(self, shape: mtf.Shape, layout: mtf.LayoutRules, devices: list[str], store: VariableStore) -> None:
         super().__init__(shape, layout, devices)
@@ -31,6 +33,10 @@ class PlacementMesh(placement_mesh_impl.PlacementMeshImpl):
         """Whether sums of gradients should be joined in the graph: there is no compiler here that does it."""
         size: int = self.size
         return size > 1
+
+    def einsum(self, equation: str, *slices: tf.Tensor) -> tf.Tensor:
+        """`tf.einsum`, or what is faster: mesh-tensorflow lets a mesh choose its own product."""
+        return (products if self.compiled_on_cpu else tf).einsum(equation, *slices)
 
     class LaidOutVariable:
         """The slices of one `mtf.Variable` on this mesh."""

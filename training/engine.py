@@ -130,6 +130,8 @@ class Engine:
     def _mesh(self, unsplit: Sequence[str] = ()) -> PlacementMesh | SpmdMesh:
         mesh = self.plan.implementation(self.store, self.program, unsplit=unsplit)
         mesh.tensor_cores = self.compiled and have_tensor_cores(self.plan.devices)
+        if isinstance(mesh, PlacementMesh):
+            mesh.compiled_on_cpu = self.compiled and all("CPU" in device for device in self.plan.devices)
         return mesh
 
     def stage(self, tokens: np.ndarray) -> tf.Tensor:
