@@ -34,9 +34,9 @@ from meshes import compiled_cache, processor, xla_flags
 if importlib.util.find_spec("tensorflow") is None:
     raise InputError(f"{sys.executable}: has no TensorFlow; run `make venv`, then use .venv/bin/python in its place")
 if compiled_cache.tensorflow_version() > "2.16":  # 2.15 cannot read what it wrote for a CPU
-    compiled_cache.switch_on(os.environ)  # TensorFlow reads it once
     if xla_flags.has_nvidia_driver():
         xla_flags.choose(os.environ)
+    compiled_cache.switch_on(os.environ)  # TensorFlow reads it once; of the flags for XLA, its folder depends on them
 processor.limit_threads(os.environ)
 # The names of TensorFlow's levels: 0 everything, 1 no INFO, 2 no WARNING either, 3 no ERROR either.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -1,8 +1,8 @@
 """What XLA compiled, kept on disk, so that the same program starts in seconds the next time.
 
 TensorFlow has such a cache; here is where it lies, when it is safe to use, and what happens when an entry is damaged.
-An entry belongs to one TensorFlow, one kind of processor and one kind of GPU with its driver, so each combination has a
-folder of its own in `cache_root`.
+An entry belongs to one TensorFlow with its flags for XLA, one kind of processor and one kind of GPU with its driver, so
+each combination has a folder of its own in `cache_root`.
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ def quiet_reading() -> Iterator[None]:
 
 
 def _folder(environment: Mapping[str, str]) -> Path:
-    key = hashlib.sha256("\n".join([tensorflow_version(), *_hardware()]).encode()).hexdigest()
+    """Entries do not tell under which of XLA's flags they were compiled: the folder does."""
+    facts = [tensorflow_version(), environment.get("XLA_FLAGS", ""), *_hardware()]
+    key = hashlib.sha256("\n".join(facts).encode()).hexdigest()
     return Path(cache_root(environment)).absolute() / "compiled" / key[:16]
 
 

@@ -36,6 +36,12 @@ def test_joins_the_flags_that_are_there(tmp_path: Path) -> None:
     assert environment["TF_XLA_FLAGS"].startswith("--tf_xla_auto_jit=1 ")
 
 
+def test_programs_compiled_under_other_flags_lie_elsewhere(tmp_path: Path) -> None:
+    flags = ["", "--xla_cpu_enable_fast_math=true"]
+    plain, fast = (compiled_cache.directory(switched_on(tmp_path, XLA_FLAGS=given)) for given in flags)
+    assert plain != fast and plain == compiled_cache.directory(switched_on(tmp_path))
+
+
 def test_is_off_when_told_so_or_named_by_the_user(tmp_path: Path) -> None:
     assert compiled_cache.directory(switched_on(tmp_path) | {"TF_XLA_FLAGS": ""}) is None
     environment = {"GPT_MESH_CACHE": "off"}
