@@ -110,7 +110,9 @@ WAYS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "how"), WAYS)
+@pytest.mark.parametrize(
+    ("name", "how"), [pytest.param(*way, marks=pytest.mark.exhaustive if i % 2 else ()) for i, way in enumerate(WAYS)]
+)
 def test_recomputation_compilation_and_meshes_change_no_numbers(name, how):
     check_draws_stay(name, how)
 

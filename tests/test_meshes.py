@@ -29,19 +29,21 @@ MODEL = {
 }
 QUICK = [("a:2", "batch:a")]
 SLOW = [
-    ("a:2", "heads:a"),
-    ("a:2", "vocab:a"),
-    ("a:2", "embd:a"),
-    ("a:2", "intermediate_expanded:a"),
     ("a:2", "memory_length:a"),
-    ("a:4", "experts:a"),
     ("a:4", "batch:a,experts:a"),
     ("a:2,b:2", "batch:a,heads:b"),
-    ("a:8", "batch:a"),
     ("a:2,b:2,c:2", "batch:a,heads:b,vocab:c"),
     # Those of the published configs, on fewer devices.
     ("x:2,y:4", "batch:x,heads:y,vocab:y,intermediate_expanded:y"),
     ("x:4,y:2", "batch:x,memory_length:y,embd:y"),
+]
+EXHAUSTIVE = [
+    ("a:2", "heads:a"),
+    ("a:2", "vocab:a"),
+    ("a:2", "embd:a"),
+    ("a:2", "intermediate_expanded:a"),
+    ("a:4", "experts:a"),
+    ("a:8", "batch:a"),
 ]
 
 
@@ -67,7 +69,12 @@ def wanted(single) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("mesh_shape", "layout"), [*QUICK, *(pytest.param(*row, marks=pytest.mark.slow) for row in SLOW)]
+    ("mesh_shape", "layout"),
+    [
+        *QUICK,
+        *(pytest.param(*row, marks=pytest.mark.slow) for row in SLOW),
+        *(pytest.param(*row, marks=[pytest.mark.slow, pytest.mark.exhaustive]) for row in EXHAUSTIVE),
+    ],
 )
 def test_losses_are_those_of_one_device_wherever_each_step_runs(single, wanted, tmp_path, mesh_shape, layout):
     mesh = engine_of(mesh_shape=mesh_shape, layout=layout)

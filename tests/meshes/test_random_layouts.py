@@ -121,6 +121,6 @@ def test_three_mesh_dimensions_as_the_search_uses_them(layout):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1, 5))
+@pytest.mark.parametrize("seed", [1, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in range(2, 5))])
 def test_more_of_what_is_accepted_is_lowered(seed):
     check(seed, accepted=6)

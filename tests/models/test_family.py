@@ -288,7 +288,14 @@ def test_layouts_give_the_logits_of_one_device(layout):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["batch:a", "heads:a,intermediate_expanded:a", "embd:a,memory_length:a"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param("batch:a", marks=pytest.mark.exhaustive),
+        "heads:a,intermediate_expanded:a",
+        pytest.param("embd:a,memory_length:a", marks=pytest.mark.exhaustive),
+    ],
+)
 @pytest.mark.parametrize("more", [{}, {**MLM, "recompute_grad": True, "tokens_per_mb_per_replica": 12}])
 def test_layouts_give_the_losses_and_gradients_of_one_device(layout, more):
     found = []
