@@ -104,6 +104,8 @@ def zip_members(name: str, file: IO[bytes], progress: Progress) -> Iterator[Memb
     """
     with _zip_errors(name), zipfile.ZipFile(file) as archive:
         for info in archive.infolist():
+            if not info.filename:  # since Python 3.12 zipfile reads it
+                raise zipfile.BadZipFile("a file in it has no name")
             if not info.is_dir():
                 with archive.open(info) as content:
                     told = _telling(progress, info.compress_size, info.file_size)

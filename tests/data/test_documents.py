@@ -358,7 +358,7 @@ def test_damaged_archives(tmp_path: Path) -> None:
     deflated[60] ^= 255
     assert "damaged or cut off" in message(written(tmp_path, "b.zip", bytes(deflated)))
     nameless = zipped({"name": b"x"}).replace(b"name", bytes(4))
-    assert "damaged or cut off" in message(written(tmp_path, "b.zip", nameless))
+    assert "damaged or cut off (a file in it has no name)" in message(written(tmp_path, "b.zip", nameless))
     locked = bytearray(zipped({"a.txt": b"secret"}))
     locked[6] |= 1
     locked[locked.index(b"PK\1\2") + 8] |= 1
