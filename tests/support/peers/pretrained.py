@@ -14,9 +14,10 @@ from pathlib import Path
 os.environ["USE_TF"] = "0"  # which takes seconds to load
 
 import numpy as np
-import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.support.peers.exact import exact_logits
 
 
 def main() -> None:
@@ -28,13 +29,12 @@ def main() -> None:
     model = model.float().eval()
     tokenizer = AutoTokenizer.from_pretrained(job["folder"])
     prompt = tokenizer(job["prompt"], return_tensors="pt")
-    with torch.no_grad():
-        logits = model(torch.tensor(job["tokens"])).logits.numpy()
-        grown = model.generate(**prompt, max_new_tokens=job["new"], do_sample=False)[0].tolist()
+    grown = model.generate(**prompt, max_new_tokens=job["new"], do_sample=False)[0].tolist()
     texts = [number for text in job["texts"] for number in tokenizer(text)["input_ids"]]
     specials = [tokenizer.eos_token_id, tokenizer.pad_token_id, model.generation_config.eos_token_id]
     version = [int(part) for part in transformers.__version__.split(".")[:3]]
     length = len(prompt["input_ids"][0])
+    logits = exact_logits(model, job["tokens"])
     np.savez(out, logits=logits, grown=grown[length:], texts=texts, specials=specials, version=version)
 
 
