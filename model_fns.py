@@ -271,6 +271,7 @@ def make_context(
         causal=not config.mlm.mlm_training,
         fused=config.training.fused_ops,
         tensor_cores=config.training.fused_ops and getattr(mesh_impl, "tensor_cores", False),
+        cpu_products=getattr(mesh_impl, "cpu_products", False),
     )
 
 

@@ -234,7 +234,7 @@ def call_function(function: Any, arguments: list[Any], captured: list[Any]) -> A
     return function._call_flat(arguments, captured)
 
 
-def xla_call_module(module: str, arguments: list[Any], results: list[Any]) -> list[Any]:
+def xla_call_module(module: str, arguments: list[Any], results: list[Any], platform: str = "CUDA") -> list[Any]:
     """Run StableHLO text, with a function `main`, inside a function that XLA compiles; `results`: a spec each."""
     operations: Any = importlib.import_module("tensorflow.compiler.tf2xla.ops.gen_xla_ops")
     called: list[Any] = operations.xla_call_module(
@@ -243,7 +243,7 @@ def xla_call_module(module: str, arguments: list[Any], results: list[Any]) -> li
         module=module,
         Sout=[result.shape for result in results],
         Tout=[result.dtype for result in results],
-        platforms=["CUDA"],
+        platforms=[platform],
         dim_args_spec=[],
         function_list=[],
         has_token_input_output=False,

@@ -100,21 +100,12 @@ def quiet_reading() -> Iterator[None]:
 
 def _folder(environment: Mapping[str, str]) -> Path:
     """Entries do not tell under which of XLA's flags they were compiled: the folder does."""
-    facts = [tensorflow_version(), environment.get("XLA_FLAGS", ""), *_hardware()]
+    facts = [tensorflow_version(), environment.get("XLA_FLAGS", ""), *hardware()]
     key = hashlib.sha256("\n".join(facts).encode()).hexdigest()
     return Path(cache_root(environment)).absolute() / "compiled" / key[:16]
 
 
-def tensorflow_version() -> str:
-    """Of the TensorFlow that is installed, under whatever name its package has, without importing it."""
-    try:
-        return importlib.metadata.version("tensorflow")
-    except importlib.metadata.PackageNotFoundError:  # tensorflow-cpu, a vendor's: this takes longer to find out
-        (name, *_) = importlib.metadata.packages_distributions()["tensorflow"]
-        return importlib.metadata.version(name)
-
-
-def _hardware() -> list[str]:
+def hardware() -> list[str]:
     """What compiled programs depend on: the processor's features, the models of GPUs, their driver."""
     found = [os.uname().machine]
     for path in [Path("/proc/cpuinfo"), *sorted(Path("/proc/driver/nvidia").glob("gpus/*/information"))]:
@@ -124,6 +115,15 @@ def _hardware() -> list[str]:
     with contextlib.suppress(OSError):
         found.append(Path("/proc/driver/nvidia/version").read_text())
     return found
+
+
+def tensorflow_version() -> str:
+    """Of the TensorFlow that is installed, under whatever name its package has, without importing it."""
+    try:
+        return importlib.metadata.version("tensorflow")
+    except importlib.metadata.PackageNotFoundError:  # tensorflow-cpu, a vendor's: this takes longer to find out
+        (name, *_) = importlib.metadata.packages_distributions()["tensorflow"]
+        return importlib.metadata.version(name)
 
 
 def _prune(folder: Path) -> None:

@@ -22,7 +22,7 @@ class PlacementMesh(placement_mesh_impl.PlacementMeshImpl):
     """A mesh over the devices of one host (or of several, by their full device names)."""
 
     tensor_cores = False  # see models/context.py; who knows the devices says so
-    compiled_on_cpu = False  # likewise
+    cpu_products = False  # likewise
 
     def __init__(self, shape: mtf.Shape, layout: mtf.LayoutRules, devices: list[str], store: VariableStore) -> None:
         super().__init__(shape, layout, devices)
@@ -36,7 +36,7 @@ class PlacementMesh(placement_mesh_impl.PlacementMeshImpl):
 
     def einsum(self, equation: str, *slices: tf.Tensor) -> tf.Tensor:
         """`tf.einsum`, or what is faster: mesh-tensorflow lets a mesh choose its own product."""
-        return (products if self.compiled_on_cpu else tf).einsum(equation, *slices)
+        return (products if self.cpu_products else tf).einsum(equation, *slices)
 
     class LaidOutVariable:
         """The slices of one `mtf.Variable` on this mesh."""

@@ -1,37 +1,86 @@
-"""Products of one vector and a matrix in what XLA compiles for a CPU: decoding a single text.
+"""Products of a few rows and a matrix in what XLA compiles for a CPU: decoding a text, or several at once.
 
-Such a product takes as long as reading the matrix, and two threads read nearly twice as fast as one. XLA makes one loop
-of a product and the bias or the normalisation beside it, for one thread; a product that stands alone it gives to Eigen,
-which spreads it over all threads.
+Such a product takes as long as reading the matrix, where it is done by few_rows.c. Where that cannot be (see
+`native`), XLA's own are used, which take twice as long for eight rows. For one row they need not: two threads read
+nearly twice as fast as one, and XLA gives a product to Eigen, which spreads it over all threads, unless it makes one
+loop of the product and the bias or the normalisation beside it. So the product is written so that it stands alone.
 """
 
 from __future__ import annotations
+
+import math
 
 from meshes.compat import mtf  # noqa: F401  (before TensorFlow, which it keeps quiet)
 
 import tensorflow as tf
 
+from meshes import compat, native
+
 LEAST_ELEMENTS = 2**16  # of a matrix: smaller ones lie in a cache, and are done before a second thread has begun
+LEAST_OF_ALL = 2**12  # of the matrices of a batch, for which XLA's products take longer still
+# Up to so many rows few_rows.c is the faster; of a turned matrix, whose rows are summed over, up to so many.
+FEW, FEW_TURNED = 16, 8
 PARTS = (6, 4, 3, 2)  # the first of these that divides the sum; those from 2 to 6 are equally fast
 
 
 def einsum(equation: str, *factors: tf.Tensor) -> tf.Tensor:
-    """`tf.einsum`. A vector times a large matrix is written so that it stands alone; sums are taken in another order.
+    """`tf.einsum`, done in another way for a few rows times a large matrix; sums are taken in another order.
 
     Args:
         equation: as mesh-tensorflow writes it, one letter a dimension.
-        factors: of any shapes. What is meant is [1, …, summed] with [summed, kept] or [kept, summed].
+        factors: of any shapes. What is meant is [..., summed] with [summed, kept] or [kept, summed].
     """
     names, result = equation.split("->")[0].split(","), equation.split("->")[1]
     if len(factors) == 2 and factors[1].shape.rank == 2 and result[:-1] == names[0][:-1]:
-        vector, matrix = factors
-        alone = vector.shape.num_elements() == vector.shape[-1] and matrix.shape.num_elements() >= LEAST_ELEMENTS
-        if alone and names[1] == names[0][-1] + result[-1]:
-            return tf.reshape(_by_parts(vector, matrix), [*vector.shape[:-1], matrix.shape[1]])
-        if alone and names[1] == result[-1] + names[0][-1]:
-            column = tf.reshape(vector, [matrix.shape[1], 1])
-            return tf.reshape(tf.matmul(matrix, column), [*vector.shape[:-1], matrix.shape[0]])
+        x, matrix = factors
+        rows = tf.reshape(x, [math.prod(x.shape[:-1]), x.shape[-1]])
+        if names[1] == names[0][-1] + result[-1]:
+            found = _times(rows, matrix)
+        elif names[1] == result[-1] + names[0][-1]:
+            found = _times(rows, matrix, turned=True)
+        else:
+            found = None
+        if found is not None:
+            return tf.reshape(found, [*x.shape[:-1], found.shape[-1]])
     return tf.einsum(equation, *factors)
+
+
+def matmul(rows: tf.Tensor, matrices: tf.Tensor) -> tf.Tensor:
+    """`tf.matmul` of [..., rows, summed] with [..., summed, kept], as `einsum` does it."""
+    large = matrices.shape.num_elements() >= LEAST_OF_ALL
+    return few_rows(rows, matrices) if large and _suits(rows, matrices, FEW) else tf.matmul(rows, matrices)
+
+
+def _times(rows: tf.Tensor, matrix: tf.Tensor, turned: bool = False) -> tf.Tensor | None:
+    """[rows, summed] times [summed, kept], or turned, [kept, summed]; None where `tf.einsum` does it as well."""
+    if matrix.shape.num_elements() < LEAST_ELEMENTS:
+        return None
+    if _suits(rows, matrix, FEW_TURNED if turned else FEW):
+        return few_rows(rows, matrix, turned)
+    if rows.shape[0] != 1:
+        return None
+    return tf.transpose(tf.matmul(matrix, tf.transpose(rows))) if turned else _by_parts(rows, matrix)
+
+
+def _suits(rows: tf.Tensor, matrices: tf.Tensor, most: int) -> bool:
+    """Whether few_rows.c is to do this product, and can."""
+    return rows.shape[-2] <= most and rows.dtype == matrices.dtype == tf.float32 and native.few_rows_known()
+
+
+def few_rows(rows: tf.Tensor, matrices: tf.Tensor, turned: bool = False) -> tf.Tensor:
+    """[..., rows, summed] times [..., summed, kept], or turned, [..., kept, summed], by few_rows.c."""
+    result = tf.TensorSpec([*rows.shape[:-1], matrices.shape[-2 if turned else -1]], tf.float32)
+    types = [f"tensor<{''.join(f'{n}x' for n in x.shape)}f32>" for x in (rows, matrices, result)]
+    target = "gpt_mesh_few_rows_turned" if turned else "gpt_mesh_few_rows"
+    module = f"""module @few_rows {{
+  func.func public @main(%rows: {types[0]}, %matrices: {types[1]}) -> {types[2]} {{
+    %0 = stablehlo.custom_call @{target}(%rows, %matrices) {{api_version = 4 : i32, backend_config = {{}}}}
+        : ({types[0]}, {types[1]}) -> {types[2]}
+    return %0 : {types[2]}
+  }}
+}}
+"""
+    return compat.xla_call_module(module, [rows, matrices], [result], platform="CPU")[0]
 
 
 def _by_parts(vector: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:

@@ -12,6 +12,7 @@ from meshes.compat import mtf
 
 import tensorflow as tf
 
+from meshes import products
 from models import flash_attention, linear_attention, local_attention
 from models.cache import Cache, Decode, Place, State
 from models.context import Context, constant
@@ -185,14 +186,14 @@ def _attend_once(
         The shape of q.
     """
     (kept_k, kept_v), (new_k, new_v) = states
-    dtype = ctx.statistics_dtype
+    dtype, product = ctx.statistics_dtype, products.matmul if ctx.cpu_products else tf.matmul
 
     def attend(q: tf.Tensor, start: tf.Tensor, count: tf.Tensor, *parts: tf.Tensor) -> tf.Tensor:
         keys, values = parts[: len(parts) // 2], parts[len(parts) // 2 :]
-        wide = tf.cast(q, dtype)
-        # Each query, [batch, heads, 1, features], times the keys of its row and head.
-        specs = ["bqhf,bhfk->bhqk", "bqhf,bhfk->bhqk", "bqhf,khf->bhqk"]
-        scores = [tf.einsum(spec, wide, tf.cast(k, dtype)) for spec, k in zip(specs, keys, strict=False)]
+        batch, _, heads, features = q.shape
+        wide = tf.cast(tf.reshape(q, [batch, heads, 1, features]), dtype)  # there is one position to exchange
+        scores = [product(wide, tf.cast(k, dtype)) for k in keys[:2]]
+        scores += [tf.einsum("bhqf,khf->bhqk", wide, tf.cast(k, dtype)) for k in keys[2:]]
         start, slots = start[:, None], [tf.range(k.shape[3])[None, :] for k in keys[:2]]
         seen = [slots[0] < start, slots[1] <= count]
         if window is not None:
@@ -201,8 +202,9 @@ def _attend_once(
         scores[:2] = [tf.where(s[:, None, None, :], x, MASKED) for s, x in zip(seen, scores[:2], strict=True)]
         sizes = [x.shape[-1] for x in scores]
         weights = tf.split(tf.cast(tf.nn.softmax(tf.concat(scores, -1)), q.dtype), sizes, axis=-1)
-        specs = ["bhqk,bhkf->bqhf", "bhqk,bhkf->bqhf", "bhqk,khf->bqhf"]
-        return tf.add_n([tf.einsum(spec, w, v) for spec, w, v in zip(specs, weights, values, strict=False)])
+        attended = [product(w, v) for w, v in zip(weights[:2], values[:2], strict=True)]
+        attended += [tf.einsum("bhqk,khf->bhqf", w, v) for w, v in zip(weights[2:], values[2:], strict=True)]
+        return tf.reshape(tf.add_n(attended), q.shape)
 
     learned_k, learned_v = ([memory[0]], [memory[1]]) if memory else ([], [])
     operands = [q, place.start, place.count, kept_k, new_k, *learned_k, kept_v, new_v, *learned_v]

@@ -131,7 +131,8 @@ class Engine:
         mesh = self.plan.implementation(self.store, self.program, unsplit=unsplit)
         mesh.tensor_cores = self.compiled and have_tensor_cores(self.plan.devices)
         if isinstance(mesh, PlacementMesh):
-            mesh.compiled_on_cpu = self.compiled and all("CPU" in device for device in self.plan.devices)
+            on_cpus = self.compiled and all("CPU" in device for device in self.plan.devices)
+            mesh.cpu_products = on_cpus and self.config.training.fused_ops
         return mesh
 
     def stage(self, tokens: np.ndarray) -> tf.Tensor:

@@ -1,42 +1,133 @@
-"""Products of a vector and a matrix, compiled for a CPU, beside float64's."""
+"""Products of a few rows and a matrix, compiled for a CPU, beside float64's."""
 
 from __future__ import annotations
+
+import concurrent.futures
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from meshes import products
+from meshes import native, products
 from tests.support.models import make_engine, tiny_config
 
 import tensorflow as tf  # isort: skip  (after compat, which quiets its start-up)
 
+needs_compiler = pytest.mark.skipif(not native.find_compiler(), reason="there is no C compiler")
+
+
+def compiled(function, *args):
+    return tf.function(function, jit_compile=True, autograph=False)(*args)
+
+
+def drawn(*shapes: tuple[int, ...], dtype=tf.float32) -> list[tf.Tensor]:
+    rng = np.random.default_rng(0)
+    return [tf.cast(rng.standard_normal(shape), dtype) for shape in shapes]
+
+
+def exact(equation: str, *factors: tf.Tensor) -> np.ndarray:
+    return np.einsum(equation, *(tf.cast(x, tf.float64).numpy() for x in factors))
+
 
 @pytest.mark.parametrize(
-    ("equation", "vector", "matrix"),
+    ("equation", "rows", "matrix"),
     [
         ("ab,bc->ac", (1, 768), (768, 96)),
         ("abc,cd->abd", (1, 1, 770), (770, 96)),  # two parts
         ("abc,cd->abd", (1, 1, 769), (769, 96)),  # one
+        ("abc,cd->abd", (8, 1, 769), (769, 97)),
+        ("abc,cd->abd", (2, 3, 769), (769, 97)),
         ("ab,cb->ac", (1, 96), (769, 96)),
         ("abc,dc->abd", (1, 1, 96), (769, 96)),
+        ("abc,dc->abd", (5, 1, 96), (769, 96)),
     ],
 )
+@pytest.mark.parametrize("known", [pytest.param(True, marks=needs_compiler), False])
 @pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16])
-def test_a_vector_times_a_matrix(equation: str, vector: tuple[int, ...], matrix: tuple[int, ...], dtype) -> None:
-    rng = np.random.default_rng(0)
-    x, w = (tf.cast(rng.standard_normal(shape), dtype) for shape in (vector, matrix))
-    function = tf.function(lambda x, w: products.einsum(equation, x, w), jit_compile=True, autograph=False)
-    exact = np.einsum(equation, *(tf.cast(t, tf.float64).numpy() for t in (x, w)))
-    found = function(x, w)
+def test_a_few_rows_times_a_matrix(equation: str, rows, matrix, known: bool, dtype, monkeypatch) -> None:
+    if not known:
+        monkeypatch.setattr(native, "few_rows_known", lambda: False)
+    factors = drawn(rows, matrix, dtype=dtype)
+    found, wanted = compiled(lambda x, w: products.einsum(equation, x, w), *factors), exact(equation, *factors)
     assert found.dtype == dtype
     tolerance = 1e-6 if dtype == tf.float32 else 2e-2
-    np.testing.assert_allclose(tf.cast(found, tf.float64), exact, rtol=0, atol=tolerance * np.abs(exact).max())
+    np.testing.assert_allclose(tf.cast(found, tf.float64), wanted, rtol=0, atol=tolerance * np.abs(wanted).max())
+
+
+@needs_compiler
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 8, 9, 16])
+@pytest.mark.parametrize(
+    ("batch", "summed", "columns"), [((), 100, 33), ((), 3, 1030), ((2, 3), 65, 130), ((96,), 5, 9)]
+)
+def test_few_rows_of_any_shape(batch, rows: int, summed: int, columns: int, turned: bool) -> None:
+    x, w = drawn((*batch, rows, summed), (*batch, columns, summed) if turned else (*batch, summed, columns))
+    assert native.few_rows_known()
+    found = compiled(lambda x, w: products.few_rows(x, w, turned), x, w)
+    wanted = exact("...rs,...cs->...rc" if turned else "...rs,...sc->...rc", x, w)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-6 * summed**0.5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_row_is_the_same_beside_any_others(turned: bool) -> None:
+    x, w = drawn((16, 770), (515, 770) if turned else (770, 515))
+    assert native.few_rows_known()
+    together = compiled(lambda x, w: products.few_rows(x, w, turned), x, w).numpy()
+    for first, end in [(0, 1), (3, 10), (4, 8), (1, 16)]:
+        some = compiled(lambda x, w: products.few_rows(x, w, turned), x[first:end], w)
+        np.testing.assert_array_equal(some, together[first:end])
+
+
+@needs_compiler
+def test_many_at_once_end_and_are_right() -> None:
+    """More callers than XLA has threads, each of which needs several."""
+    x, *matrices = drawn((8, 512), *[(512, 512)] * 8)
+
+    def chain(x, *matrices):
+        for w in matrices * 4:
+            x = products.einsum("ab,bc->ac", x, w) / 32.0
+        return x
+
+    function = tf.function(chain, jit_compile=True, autograph=False)
+    wanted = function(x, *matrices).numpy()
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        for found in pool.map(lambda _: function(x, *matrices).numpy(), range(64)):
+            np.testing.assert_array_equal(found, wanted)
+
+
+OTHER_PROCESSOR = """
+import numpy as np, tensorflow as tf
+from meshes import native, products
+assert native.few_rows_known()
+rng = np.random.default_rng(0)
+for turned in (False, True):
+    for rows in (1, 7, 8, 16):
+        x, w = rng.standard_normal((rows, 131)), rng.standard_normal((75, 131) if turned else (131, 75))
+        function = tf.function(lambda x, w: products.few_rows(x, w, turned), jit_compile=True, autograph=False)
+        found = function(tf.cast(x, tf.float32), tf.cast(w, tf.float32))
+        np.testing.assert_allclose(found, x @ (w.T if turned else w), rtol=0, atol=2e-5)
+print("as it should be")
+"""
+
+
+@needs_compiler
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the options are for x86-64")
+@pytest.mark.parametrize("options", ["-mno-avx512f", "-mno-avx512f -mno-avx"])
+def test_processors_with_narrower_vectors(options: str, tmp_path) -> None:
+    command = " ".join([*native.find_compiler(), options])
+    environment = {**os.environ, "CC": command, "GPT_MESH_CACHE": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", OTHER_PROCESSOR], env=environment, capture_output=True, text=True)
+    assert done.stdout == "as it should be\n", done.stderr
 
 
 @pytest.mark.parametrize(
     ("equation", "shapes"),
     [
-        ("ab,bc->ac", [(2, 768), (768, 96)]),  # two vectors
+        ("ab,bc->ac", [(17, 768), (768, 96)]),  # many rows
+        ("ab,cb->ac", [(9, 96), (768, 96)]),
         ("ab,bc->ac", [(1, 16), (16, 96)]),  # a small matrix
         ("bc,ab->ac", [(768, 96), (1, 768)]),  # the matrix first
         ("ab,b->a", [(96, 768), (768,)]),
@@ -45,11 +136,18 @@ def test_a_vector_times_a_matrix(equation: str, vector: tuple[int, ...], matrix:
     ],
 )
 def test_any_other_product_is_left_as_it_is(equation: str, shapes: list[tuple[int, ...]]) -> None:
-    rng = np.random.default_rng(0)
-    factors = [tf.constant(rng.standard_normal(shape), tf.float32) for shape in shapes]
+    factors = drawn(*shapes)
     np.testing.assert_array_equal(products.einsum(equation, *factors), tf.einsum(equation, *factors))
 
 
+def test_products_of_batches_are_matmuls() -> None:
+    for shapes in [((2, 3, 1, 64), (2, 3, 64, 32)), ((2, 17, 64), (2, 64, 32)), ((2, 1, 8), (2, 8, 8))]:
+        x, w = drawn(*shapes)
+        found = compiled(products.matmul, x, w)
+        np.testing.assert_allclose(found, exact("...rs,...sc->...rc", x, w), rtol=0, atol=2e-5)
+
+
 def test_only_what_is_compiled_for_cpus_takes_it() -> None:
-    for compiled in (True, False):
-        assert make_engine(tiny_config(), compiled=compiled).mesh_impl.compiled_on_cpu is compiled
+    for keys, is_compiled in (({}, True), ({}, False), ({"fused_ops": False}, True)):
+        mesh = make_engine(tiny_config(**keys), compiled=is_compiled).mesh_impl
+        assert mesh.cpu_products is (is_compiled and not keys)

@@ -1,0 +1,334 @@
+/* Products of a few rows with matrices, in float32, for programs that XLA compiles for a CPU: decoding.
+ *
+ * Such a product should take as long as reading the matrix once. The products that XLA calls read it as fast for one
+ * row, but take twice that for eight: they are made for many rows, for which they first copy the matrix.
+ *
+ * XLA calls what is registered here through its foreign function interface, a C interface that keeps its form between
+ * versions (https://openxla.org/xla/custom_call). meshes/native.py compiles this file for the processor at hand.
+ *
+ * A row's result does not depend on the other rows, nor on the number of threads.
+ */
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "xla/ffi/api/c_api.h"
+
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+#define TILE (2 * LANES) /* columns */
+#define GROUP 8          /* rows at most whose sums are in registers */
+#define STEPS 4          /* rows of the matrix that are read side by side */
+#define SUMS 8192        /* of all rows, beside each other: 32 KiB */
+#define LEAST_WORK 32768 /* elements of matrices for which a second thread pays */
+
+typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLLED _Pragma("GCC unroll 8")
+
+static long least(long x, long y) { return x < y ? x : y; }
+
+/* `work` for task 0, 1, …, `tasks` - 1, on the threads that XLA has. */
+
+struct job {
+  atomic_long next, done, users;
+  long tasks;
+  void (*work)(const void *what, long task);
+  const void *what;
+};
+
+static void take(struct job *job) {
+  for (long task; (task = atomic_fetch_add(&job->next, 1)) < job->tasks;) {
+    job->work(job->what, task);
+    atomic_fetch_add(&job->done, 1);
+  }
+}
+
+static void leave(struct job *job) {
+  if (atomic_fetch_sub(&job->users, 1) == 1) free(job);
+}
+
+static void help(void *job) {
+  take(job);
+  leave(job);
+}
+
+static long thread_count(const XLA_FFI_CallFrame *frame) {
+  int64_t count = 1;
+  XLA_FFI_ThreadPool_NumThreads_Args asked = {.struct_size = sizeof asked, .ctx = frame->ctx, .num_threads = &count};
+  XLA_FFI_Error *error = frame->api->XLA_FFI_ThreadPool_NumThreads(&asked);
+  if (!error) return (long)count;
+  XLA_FFI_Error_Destroy_Args unwanted = {.struct_size = sizeof unwanted, .error = error};
+  frame->api->XLA_FFI_Error_Destroy(&unwanted);
+  return 1;
+}
+
+/* This thread takes tasks like the others, and waits only for those that were begun: it ends even where no other
+ * thread is free. One that comes later finds none left. */
+static void share_out(const XLA_FFI_CallFrame *frame, long tasks, void (*work)(const void *, long), const void *what) {
+  const long threads = tasks > 1 ? least(thread_count(frame), tasks) : 1;
+  struct job *job = threads > 1 ? malloc(sizeof *job) : NULL;
+  if (!job) {
+    for (long task = 0; task < tasks; task++) work(what, task);
+    return;
+  }
+  atomic_init(&job->next, 0);
+  atomic_init(&job->done, 0);
+  atomic_init(&job->users, threads);
+  job->tasks = tasks;
+  job->work = work;
+  job->what = what;
+  for (long i = 1; i < threads; i++) {
+    XLA_FFI_ThreadPool_Schedule_Args asked = {
+        .struct_size = sizeof asked, .ctx = frame->ctx, .task = help, .data = job};
+    XLA_FFI_Error *error = frame->api->XLA_FFI_ThreadPool_Schedule(&asked);
+    if (error) {
+      XLA_FFI_Error_Destroy_Args unwanted = {.struct_size = sizeof unwanted, .error = error};
+      frame->api->XLA_FFI_Error_Destroy(&unwanted);
+      leave(job);
+    }
+  }
+  take(job);
+  for (long tries = 0; atomic_load(&job->done) < tasks; tries++)
+    if (tries > 1000) sched_yield();
+  leave(job);
+}
+
+/* c [batch, rows, columns] = a [batch, rows, summed] · b, which is [batch, summed, columns], or turned: [batch,
+ * columns, summed]. A task is `share` columns, or where there is a batch, `share` of its products. */
+struct product {
+  long batch, rows, summed, columns, share;
+  const float *a, *b;
+  float *c;
+  const float *panels; /* a as [batch, summed / STEPS, rows, STEPS], what is left over as [batch, the rest, rows] */
+};
+
+/* sums [columns / TILE, all rows, TILE] of `rows` of the rows += a [rows, steps] · b [steps, columns], whose rows are
+ * `apart` from each other. Reads b once, and asks for what is `steps` rows further on. */
+INLINE void add_outer(
+    const int rows, const int steps, const float *a, const float *b, long apart, long columns, long all_rows,
+    float *sums) {
+  long j = 0;
+  for (; j + TILE <= columns; j += TILE, sums += all_rows * TILE) {
+    vector sum[GROUP][2];
+    UNROLLED for (int r = 0; r < rows; r++) {
+      sum[r][0] = *(const vector *)(sums + r * TILE);
+      sum[r][1] = *(const vector *)(sums + r * TILE + LANES);
+    }
+    UNROLLED for (int s = 0; s < steps; s++) {
+      const float *from = b + s * apart + j;
+      __builtin_prefetch(from + steps * apart, 0, 1);
+      __builtin_prefetch(from + steps * apart + LANES, 0, 1);
+      const vector left = *(const vector *)from, right = *(const vector *)(from + LANES);
+      UNROLLED for (int r = 0; r < rows; r++) {
+        sum[r][0] += a[r * steps + s] * left;
+        sum[r][1] += a[r * steps + s] * right;
+      }
+    }
+    UNROLLED for (int r = 0; r < rows; r++) {
+      *(vector *)(sums + r * TILE) = sum[r][0];
+      *(vector *)(sums + r * TILE + LANES) = sum[r][1];
+    }
+  }
+  for (int s = 0; s < steps; s++)
+    for (int r = 0; r < rows; r++)
+      for (long rest = 0; rest < columns - j; rest++)
+        sums[r * TILE + rest] += a[r * steps + s] * b[s * apart + j + rest];
+}
+
+/* The same for any number of rows: those left over by groups of eight, by fours, and so on. */
+INLINE void add_outer_of_all(
+    const int steps, const float *a, const float *b, long apart, long columns, long rows, float *sums) {
+  for (long r = 0, count; r < rows; r += count, a += count * steps, sums += count * TILE) {
+    const long left = rows - r;
+    count = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+    switch (count) {
+      case 8: add_outer(8, steps, a, b, apart, columns, rows, sums); break;
+      case 4: add_outer(4, steps, a, b, apart, columns, rows, sums); break;
+      case 2: add_outer(2, steps, a, b, apart, columns, rows, sums); break;
+      default: add_outer(1, steps, a, b, apart, columns, rows, sums);
+    }
+  }
+}
+
+static void multiply(const struct product *p, long entry, long first, long end) {
+  _Alignas(64) float sums[SUMS];
+  const float *panel = p->panels + entry * p->rows * p->summed, *b = p->b + entry * p->summed * p->columns;
+  float *c = p->c + entry * p->rows * p->columns;
+  const long block = SUMS / p->rows / TILE * TILE, whole = p->summed - p->summed % STEPS;
+  for (long j = first; j < end; j += block) {
+    const long columns = least(block, end - j);
+    memset(sums, 0, sizeof(float) * p->rows * ((columns + TILE - 1) / TILE * TILE));
+    for (long k = 0; k < whole; k += STEPS)
+      add_outer_of_all(STEPS, panel + k * p->rows, b + k * p->columns + j, p->columns, columns, p->rows, sums);
+    for (long k = whole; k < p->summed; k++)
+      add_outer_of_all(1, panel + k * p->rows, b + k * p->columns + j, p->columns, columns, p->rows, sums);
+    for (long r = 0; r < p->rows; r++)
+      for (long t = 0; t < columns; t += TILE)
+        memcpy(
+            c + r * p->columns + j + t, sums + (t * p->rows) + r * TILE, sizeof(float) * least(TILE, columns - t));
+  }
+}
+
+static float total(vector v) {
+  float part[LANES];
+  *(vector *)part = v;
+  for (int width = LANES / 2; width; width /= 2)
+    for (int i = 0; i < width; i++) part[i] += part[i + width];
+  return part[0];
+}
+
+/* `columns` columns of c from as many rows of the turned b. */
+INLINE void take_inner(
+    const int rows, const int columns, const float *a, const float *b, long summed, long apart, float *c) {
+  vector sum[GROUP][3];
+  UNROLLED for (int r = 0; r < rows; r++) UNROLLED for (int q = 0; q < columns; q++) sum[r][q] = (vector){0};
+  long k = 0;
+  for (; k + LANES <= summed; k += LANES) {
+    vector weights[3];
+    UNROLLED for (int q = 0; q < columns; q++) {
+      __builtin_prefetch(b + (q + columns) * summed + k);
+      weights[q] = *(const vector *)(b + q * summed + k);
+    }
+    UNROLLED for (int r = 0; r < rows; r++) {
+      const vector x = *(const vector *)(a + r * summed + k);
+      UNROLLED for (int q = 0; q < columns; q++) sum[r][q] += x * weights[q];
+    }
+  }
+  for (int r = 0; r < rows; r++)
+    for (int q = 0; q < columns; q++) {
+      float found = total(sum[r][q]);
+      for (long rest = k; rest < summed; rest++) found += a[r * summed + rest] * b[q * summed + rest];
+      c[r * apart + q] = found;
+    }
+}
+
+INLINE void take_inner_of_all(const int columns, const float *a, const float *b, const struct product *p, float *c) {
+  for (long r = 0, count; r < p->rows; r += count, a += count * p->summed, c += count * p->columns) {
+    const long left = p->rows - r;
+    count = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+    switch (count) {
+      case 8: take_inner(8, columns, a, b, p->summed, p->columns, c); break;
+      case 4: take_inner(4, columns, a, b, p->summed, p->columns, c); break;
+      case 2: take_inner(2, columns, a, b, p->summed, p->columns, c); break;
+      default: take_inner(1, columns, a, b, p->summed, p->columns, c);
+    }
+  }
+}
+
+static void multiply_turned(const struct product *p, long entry, long first, long end) {
+  const float *a = p->a + entry * p->rows * p->summed, *b = p->b + entry * p->summed * p->columns;
+  float *c = p->c + entry * p->rows * p->columns;
+  long j = first;
+  for (; j + 3 <= end; j += 3) take_inner_of_all(3, a, b + j * p->summed, p, c + j);
+  for (; j < end; j++) take_inner_of_all(1, a, b + j * p->summed, p, c + j);
+}
+
+typedef void multiplier(const struct product *p, long entry, long first, long end);
+
+INLINE void do_share(const struct product *p, long task, multiplier *multiply_entry) {
+  const long first = task * p->share;
+  if (p->batch == 1) {
+    multiply_entry(p, 0, first, least(first + p->share, p->columns));
+  } else {
+    const long end = least(first + p->share, p->batch);
+    for (long entry = first; entry < end; entry++) multiply_entry(p, entry, 0, p->columns);
+  }
+}
+
+static void straight_share(const void *p, long task) { do_share(p, task, multiply); }
+static void turned_share(const void *p, long task) { do_share(p, task, multiply_turned); }
+
+/* What `panels` is to be. */
+static void lay_out(const struct product *p, float *to) {
+  const long whole = p->summed - p->summed % STEPS;
+  for (long entry = 0; entry < p->batch; entry++) {
+    const float *a = p->a + entry * p->rows * p->summed;
+    for (long k = 0; k < whole; k += STEPS)
+      for (long r = 0; r < p->rows; r++, to += STEPS) memcpy(to, a + r * p->summed + k, sizeof(float) * STEPS);
+    for (long k = whole; k < p->summed; k++)
+      for (long r = 0; r < p->rows; r++) *to++ = a[r * p->summed + k];
+  }
+}
+
+static XLA_FFI_Error *error_of(const XLA_FFI_Api *api, XLA_FFI_Error_Code code, const char *message) {
+  XLA_FFI_Error_Create_Args args = {.struct_size = sizeof args, .message = message, .errc = code};
+  return api->XLA_FFI_Error_Create(&args);
+}
+
+/* Operands a and b, one result c: of the same rank, in float32, with any number of batch dimensions before the last
+ * two. */
+static XLA_FFI_Error *answer(XLA_FFI_CallFrame *frame, bool turned) {
+  if (frame->extension_start && frame->extension_start->type == XLA_FFI_Extension_Metadata) {
+    XLA_FFI_Metadata *asked = ((XLA_FFI_Metadata_Extension *)frame->extension_start)->metadata;
+    asked->api_version = (XLA_FFI_Api_Version){
+        .struct_size = sizeof asked->api_version,
+        .major_version = XLA_FFI_API_MAJOR,
+        .minor_version = XLA_FFI_API_MINOR};
+    return NULL;
+  }
+  if (frame->args.size != 2 || frame->rets.size != 1)
+    return error_of(frame->api, XLA_FFI_Error_Code_INVALID_ARGUMENT, "takes two tensors and gives one");
+  const XLA_FFI_Buffer *a = frame->args.args[0], *b = frame->args.args[1], *c = frame->rets.rets[0];
+  const int64_t rank = c->rank;
+  if (rank < 2 || a->rank != rank || b->rank != rank || c->dtype != XLA_FFI_DataType_F32)
+    return error_of(frame->api, XLA_FFI_Error_Code_INVALID_ARGUMENT, "takes tensors of one rank in float32");
+  struct product p = {
+      .batch = 1, .rows = c->dims[rank - 2], .summed = a->dims[rank - 1], .columns = c->dims[rank - 1],
+      .a = a->data, .b = b->data, .c = c->data};
+  for (int64_t i = 0; i < rank - 2; i++) p.batch *= c->dims[i];
+  if (p.rows > SUMS / TILE) return error_of(frame->api, XLA_FFI_Error_Code_INVALID_ARGUMENT, "too many rows");
+  const bool large = p.batch * p.summed * p.columns >= LEAST_WORK;
+  if (p.batch > 1) {
+    const long tasks = large ? least(p.batch, 4 * thread_count(frame)) : 1;
+    p.share = (p.batch + tasks - 1) / tasks;
+  } else {
+    const long tasks = large ? thread_count(frame) : 1;
+    p.share = ((p.columns + tasks - 1) / tasks + TILE - 1) / TILE * TILE;
+  }
+  const long tasks = ((p.batch > 1 ? p.batch : p.columns) + p.share - 1) / p.share;
+  if (turned) {
+    share_out(frame, tasks, turned_share, &p);
+    return NULL;
+  }
+  float *panels = NULL;
+  if (p.rows > 1) {
+    panels = malloc(sizeof(float) * p.batch * p.rows * p.summed);
+    if (!panels) return error_of(frame->api, XLA_FFI_Error_Code_RESOURCE_EXHAUSTED, "no memory for a copy of the rows");
+    lay_out(&p, panels);
+  }
+  p.panels = panels ? panels : p.a; /* one row is laid out so already */
+  share_out(frame, tasks, straight_share, &p);
+  free(panels);
+  return NULL;
+}
+
+static XLA_FFI_Error *answer_straight(XLA_FFI_CallFrame *frame) { return answer(frame, false); }
+static XLA_FFI_Error *answer_turned(XLA_FFI_CallFrame *frame) { return answer(frame, true); }
+
+static bool add(const XLA_FFI_Api *api, const char *name, XLA_FFI_Handler *handler) {
+  XLA_FFI_Handler_Register_Args args = {
+      .struct_size = sizeof args,
+      .name = {name, strlen(name)},
+      .platform = {"Host", strlen("Host")},
+      .bundle = {.execute = handler}};
+  XLA_FFI_Error *error = api->XLA_FFI_Handler_Register(&args);
+  if (!error) return true;
+  XLA_FFI_Error_Destroy_Args unwanted = {.struct_size = sizeof unwanted, .error = error};
+  api->XLA_FFI_Error_Destroy(&unwanted);
+  return false;
+}
+
+/* Makes the targets gpt_mesh_few_rows and gpt_mesh_few_rows_turned known to XLA; false: it takes none of this form. */
+bool gpt_mesh_register(const XLA_FFI_Api *api) {
+  return api->api_version.major_version == XLA_FFI_API_MAJOR && add(api, "gpt_mesh_few_rows", answer_straight) &&
+         add(api, "gpt_mesh_few_rows_turned", answer_turned);
+}
