@@ -102,13 +102,20 @@ static void share_out(const XLA_FFI_CallFrame *frame, long tasks, void (*work)(c
   leave(job);
 }
 
+enum form { STRAIGHT, TURNED, FIRST_SUMMED, FIRST_COLUMNS };
+
 /* c [batch, rows, columns] = a [batch, rows, summed] · b, which is [batch, summed, columns], or turned: [batch,
  * columns, summed]. A task is `share` columns, or where there is a batch, `share` of its products. */
 struct product {
+  enum form form;
   long batch, rows, summed, columns, share;
   const float *a, *b;
   float *c;
   const float *panels; /* a as [batch, summed / STEPS, rows, STEPS], what is left over as [batch, the rest, rows] */
+  /* Of the two last forms: how far the sum goes, where all after that is 0 in a, or how many columns are wanted, where
+   * the others may hold anything. One for `batch / limit_count` products that follow each other. */
+  const int32_t *limits;
+  long limit_count;
 };
 
 /* sums [columns / TILE, all rows, TILE] of `rows` of the rows += a [rows, steps] · b [steps, columns], whose rows are
@@ -163,13 +170,23 @@ static void multiply(const struct product *p, long entry, long first, long end) 
   _Alignas(64) float sums[SUMS];
   const float *panel = p->panels + entry * p->rows * p->summed, *b = p->b + entry * p->summed * p->columns;
   float *c = p->c + entry * p->rows * p->columns;
-  const long block = SUMS / p->rows / TILE * TILE, whole = p->summed - p->summed % STEPS;
+  long summed = p->summed;
+  if (p->limits) {
+    const long limit = p->limits[entry * p->limit_count / p->batch], wanted = (limit + TILE - 1) / TILE * TILE;
+    if (p->form == FIRST_SUMMED) {
+      summed = least(summed, (limit + STEPS - 1) / STEPS * STEPS);
+    } else if (wanted < end) {
+      for (long r = 0; r < p->rows; r++) memset(c + r * p->columns + wanted, 0, sizeof(float) * (end - wanted));
+      end = wanted;
+    }
+  }
+  const long block = SUMS / p->rows / TILE * TILE, whole = summed - summed % STEPS;
   for (long j = first; j < end; j += block) {
     const long columns = least(block, end - j);
     memset(sums, 0, sizeof(float) * p->rows * ((columns + TILE - 1) / TILE * TILE));
     for (long k = 0; k < whole; k += STEPS)
       add_outer_of_all(STEPS, panel + k * p->rows, b + k * p->columns + j, p->columns, columns, p->rows, sums);
-    for (long k = whole; k < p->summed; k++)
+    for (long k = whole; k < summed; k++)
       add_outer_of_all(1, panel + k * p->rows, b + k * p->columns + j, p->columns, columns, p->rows, sums);
     for (long r = 0; r < p->rows; r++)
       for (long t = 0; t < columns; t += TILE)
@@ -265,8 +282,8 @@ static XLA_FFI_Error *error_of(const XLA_FFI_Api *api, XLA_FFI_Error_Code code, 
 }
 
 /* Operands a and b, one result c: of the same rank, in float32, with any number of batch dimensions before the last
- * two. */
-static XLA_FFI_Error *answer(XLA_FFI_CallFrame *frame, bool turned) {
+ * two; limits as a third operand where the form has them. */
+static XLA_FFI_Error *answer(XLA_FFI_CallFrame *frame, enum form form) {
   if (frame->extension_start && frame->extension_start->type == XLA_FFI_Extension_Metadata) {
     XLA_FFI_Metadata *asked = ((XLA_FFI_Metadata_Extension *)frame->extension_start)->metadata;
     asked->api_version = (XLA_FFI_Api_Version){
@@ -275,16 +292,26 @@ static XLA_FFI_Error *answer(XLA_FFI_CallFrame *frame, bool turned) {
         .minor_version = XLA_FFI_API_MINOR};
     return NULL;
   }
-  if (frame->args.size != 2 || frame->rets.size != 1)
-    return error_of(frame->api, XLA_FFI_Error_Code_INVALID_ARGUMENT, "takes two tensors and gives one");
+  const bool limited = form == FIRST_SUMMED || form == FIRST_COLUMNS;
+  if (frame->args.size != 2 + limited || frame->rets.size != 1)
+    return error_of(frame->api, XLA_FFI_Error_Code_INVALID_ARGUMENT, "another number of tensors");
   const XLA_FFI_Buffer *a = frame->args.args[0], *b = frame->args.args[1], *c = frame->rets.rets[0];
   const int64_t rank = c->rank;
   if (rank < 2 || a->rank != rank || b->rank != rank || c->dtype != XLA_FFI_DataType_F32)
     return error_of(frame->api, XLA_FFI_Error_Code_INVALID_ARGUMENT, "takes tensors of one rank in float32");
   struct product p = {
-      .batch = 1, .rows = c->dims[rank - 2], .summed = a->dims[rank - 1], .columns = c->dims[rank - 1],
+      .form = form, .batch = 1, .rows = c->dims[rank - 2], .summed = a->dims[rank - 1], .columns = c->dims[rank - 1],
       .a = a->data, .b = b->data, .c = c->data};
   for (int64_t i = 0; i < rank - 2; i++) p.batch *= c->dims[i];
+  if (limited) {
+    const XLA_FFI_Buffer *limits = frame->args.args[2];
+    if (limits->dtype != XLA_FFI_DataType_S32 || limits->rank != 1 || !limits->dims[0] || p.batch % limits->dims[0])
+      return error_of(frame->api, XLA_FFI_Error_Code_INVALID_ARGUMENT, "limits are a vector of int32 for the batch");
+    p.limits = limits->data;
+    p.limit_count = limits->dims[0];
+    for (long i = 0; i < p.limit_count; i++)
+      if (p.limits[i] < 0) return error_of(frame->api, XLA_FFI_Error_Code_INVALID_ARGUMENT, "a limit below 0");
+  }
   if (p.rows > SUMS / TILE) return error_of(frame->api, XLA_FFI_Error_Code_INVALID_ARGUMENT, "too many rows");
   const bool large = p.batch * p.summed * p.columns >= LEAST_WORK;
   if (p.batch > 1) {
@@ -295,7 +322,7 @@ static XLA_FFI_Error *answer(XLA_FFI_CallFrame *frame, bool turned) {
     p.share = ((p.columns + tasks - 1) / tasks + TILE - 1) / TILE * TILE;
   }
   const long tasks = ((p.batch > 1 ? p.batch : p.columns) + p.share - 1) / p.share;
-  if (turned) {
+  if (form == TURNED) {
     share_out(frame, tasks, turned_share, &p);
     return NULL;
   }
@@ -311,8 +338,10 @@ static XLA_FFI_Error *answer(XLA_FFI_CallFrame *frame, bool turned) {
   return NULL;
 }
 
-static XLA_FFI_Error *answer_straight(XLA_FFI_CallFrame *frame) { return answer(frame, false); }
-static XLA_FFI_Error *answer_turned(XLA_FFI_CallFrame *frame) { return answer(frame, true); }
+static XLA_FFI_Error *straight(XLA_FFI_CallFrame *frame) { return answer(frame, STRAIGHT); }
+static XLA_FFI_Error *turned(XLA_FFI_CallFrame *frame) { return answer(frame, TURNED); }
+static XLA_FFI_Error *first_summed(XLA_FFI_CallFrame *frame) { return answer(frame, FIRST_SUMMED); }
+static XLA_FFI_Error *first_columns(XLA_FFI_CallFrame *frame) { return answer(frame, FIRST_COLUMNS); }
 
 static bool add(const XLA_FFI_Api *api, const char *name, XLA_FFI_Handler *handler) {
   XLA_FFI_Handler_Register_Args args = {
@@ -327,8 +356,9 @@ static bool add(const XLA_FFI_Api *api, const char *name, XLA_FFI_Handler *handl
   return false;
 }
 
-/* Makes the targets gpt_mesh_few_rows and gpt_mesh_few_rows_turned known to XLA; false: it takes none of this form. */
+/* Makes the targets known to XLA; false: it takes none of this form. */
 bool gpt_mesh_register(const XLA_FFI_Api *api) {
-  return api->api_version.major_version == XLA_FFI_API_MAJOR && add(api, "gpt_mesh_few_rows", answer_straight) &&
-         add(api, "gpt_mesh_few_rows_turned", answer_turned);
+  return api->api_version.major_version == XLA_FFI_API_MAJOR && add(api, "gpt_mesh_few_rows", straight) &&
+         add(api, "gpt_mesh_few_rows_turned", turned) && add(api, "gpt_mesh_few_rows_first_summed", first_summed) &&
+         add(api, "gpt_mesh_few_rows_first_columns", first_columns);
 }

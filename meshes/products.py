@@ -20,6 +20,7 @@ LEAST_ELEMENTS = 2**16  # of a matrix: smaller ones lie in a cache, and are done
 LEAST_OF_ALL = 2**12  # of the matrices of a batch, for which XLA's products take longer still
 # Up to so many rows few_rows.c is the faster; of a turned matrix, whose rows are summed over, up to so many.
 FEW, FEW_TURNED = 16, 8
+TYPES = {tf.float32: "f32", tf.int32: "i32"}
 PARTS = (6, 4, 3, 2)  # the first of these that divides the sum; those from 2 to 6 are equally fast
 
 
@@ -45,10 +46,20 @@ def einsum(equation: str, *factors: tf.Tensor) -> tf.Tensor:
     return tf.einsum(equation, *factors)
 
 
-def matmul(rows: tf.Tensor, matrices: tf.Tensor) -> tf.Tensor:
-    """`tf.matmul` of [..., rows, summed] with [..., summed, kept], as `einsum` does it."""
-    large = matrices.shape.num_elements() >= LEAST_OF_ALL
-    return few_rows(rows, matrices) if large and _suits(rows, matrices, FEW) else tf.matmul(rows, matrices)
+def matmul(
+    rows: tf.Tensor, matrices: tf.Tensor, summed: tf.Tensor | None = None, kept: tf.Tensor | None = None
+) -> tf.Tensor:
+    """`tf.matmul` of [..., rows, summed] with [..., summed, kept], as `einsum` does it.
+
+    Args:
+        summed: int32, of the first batch dimension: behind so many places `rows` are zero; they need not be read.
+        kept: the same: only so many columns are wanted. The others may hold anything finite.
+    """
+    if matrices.shape.num_elements() < LEAST_OF_ALL or not _suits(rows, matrices, FEW):
+        return tf.matmul(rows, matrices)
+    if summed is not None:
+        return few_rows(rows, matrices, "_first_summed", summed)
+    return few_rows(rows, matrices, *([] if kept is None else ["_first_columns", kept]))
 
 
 def _times(rows: tf.Tensor, matrix: tf.Tensor, turned: bool = False) -> tf.Tensor | None:
@@ -56,7 +67,7 @@ def _times(rows: tf.Tensor, matrix: tf.Tensor, turned: bool = False) -> tf.Tenso
     if matrix.shape.num_elements() < LEAST_ELEMENTS:
         return None
     if _suits(rows, matrix, FEW_TURNED if turned else FEW):
-        return few_rows(rows, matrix, turned)
+        return few_rows(rows, matrix, "_turned" if turned else "")
     if rows.shape[0] != 1:
         return None
     return tf.transpose(tf.matmul(matrix, tf.transpose(rows))) if turned else _by_parts(rows, matrix)
@@ -67,20 +78,26 @@ def _suits(rows: tf.Tensor, matrices: tf.Tensor, most: int) -> bool:
     return rows.shape[-2] <= most and rows.dtype == matrices.dtype == tf.float32 and native.few_rows_known()
 
 
-def few_rows(rows: tf.Tensor, matrices: tf.Tensor, turned: bool = False) -> tf.Tensor:
-    """[..., rows, summed] times [..., summed, kept], or turned, [..., kept, summed], by few_rows.c."""
-    result = tf.TensorSpec([*rows.shape[:-1], matrices.shape[-2 if turned else -1]], tf.float32)
-    types = [f"tensor<{''.join(f'{n}x' for n in x.shape)}f32>" for x in (rows, matrices, result)]
-    target = "gpt_mesh_few_rows_turned" if turned else "gpt_mesh_few_rows"
+def few_rows(rows: tf.Tensor, matrices: tf.Tensor, form: str = "", *limits: tf.Tensor) -> tf.Tensor:
+    """[..., rows, summed] times [..., summed, kept], or turned, [..., kept, summed], by few_rows.c.
+
+    `form`: the end of its target's name; `limits`: what some forms take (see `matmul`).
+    """
+    operands = [rows, matrices, *limits]
+    result = tf.TensorSpec([*rows.shape[:-1], matrices.shape[-2 if form == "_turned" else -1]], tf.float32)
+    types = [f"tensor<{''.join(f'{n}x' for n in x.shape)}{TYPES[x.dtype]}>" for x in [*operands, result]]
+    *given, found = types
+    names = [f"%arg{i}" for i in range(len(operands))]
+    parameters = ", ".join(f"{name}: {kind}" for name, kind in zip(names, given, strict=True))
     module = f"""module @few_rows {{
-  func.func public @main(%rows: {types[0]}, %matrices: {types[1]}) -> {types[2]} {{
-    %0 = stablehlo.custom_call @{target}(%rows, %matrices) {{api_version = 4 : i32, backend_config = {{}}}}
-        : ({types[0]}, {types[1]}) -> {types[2]}
-    return %0 : {types[2]}
+  func.func public @main({parameters}) -> {found} {{
+    %0 = stablehlo.custom_call @gpt_mesh_few_rows{form}({", ".join(names)})
+        {{api_version = 4 : i32, backend_config = {{}}}} : ({", ".join(given)}) -> {found}
+    return %0 : {found}
   }}
 }}
 """
-    return compat.xla_call_module(module, [rows, matrices], [result], platform="CPU")[0]
+    return compat.xla_call_module(module, operands, [result], platform="CPU")[0]
 
 
 def _by_parts(vector: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:

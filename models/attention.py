@@ -186,15 +186,18 @@ def _attend_once(
         The shape of q.
     """
     (kept_k, kept_v), (new_k, new_v) = states
-    dtype, product = ctx.statistics_dtype, products.matmul if ctx.cpu_products else tf.matmul
+    dtype = ctx.statistics_dtype
+
+    def product(x: tf.Tensor, y: tf.Tensor, **known: tf.Tensor) -> tf.Tensor:
+        return products.matmul(x, y, **known) if ctx.cpu_products else tf.matmul(x, y)
 
     def attend(q: tf.Tensor, start: tf.Tensor, count: tf.Tensor, *parts: tf.Tensor) -> tf.Tensor:
         keys, values = parts[: len(parts) // 2], parts[len(parts) // 2 :]
         batch, _, heads, features = q.shape
         wide = tf.cast(tf.reshape(q, [batch, heads, 1, features]), dtype)  # there is one position to exchange
-        scores = [product(wide, tf.cast(k, dtype)) for k in keys[:2]]
+        scores = [product(wide, tf.cast(keys[0], dtype), kept=start), product(wide, tf.cast(keys[1], dtype))]
         scores += [tf.einsum("bhqf,khf->bhqk", wide, tf.cast(k, dtype)) for k in keys[2:]]
-        start, slots = start[:, None], [tf.range(k.shape[3])[None, :] for k in keys[:2]]
+        known, start, slots = start, start[:, None], [tf.range(k.shape[3])[None, :] for k in keys[:2]]
         seen = [slots[0] < start, slots[1] <= count]
         if window is not None:
             oldest = start + count - window
@@ -202,7 +205,7 @@ def _attend_once(
         scores[:2] = [tf.where(s[:, None, None, :], x, MASKED) for s, x in zip(seen, scores[:2], strict=True)]
         sizes = [x.shape[-1] for x in scores]
         weights = tf.split(tf.cast(tf.nn.softmax(tf.concat(scores, -1)), q.dtype), sizes, axis=-1)
-        attended = [product(w, v) for w, v in zip(weights[:2], values[:2], strict=True)]
+        attended = [product(weights[0], values[0], summed=known), product(weights[1], values[1])]
         attended += [tf.einsum("bhqk,khf->bhqf", w, v) for w, v in zip(weights[2:], values[2:], strict=True)]
         return tf.reshape(tf.add_n(attended), q.shape)
 

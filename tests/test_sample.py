@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from meshes import products
 from models import next_token
 from models.next_token import CONTROL_TYPES, Controls, choose
 from sample import Batch, Request, Sampler, fit_prompt
@@ -77,7 +78,13 @@ def test_compiled_or_on_a_mesh_the_tokens_are_the_same(keys):
         assert other_sampler.generate(requests, temperature) == sampler.generate(requests, temperature)
 
 
-def test_the_same_seed_draws_the_same_text_wherever_it_sits(engine, sampler):
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_same_seed_draws_the_same_text_wherever_it_sits(compiled, monkeypatch):
+    monkeypatch.setattr(products, "LEAST_ELEMENTS", 1)  # those of a few rows of any size
+    engine = make_engine(tiny_config(n_ctx=N_CTX), compiled=compiled)
+    engine.create_variables(training=False)
+    enlarge_weights(engine)
+    sampler = Sampler(engine, 4, None)
     wanted = Request(prompt(5), 12, 77)
     others = [Request(prompt(length, 9), 12, length) for length in (2, 5, 8)]
     [alone] = sampler.generate([wanted], 1.0)

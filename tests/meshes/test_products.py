@@ -65,9 +65,32 @@ def test_a_few_rows_times_a_matrix(equation: str, rows, matrix, known: bool, dty
 def test_few_rows_of_any_shape(batch, rows: int, summed: int, columns: int, turned: bool) -> None:
     x, w = drawn((*batch, rows, summed), (*batch, columns, summed) if turned else (*batch, summed, columns))
     assert native.few_rows_known()
-    found = compiled(lambda x, w: products.few_rows(x, w, turned), x, w)
+    found = compiled(lambda x, w: products.few_rows(x, w, "_turned" * turned), x, w)
     wanted = exact("...rs,...cs->...rc" if turned else "...rs,...sc->...rc", x, w)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-6 * summed**0.5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("limits", [[0, 1, 130], [64, 32, 129], [33, 200, 66]])
+def test_only_what_is_known_is_read(rows: int, limits: list[int]) -> None:
+    """What is not known is not a number, but within the last steps and columns that are read at once."""
+    x, keys = drawn((3, 2, rows, 18), (3, 2, 18, 130))
+    weights, values = drawn((3, 2, rows, 130), (3, 2, 130, 18))
+    known = np.arange(130) < np.array(limits)[:, None]  # [batch, positions]
+    read = np.arange(130) < np.array(limits)[:, None] // 32 * 32 + 32
+    keys = tf.where(read[:, None, None, :], keys, np.nan)
+    weights = tf.where(known[:, None, None, :], weights, 0.0)
+    values = tf.where(read[:, None, :, None], values, np.nan)
+    assert native.few_rows_known()
+    of = tf.constant(limits, tf.int32)
+    scores = compiled(lambda x, y, of: products.matmul(x, y, kept=of), x, keys, of)
+    wanted = np.where(known[:, None, None, :], x @ keys, 0.0)
+    np.testing.assert_allclose(np.where(known[:, None, None, :], scores, 0.0), wanted, rtol=0, atol=1e-5)
+    assert np.isfinite(scores).all()
+    attended = compiled(lambda x, y, of: products.matmul(x, y, summed=of), weights, values, of)
+    wanted = weights @ tf.where(known[:, None, :, None], values, 0.0)
+    np.testing.assert_allclose(attended, wanted, rtol=0, atol=1e-5)
 
 
 @needs_compiler
@@ -75,9 +98,9 @@ def test_few_rows_of_any_shape(batch, rows: int, summed: int, columns: int, turn
 def test_a_row_is_the_same_beside_any_others(turned: bool) -> None:
     x, w = drawn((16, 770), (515, 770) if turned else (770, 515))
     assert native.few_rows_known()
-    together = compiled(lambda x, w: products.few_rows(x, w, turned), x, w).numpy()
+    together = compiled(lambda x, w: products.few_rows(x, w, "_turned" * turned), x, w).numpy()
     for first, end in [(0, 1), (3, 10), (4, 8), (1, 16)]:
-        some = compiled(lambda x, w: products.few_rows(x, w, turned), x[first:end], w)
+        some = compiled(lambda x, w: products.few_rows(x, w, "_turned" * turned), x[first:end], w)
         np.testing.assert_array_equal(some, together[first:end])
 
 
@@ -106,7 +129,8 @@ rng = np.random.default_rng(0)
 for turned in (False, True):
     for rows in (1, 7, 8, 16):
         x, w = rng.standard_normal((rows, 131)), rng.standard_normal((75, 131) if turned else (131, 75))
-        function = tf.function(lambda x, w: products.few_rows(x, w, turned), jit_compile=True, autograph=False)
+        form = "_turned" if turned else ""
+        function = tf.function(lambda x, w: products.few_rows(x, w, form), jit_compile=True, autograph=False)
         found = function(tf.cast(x, tf.float32), tf.cast(w, tf.float32))
         np.testing.assert_allclose(found, x @ (w.T if turned else w), rtol=0, atol=2e-5)
 print("as it should be")

@@ -12,12 +12,15 @@ import pytest
 import tensorflow as tf
 
 import model_fns
+from meshes import native, products
 from models import gpt
 from models.cache import Decode, Place, Prefill, turned
 from models.dims import Dims
 from tests.support import reference
 from tests.support.models import enlarge_weights, make_engine, tiny_config, token_batch, weights_of
 from training.engine import Engine
+
+needs_compiler = pytest.mark.skipif(not native.find_compiler(), reason="there is no C compiler")
 
 
 def cached_logits(engine: Engine, read: int, dtype: tf.DType) -> Any:
@@ -70,6 +73,33 @@ def test_cached_logits_are_those_of_a_full_pass(read, keys):
     enlarge_weights(engine)
     wanted = reference.logits(weights_of(engine), tokens, config.model)
     np.testing.assert_allclose(function(tokens), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("known", [pytest.param(True, marks=needs_compiler), False])
+@pytest.mark.parametrize("keys", [{}, {"attention_types": [[["local"], 2]]}])
+def test_cached_logits_compiled_for_a_cpu(keys, known, monkeypatch):
+    done = []
+    if known:  # products of any size
+        monkeypatch.setattr(products, "LEAST_ELEMENTS", 1)
+        monkeypatch.setattr(products, "LEAST_OF_ALL", 1)
+        few_rows = products.few_rows
+
+        def counted(*given):
+            done.append(given)
+            return few_rows(*given)
+
+        monkeypatch.setattr(products, "few_rows", counted)
+    else:
+        monkeypatch.setattr(native, "few_rows_known", lambda: False)
+    config = tiny_config(**keys)
+    engine = make_engine(config, compiled=True)
+    function, tokens = cached_logits(engine, 13, tf.float32), token_batch(config, rows=2, width=16)
+    function.traced(tf.TensorSpec(tokens.shape, tf.int32))
+    enlarge_weights(engine)
+    wanted = reference.logits(weights_of(engine), tokens, config.model)
+    np.testing.assert_allclose(function(tokens), wanted, rtol=1e-5, atol=1e-5)
+    of_one_position = 2 * (4 + 2 + 4) + 1  # layers of projections, feed-forward, and attention of two parts; the scores
+    assert len(done) == (3 * of_one_position if known else 0)
 
 
 def test_cached_logits_in_float64():
