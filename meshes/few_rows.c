@@ -27,6 +27,7 @@
 #define GROUP 8          /* rows at most whose sums are in registers */
 #define STEPS 4          /* rows of the matrix that are read side by side */
 #define SUMS 8192        /* of all rows, beside each other: 32 KiB */
+#define LEAST_SHARE 512  /* columns */
 #define LEAST_WORK 32768 /* elements of matrices for which a second thread pays */
 
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -318,7 +319,9 @@ static XLA_FFI_Error *answer(XLA_FFI_CallFrame *frame, enum form form) {
     const long tasks = large ? least(p.batch, 4 * thread_count(frame)) : 1;
     p.share = (p.batch + tasks - 1) / tasks;
   } else {
-    const long tasks = large ? thread_count(frame) : 1;
+    /* Up to four a thread, so that one that the system holds up has others do its part; but long pieces of rows. */
+    const long threads = large ? thread_count(frame) : 1, each = p.columns / (threads * LEAST_SHARE);
+    const long tasks = threads * (each < 1 || !large ? 1 : least(each, 4));
     p.share = ((p.columns + tasks - 1) / tasks + TILE - 1) / TILE * TILE;
   }
   const long tasks = ((p.batch > 1 ? p.batch : p.columns) + p.share - 1) / p.share;

@@ -107,11 +107,11 @@ def _compiled(compiler: list[str], headers: Path, library: Path) -> Path:
     unfinished = library.with_suffix(f".{os.getpid()}")
     for tuned in TUNED:
         command = [*compiler, "-O3", *tuned, "-std=c11", "-fPIC", "-shared", f"-I{headers}", str(SOURCE)]
-        done = subprocess.run([*command, "-o", str(unfinished)], capture_output=True, text=True, timeout=SECONDS)
+        done = subprocess.run([*command, "-o", str(unfinished)], capture_output=True, timeout=SECONDS)
         if not done.returncode:
             return unfinished.replace(library)
     unfinished.unlink(missing_ok=True)
-    raise OSError(done.stderr)
+    raise OSError(done.stderr.decode(errors="replace"))
 
 
 def _last_line(error: Exception) -> str:
