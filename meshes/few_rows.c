@@ -3,8 +3,8 @@
  * Such a product should take as long as reading the matrix once. The products that XLA calls read it as fast for one
  * row, but take twice that for eight: they are made for many rows, for which they first copy the matrix.
  *
- * XLA calls what is registered here through its foreign function interface, a C interface that keeps its form between
- * versions (https://openxla.org/xla/custom_call). meshes/native.py compiles this file for the processor at hand.
+ * XLA calls what is registered here through its foreign function interface (https://openxla.org/xla/custom_call), whose
+ * header comes with each TensorFlow. meshes/native.py compiles this file against it, for the processor at hand.
  *
  * A row's result does not depend on the other rows, nor on the number of threads.
  */
@@ -27,8 +27,8 @@
 #define GROUP 8          /* rows at most whose sums are in registers */
 #define STEPS 4          /* rows of the matrix that are read side by side */
 #define SUMS 8192        /* of all rows, beside each other: 32 KiB */
-#define LEAST_SHARE 512  /* columns */
-#define LEAST_WORK 32768 /* elements of matrices for which a second thread pays */
+#define LONG_PIECE 512   /* columns of a row, for which it is worth to cut a thread's part into several */
+#define LEAST_WORK 32768 /* elements of matrices for which further threads pay */
 
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
@@ -66,7 +66,7 @@ static long thread_count(const XLA_FFI_CallFrame *frame) {
   int64_t count = 1;
   XLA_FFI_ThreadPool_NumThreads_Args asked = {.struct_size = sizeof asked, .ctx = frame->ctx, .num_threads = &count};
   XLA_FFI_Error *error = frame->api->XLA_FFI_ThreadPool_NumThreads(&asked);
-  if (!error) return (long)count;
+  if (!error) return count < 1 ? 1 : (long)count;
   XLA_FFI_Error_Destroy_Args unwanted = {.struct_size = sizeof unwanted, .error = error};
   frame->api->XLA_FFI_Error_Destroy(&unwanted);
   return 1;
@@ -177,8 +177,9 @@ static void multiply(const struct product *p, long entry, long first, long end) 
     if (p->form == FIRST_SUMMED) {
       summed = least(summed, (limit + STEPS - 1) / STEPS * STEPS);
     } else if (wanted < end) {
-      for (long r = 0; r < p->rows; r++) memset(c + r * p->columns + wanted, 0, sizeof(float) * (end - wanted));
-      end = wanted;
+      const long from = wanted > first ? wanted : first;
+      for (long r = 0; r < p->rows; r++) memset(c + r * p->columns + from, 0, sizeof(float) * (end - from));
+      end = from;
     }
   }
   const long block = SUMS / p->rows / TILE * TILE, whole = summed - summed % STEPS;
@@ -282,6 +283,32 @@ static XLA_FFI_Error *error_of(const XLA_FFI_Api *api, XLA_FFI_Error_Code code, 
   return api->XLA_FFI_Error_Create(&args);
 }
 
+/* How much of `p` is a task: `share`. Gives the number of tasks. */
+static long cut(const XLA_FFI_CallFrame *frame, struct product *p) {
+  const long threads = p->batch * p->summed * p->columns < LEAST_WORK ? 1 : thread_count(frame);
+  if (p->batch > 1) {
+    p->share = (p->batch + 4 * threads - 1) / (4 * threads);
+    return (p->batch + p->share - 1) / p->share;
+  }
+  /* Up to four a thread, so that one that the system holds up has others do its part; but long pieces of rows. */
+  const long each = threads > 1 ? least(p->columns / (threads * LONG_PIECE), 4) : 1, tasks = threads * (each ? each : 1);
+  p->share = ((p->columns + tasks - 1) / tasks + TILE - 1) / TILE * TILE;
+  return (p->columns + p->share - 1) / p->share;
+}
+
+/* Whether b is what a and c ask for: of their type and batch, with all that is summed over, and all columns. */
+static bool fits(const XLA_FFI_Buffer *a, const XLA_FFI_Buffer *b, const XLA_FFI_Buffer *c, enum form form) {
+  const int64_t rank = c->rank;
+  if (rank < 2 || a->rank != rank || b->rank != rank) return false;
+  if (a->dtype != XLA_FFI_DataType_F32 || b->dtype != XLA_FFI_DataType_F32 || c->dtype != XLA_FFI_DataType_F32)
+    return false;
+  for (int64_t i = 0; i < rank - 2; i++)
+    if (a->dims[i] != c->dims[i] || b->dims[i] != c->dims[i]) return false;
+  const int64_t *rows = a->dims + rank - 2, *matrix = b->dims + rank - 2, *result = c->dims + rank - 2;
+  const bool turned = form == TURNED;
+  return rows[0] == result[0] && matrix[turned ? 1 : 0] == rows[1] && matrix[turned ? 0 : 1] == result[1];
+}
+
 /* Operands a and b, one result c: of the same rank, in float32, with any number of batch dimensions before the last
  * two; limits as a third operand where the form has them. */
 static XLA_FFI_Error *answer(XLA_FFI_CallFrame *frame, enum form form) {
@@ -298,12 +325,13 @@ static XLA_FFI_Error *answer(XLA_FFI_CallFrame *frame, enum form form) {
     return error_of(frame->api, XLA_FFI_Error_Code_INVALID_ARGUMENT, "another number of tensors");
   const XLA_FFI_Buffer *a = frame->args.args[0], *b = frame->args.args[1], *c = frame->rets.rets[0];
   const int64_t rank = c->rank;
-  if (rank < 2 || a->rank != rank || b->rank != rank || c->dtype != XLA_FFI_DataType_F32)
-    return error_of(frame->api, XLA_FFI_Error_Code_INVALID_ARGUMENT, "takes tensors of one rank in float32");
+  if (!fits(a, b, c, form))
+    return error_of(frame->api, XLA_FFI_Error_Code_INVALID_ARGUMENT, "these are no factors of such a product in float32");
   struct product p = {
       .form = form, .batch = 1, .rows = c->dims[rank - 2], .summed = a->dims[rank - 1], .columns = c->dims[rank - 1],
       .a = a->data, .b = b->data, .c = c->data};
   for (int64_t i = 0; i < rank - 2; i++) p.batch *= c->dims[i];
+  if (!p.batch || !p.rows || !p.columns) return NULL;
   if (limited) {
     const XLA_FFI_Buffer *limits = frame->args.args[2];
     if (limits->dtype != XLA_FFI_DataType_S32 || limits->rank != 1 || !limits->dims[0] || p.batch % limits->dims[0])
@@ -314,17 +342,7 @@ static XLA_FFI_Error *answer(XLA_FFI_CallFrame *frame, enum form form) {
       if (p.limits[i] < 0) return error_of(frame->api, XLA_FFI_Error_Code_INVALID_ARGUMENT, "a limit below 0");
   }
   if (p.rows > SUMS / TILE) return error_of(frame->api, XLA_FFI_Error_Code_INVALID_ARGUMENT, "too many rows");
-  const bool large = p.batch * p.summed * p.columns >= LEAST_WORK;
-  if (p.batch > 1) {
-    const long tasks = large ? least(p.batch, 4 * thread_count(frame)) : 1;
-    p.share = (p.batch + tasks - 1) / tasks;
-  } else {
-    /* Up to four a thread, so that one that the system holds up has others do its part; but long pieces of rows. */
-    const long threads = large ? thread_count(frame) : 1, each = p.columns / (threads * LEAST_SHARE);
-    const long tasks = threads * (each < 1 || !large ? 1 : least(each, 4));
-    p.share = ((p.columns + tasks - 1) / tasks + TILE - 1) / TILE * TILE;
-  }
-  const long tasks = ((p.batch > 1 ? p.batch : p.columns) + p.share - 1) / p.share;
+  const long tasks = cut(frame, &p);
   if (form == TURNED) {
     share_out(frame, tasks, turned_share, &p);
     return NULL;
@@ -361,7 +379,9 @@ static bool add(const XLA_FFI_Api *api, const char *name, XLA_FFI_Handler *handl
 
 /* Makes the targets known to XLA; false: it takes none of this form. */
 bool gpt_mesh_register(const XLA_FFI_Api *api) {
-  return api->api_version.major_version == XLA_FFI_API_MAJOR && add(api, "gpt_mesh_few_rows", straight) &&
+  const bool same = api->api_version.major_version == XLA_FFI_API_MAJOR &&
+                    api->api_version.minor_version == XLA_FFI_API_MINOR;
+  return same && add(api, "gpt_mesh_few_rows", straight) &&
          add(api, "gpt_mesh_few_rows_turned", turned) && add(api, "gpt_mesh_few_rows_first_summed", first_summed) &&
          add(api, "gpt_mesh_few_rows_first_columns", first_columns);
 }

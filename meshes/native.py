@@ -12,6 +12,7 @@ import functools
 import hashlib
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -27,17 +28,17 @@ from meshes import compiled_cache
 SOURCE = Path(__file__).with_name("few_rows.c")
 # The compilers' names for "this processor": -march on x86 and for GCC everywhere, -mcpu for Clang on ARM.
 TUNED: tuple[list[str], ...] = (["-march=native"], ["-mcpu=native"], [])
+# ISO C, which keeps products and sums apart unless told otherwise: half of what a processor can do.
+COMMON = ["-O3", "-std=c11", "-ffp-contract=fast", "-fPIC", "-shared"]
 SECONDS = 120  # in which a compiler has to be done
 
 log = logging.getLogger("gpt")
-
-
-_once = threading.Lock()
+_one_at_a_time = threading.Lock()
 
 
 def few_rows_known() -> bool:
     """Whether XLA knows the targets of few_rows.c in this process. Compiles it, unless an earlier process has."""
-    with _once:
+    with _one_at_a_time:
         return not _reason()
 
 
@@ -52,17 +53,17 @@ def _reason() -> str:
 
 def _make_known() -> str:
     """Nothing, or why they are not known."""
-    headers = Path(tf.sysconfig.get_include())
+    header = Path(tf.sysconfig.get_include()) / "xla/ffi/api/c_api.h"
     framework = next(Path(tf.sysconfig.get_lib()).glob("libtensorflow_framework.*"), None)
-    if framework is None or not (headers / "xla/ffi/api/c_api.h").exists():
+    if framework is None or not header.exists():
         return f"TensorFlow {tf.__version__} has no interface for it"
-    compiler = find_compiler()
-    if not compiler:
-        return "there is no C compiler (cc, gcc, clang, or what CC names)"
     try:
-        library = load(compiler, headers)
+        compiler = find_compiler()
+        if not compiler:
+            return "there is no C compiler (cc, gcc, clang, or what CC names)"
+        library = load(compiler, header)
         interface = ctypes.CDLL(str(framework)).XLA_FFI_GetApi
-    except (OSError, AttributeError, subprocess.SubprocessError) as error:
+    except (OSError, AttributeError, ValueError, subprocess.SubprocessError) as error:
         return f"{SOURCE.name} could not be compiled and loaded: {_last_line(error)}"
     interface.restype = ctypes.c_void_p
     library.gpt_mesh_register.argtypes, library.gpt_mesh_register.restype = [ctypes.c_void_p], ctypes.c_bool
@@ -71,7 +72,7 @@ def _make_known() -> str:
 
 def find_compiler() -> list[str]:
     """The command, or nothing."""
-    named = os.environ.get("CC", "").split()
+    named = shlex.split(os.environ.get("CC", ""))
     for command in [named] if named else [["cc"], ["gcc"], ["clang"]]:
         found = shutil.which(command[0])
         if found:
@@ -79,39 +80,61 @@ def find_compiler() -> list[str]:
     return []
 
 
-def load(compiler: list[str], headers: Path) -> ctypes.CDLL:
+def load(compiler: list[str], header: Path) -> ctypes.CDLL:
     """What an earlier process compiled from the same source in the same way, else what is compiled now."""
     version = subprocess.run([*compiler, "--version"], capture_output=True, check=True, timeout=SECONDS).stdout
-    facts = [SOURCE.read_bytes(), version, "\n".join([*compiler, str(headers), *compiled_cache.hardware()]).encode()]
+    facts = [SOURCE.read_bytes(), header.read_bytes(), version, os.fsencode("\n".join([*compiler, *COMMON]))]
+    facts.append("\n".join(compiled_cache.hardware()).encode())
     name = f"{SOURCE.stem}-{hashlib.sha256(b'|'.join(facts)).hexdigest()[:16]}.so"
-    with contextlib.ExitStack() as stack:
-        folder = _folder() or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        if (folder / name).exists():
-            with contextlib.suppress(OSError):  # damaged
-                return ctypes.CDLL(str(folder / name))
-        return ctypes.CDLL(str(_compiled(compiler, headers, folder / name)))
+    kept = _folder()
+    if kept:
+        with contextlib.suppress(OSError):  # there is none, it is damaged, the folder is not for writing or running
+            return ctypes.CDLL(str(_own(kept / name)))
+        with contextlib.suppress(OSError):
+            kept.mkdir(parents=True, exist_ok=True)
+            _compile(compiler, kept / name)
+            return ctypes.CDLL(str(kept / name))
+    with tempfile.TemporaryDirectory() as folder:
+        _compile(compiler, Path(folder) / name)
+        return ctypes.CDLL(str(Path(folder) / name))
 
 
 def _folder() -> Path | None:
     """Where libraries are kept on this machine; None: nowhere."""
-    folder = Path(compiled_cache.cache_root(os.environ)).absolute() / "native"
     if os.environ.get("GPT_MESH_CACHE") == "off":
         return None
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder if os.access(folder, os.W_OK) else None
+    return Path(compiled_cache.cache_root(os.environ)).absolute() / "native"
 
 
-def _compiled(compiler: list[str], headers: Path, library: Path) -> Path:
-    """`library`, written under another name first: another process may be looking for it."""
-    unfinished = library.with_suffix(f".{os.getpid()}")
-    for tuned in TUNED:
-        command = [*compiler, "-O3", *tuned, "-std=c11", "-fPIC", "-shared", f"-I{headers}", str(SOURCE)]
-        done = subprocess.run([*command, "-o", str(unfinished)], capture_output=True, timeout=SECONDS)
-        if not done.returncode:
-            return unfinished.replace(library)
-    unfinished.unlink(missing_ok=True)
-    raise OSError(done.stderr.decode(errors="replace"))
+def _own(library: Path) -> Path:
+    """The same path.
+
+    Raises:
+        OSError: there is no such file, or another user has put it there.
+    """
+    if library.stat().st_uid != os.getuid():
+        raise PermissionError(f"{library} belongs to another user")
+    return library
+
+
+def _compile(compiler: list[str], library: Path) -> None:
+    """Write `library`, under another name first: another process may be looking for it.
+
+    Raises:
+        OSError: it cannot be written; with the compiler's words, that it cannot be compiled.
+    """
+    descriptor, unfinished = tempfile.mkstemp(dir=library.parent, prefix=f"{SOURCE.stem}-")
+    os.close(descriptor)
+    try:
+        for tuned in TUNED:
+            command = [*compiler, *COMMON, *tuned, f"-I{tf.sysconfig.get_include()}", str(SOURCE), "-o", unfinished]
+            done = subprocess.run(command, capture_output=True, timeout=SECONDS)
+            if not done.returncode and os.path.getsize(unfinished):
+                os.replace(unfinished, library)
+                return
+        raise OSError(done.stderr.decode(errors="replace") or "the compiler wrote nothing")
+    finally:
+        Path(unfinished).unlink(missing_ok=True)
 
 
 def _last_line(error: Exception) -> str:

@@ -32,7 +32,8 @@ def einsum(equation: str, *factors: tf.Tensor) -> tf.Tensor:
         factors: of any shapes. What is meant is [..., summed] with [summed, kept] or [kept, summed].
     """
     names, result = equation.split("->")[0].split(","), equation.split("->")[1]
-    if len(factors) == 2 and factors[1].shape.rank == 2 and result[:-1] == names[0][:-1]:
+    known = all(x.shape.is_fully_defined() for x in factors)
+    if known and len(factors) == 2 and factors[1].shape.rank == 2 and result[:-1] == names[0][:-1]:
         x, matrix = factors
         rows = tf.reshape(x, [math.prod(x.shape[:-1]), x.shape[-1]])
         if names[1] == names[0][-1] + result[-1]:
@@ -55,7 +56,8 @@ def matmul(
         summed: int32, of the first batch dimension: behind so many places `rows` are zero; they need not be read.
         kept: the same: only so many columns are wanted. The others may hold anything finite.
     """
-    if matrices.shape.num_elements() < LEAST_OF_ALL or not _suits(rows, matrices, FEW):
+    known = rows.shape.is_fully_defined() and matrices.shape.is_fully_defined()
+    if not known or matrices.shape.num_elements() < LEAST_OF_ALL or not _suits(rows, matrices):
         return tf.matmul(rows, matrices)
     if summed is not None:
         return few_rows(rows, matrices, "_first_summed", summed)
@@ -66,16 +68,18 @@ def _times(rows: tf.Tensor, matrix: tf.Tensor, turned: bool = False) -> tf.Tenso
     """[rows, summed] times [summed, kept], or turned, [kept, summed]; None where `tf.einsum` does it as well."""
     if matrix.shape.num_elements() < LEAST_ELEMENTS:
         return None
-    if _suits(rows, matrix, FEW_TURNED if turned else FEW):
+    if _suits(rows, matrix, turned):
         return few_rows(rows, matrix, "_turned" if turned else "")
     if rows.shape[0] != 1:
         return None
     return tf.transpose(tf.matmul(matrix, tf.transpose(rows))) if turned else _by_parts(rows, matrix)
 
 
-def _suits(rows: tf.Tensor, matrices: tf.Tensor, most: int) -> bool:
-    """Whether few_rows.c is to do this product, and can."""
-    return rows.shape[-2] <= most and rows.dtype == matrices.dtype == tf.float32 and native.few_rows_known()
+def _suits(rows: tf.Tensor, matrices: tf.Tensor, turned: bool = False) -> bool:
+    """Whether few_rows.c is to do this product, and can: what does not fit is TensorFlow's to refuse."""
+    fits = rows.shape[:-2] == matrices.shape[:-2] and rows.shape[-1] == matrices.shape[-1 if turned else -2]
+    few = 0 < rows.shape[-2] <= (FEW_TURNED if turned else FEW)
+    return fits and few and rows.dtype == matrices.dtype == tf.float32 and native.few_rows_known()
 
 
 def few_rows(rows: tf.Tensor, matrices: tf.Tensor, form: str = "", *limits: tf.Tensor) -> tf.Tensor:

@@ -188,8 +188,8 @@ def _attend_once(
     (kept_k, kept_v), (new_k, new_v) = states
     dtype = ctx.statistics_dtype
 
-    def product(x: tf.Tensor, y: tf.Tensor, **known: tf.Tensor) -> tf.Tensor:
-        return products.matmul(x, y, **known) if ctx.cpu_products else tf.matmul(x, y)
+    def product(x: tf.Tensor, y: tf.Tensor, **limit: tf.Tensor) -> tf.Tensor:
+        return products.matmul(x, y, **limit) if ctx.cpu_products else tf.matmul(x, y)
 
     def attend(q: tf.Tensor, start: tf.Tensor, count: tf.Tensor, *parts: tf.Tensor) -> tf.Tensor:
         keys, values = parts[: len(parts) // 2], parts[len(parts) // 2 :]
@@ -197,15 +197,15 @@ def _attend_once(
         wide = tf.cast(tf.reshape(q, [batch, heads, 1, features]), dtype)  # there is one position to exchange
         scores = [product(wide, tf.cast(keys[0], dtype), kept=start), product(wide, tf.cast(keys[1], dtype))]
         scores += [tf.einsum("bhqf,khf->bhqk", wide, tf.cast(k, dtype)) for k in keys[2:]]
-        known, start, slots = start, start[:, None], [tf.range(k.shape[3])[None, :] for k in keys[:2]]
-        seen = [slots[0] < start, slots[1] <= count]
+        first, slots = start[:, None], [tf.range(k.shape[3])[None, :] for k in keys[:2]]
+        seen = [slots[0] < first, slots[1] <= count]
         if window is not None:
-            oldest = start + count - window
-            seen = [tf.logical_and(seen[0], slots[0] > oldest), tf.logical_and(seen[1], start + slots[1] > oldest)]
+            oldest = first + count - window
+            seen = [tf.logical_and(seen[0], slots[0] > oldest), tf.logical_and(seen[1], first + slots[1] > oldest)]
         scores[:2] = [tf.where(s[:, None, None, :], x, MASKED) for s, x in zip(seen, scores[:2], strict=True)]
         sizes = [x.shape[-1] for x in scores]
         weights = tf.split(tf.cast(tf.nn.softmax(tf.concat(scores, -1)), q.dtype), sizes, axis=-1)
-        attended = [product(weights[0], values[0], summed=known), product(weights[1], values[1])]
+        attended = [product(weights[0], values[0], summed=start), product(weights[1], values[1])]
         attended += [tf.einsum("bhqk,khf->bhqf", w, v) for w, v in zip(weights[2:], values[2:], strict=True)]
         return tf.reshape(tf.add_n(attended), q.shape)
 

@@ -80,7 +80,8 @@ def test_compiled_or_on_a_mesh_the_tokens_are_the_same(keys):
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_the_same_seed_draws_the_same_text_wherever_it_sits(compiled, monkeypatch):
-    monkeypatch.setattr(products, "LEAST_ELEMENTS", 1)  # those of a few rows of any size
+    for threshold in ("LEAST_ELEMENTS", "LEAST_OF_ALL"):  # products of a few rows of any size
+        monkeypatch.setattr(products, threshold, 1)
     engine = make_engine(tiny_config(n_ctx=N_CTX), compiled=compiled)
     engine.create_variables(training=False)
     enlarge_weights(engine)

@@ -14,7 +14,7 @@ from meshes import native
 import tensorflow as tf  # isort: skip  (after compat, which quiets its start-up)
 
 COMPILER = native.find_compiler()
-HEADERS = Path(tf.sysconfig.get_include())
+HEADER = Path(tf.sysconfig.get_include()) / "xla/ffi/api/c_api.h"
 needs_compiler = pytest.mark.skipif(not COMPILER, reason="there is no C compiler")
 
 SCRIPT = """
@@ -51,11 +51,26 @@ def test_it_is_compiled_once(tmp_path: Path) -> None:
 @needs_compiler
 def test_a_damaged_library_is_compiled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPT_MESH_CACHE", str(tmp_path))
-    assert native.load(COMPILER, HEADERS).gpt_mesh_register
+    assert native.load(COMPILER, HEADER).gpt_mesh_register
     (library,) = (tmp_path / "native").iterdir()
     library.unlink()  # and not written over: it is open
     library.write_bytes(b"\x7fELF, once")
-    assert native.load(COMPILER, HEADERS).gpt_mesh_register
+    assert native.load(COMPILER, HEADER).gpt_mesh_register
+
+
+@needs_compiler
+def test_another_compiler_header_or_owner_is_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPT_MESH_CACHE", str(tmp_path))
+    header = tmp_path / "c_api.h"
+    header.write_bytes(HEADER.read_bytes() + b"\n")
+    for compiler, given in [(COMPILER, HEADER), (COMPILER, header), ([*COMPILER, "-g"], HEADER), (COMPILER, HEADER)]:
+        assert native.load(compiler, given).gpt_mesh_register
+    libraries = set((tmp_path / "native").iterdir())
+    assert len(libraries) == 3
+    before = {path: path.stat().st_ino for path in libraries}
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    native.load(COMPILER, HEADER)
+    assert len([path for path in libraries if path.stat().st_ino != before[path]]) == 1
 
 
 @needs_compiler

@@ -60,7 +60,8 @@ def test_a_few_rows_times_a_matrix(equation: str, rows, matrix, known: bool, dty
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 8, 9, 16])
 @pytest.mark.parametrize(
-    ("batch", "summed", "columns"), [((), 100, 33), ((), 3, 1030), ((2, 3), 65, 130), ((96,), 5, 9)]
+    ("batch", "summed", "columns"),
+    [((), 100, 33), ((), 3, 1030), ((), 9, 9000), ((2, 3), 65, 130), ((96,), 5, 9), ((64,), 64, 65)],
 )
 def test_few_rows_of_any_shape(batch, rows: int, summed: int, columns: int, turned: bool) -> None:
     x, w = drawn((*batch, rows, summed), (*batch, columns, summed) if turned else (*batch, summed, columns))
@@ -68,6 +69,22 @@ def test_few_rows_of_any_shape(batch, rows: int, summed: int, columns: int, turn
     found = compiled(lambda x, w: products.few_rows(x, w, "_turned" * turned), x, w)
     wanted = exact("...rs,...cs->...rc" if turned else "...rs,...sc->...rc", x, w)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-6 * summed**0.5)
+
+
+@needs_compiler
+def test_what_does_not_fit_is_refused() -> None:
+    assert native.few_rows_known()
+    for shapes in [((4, 300), (256, 256)), ((4, 256), (2, 256, 256)), ((2, 4, 256), (3, 256, 256))]:
+        x, w = drawn(*shapes)
+        with pytest.raises(tf.errors.InvalidArgumentError, match="no factors of such a product"):
+            compiled(products.few_rows, x, w)
+    with pytest.raises(ValueError, match=r"[Dd]imension"):
+        compiled(lambda x, w: products.einsum("ab,bc->ac", x, w), *drawn((4, 300), (256, 256)))
+    x, w = drawn((2, 1, 1, 64), (2, 3, 64, 64))
+    np.testing.assert_allclose(compiled(products.matmul, x, w), x @ w, rtol=0, atol=1e-5)
+    assert compiled(products.few_rows, *drawn((0, 256), (256, 256))).shape == (0, 256)
+    assert compiled(products.few_rows, *drawn((4, 256), (256, 0))).shape == (4, 0)
+    np.testing.assert_array_equal(compiled(products.few_rows, *drawn((4, 0), (0, 9))), np.zeros((4, 9)))
 
 
 @needs_compiler
