@@ -7,13 +7,14 @@ the queries.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 
 from meshes.compat import mtf
 
 import tensorflow as tf
 
 from meshes import products
-from models import flash_attention, linear_attention, local_attention
+from models import cpu_attention, flash_attention, linear_attention, local_attention
 from models.cache import Cache, Decode, Place, State
 from models.context import Context, constant
 from models.kernels import kernel
@@ -128,7 +129,9 @@ def _attend(
         return _attend_by_mesh_operations(ctx, q, k, v, memory, view, site)
     shape = dims.sequence.size, dims.features_per_head.size
     if ctx.tensor_cores and not memory and flash_attention.fits(*shape, q.dtype, view.causal, view.window):
-        return _attend_by_flash(ctx, q, k, v, view)
+        return _attend_without_scores(ctx, q, k, v, view, flash_attention)
+    if ctx.cpu_products and not memory and cpu_attention.fits(q.dtype):
+        return _attend_without_scores(ctx, q, k, v, view, cpu_attention)
 
     size = None
     if ctx.fused and view.window is not None:
@@ -155,21 +158,23 @@ def _attend(
     return kernel(attend, operands, [(q.shape, q.dtype)], [dims.batch, dims.heads], "attend")[0]
 
 
-def _attend_by_flash(ctx: Context, q: mtf.Tensor, k: mtf.Tensor, v: mtf.Tensor, view: View) -> mtf.Tensor:
-    """The same in memory linear in the sequence; without learned memory."""
+def _attend_without_scores(
+    ctx: Context, q: mtf.Tensor, k: mtf.Tensor, v: mtf.Tensor, view: View, kernels: ModuleType
+) -> mtf.Tensor:
+    """The same in memory linear in the sequence, by `flash_attention` or `cpu_attention`; without learned memory."""
     dims = ctx.dims
 
     def attend(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return flash_attention.attend(q, k, v, view.causal, view.window)
+        return kernels.attend(q, k, v, view.causal, view.window)
 
     def gradient(
         q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, attended: tf.Tensor, log_sums: tf.Tensor, upstream: tf.Tensor, _: None
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        return flash_attention.gradient(q, k, v, attended, log_sums, upstream, view.causal, view.window)
+        return kernels.gradient(q, k, v, attended, log_sums, upstream, view.causal, view.window)
 
     log_sums = mtf.Shape([dims.batch, dims.heads, dims.sequence]), tf.float32
     outputs = [(q.shape, q.dtype), log_sums]
-    return kernel(attend, [q, k, v], outputs, [dims.batch, dims.heads], "flash_attend", gradient)[0]
+    return kernel(attend, [q, k, v], outputs, [dims.batch, dims.heads], "attend", gradient)[0]
 
 
 def _attend_once(

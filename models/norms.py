@@ -6,6 +6,7 @@ from meshes.compat import mtf
 
 import tensorflow as tf
 
+from meshes import native
 from models.context import Context, constant
 from models.kernels import kernel
 
@@ -34,6 +35,8 @@ def layer_norm(ctx: Context, x: mtf.Tensor, name: str) -> mtf.Tensor:
     if not ctx.is_whole(embd):
         return _by_mesh_operations(ctx, x) * gain + bias
     others = [dim for dim in x.shape.dims if dim != embd]
+    if ctx.cpu_products and x.dtype == tf.float32 and x.shape.dims[-1] == embd and native.known():
+        return kernel(_by_native, [x, gain, bias], [(x.shape, x.dtype)], others, "layer_norm", _native_gradient)[0]
 
     def normalize(x: tf.Tensor, gain: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
         wide = tf.cast(x, ctx.statistics_dtype)
@@ -42,6 +45,23 @@ def layer_norm(ctx: Context, x: mtf.Tensor, name: str) -> mtf.Tensor:
         return tf.cast(centred * tf.math.rsqrt(variance + EPSILON), x.dtype) * gain + bias
 
     return kernel(normalize, [x, gain, bias], [(x.shape, x.dtype)], others, "layer_norm")[0]
+
+
+def _by_native(x: tf.Tensor, gain: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    """By native/layer_norm.c."""
+    rows = tf.reshape(x, [-1, x.shape[-1]])
+    (found,) = native.call("layer_norm", [rows, gain, bias], [tf.TensorSpec(rows.shape, x.dtype)], epsilon=EPSILON)
+    return tf.reshape(found, x.shape)
+
+
+def _native_gradient(
+    x: tf.Tensor, gain: tf.Tensor, bias: tf.Tensor, _: tf.Tensor, upstream: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The gradients of x, gain and bias."""
+    rows, dy = (tf.reshape(t, [-1, x.shape[-1]]) for t in (x, upstream))
+    results = [tf.TensorSpec(t.shape, t.dtype) for t in (rows, gain, bias)]
+    dx, dgain, dbias = native.call("layer_norm_gradient", [rows, gain, dy], results, epsilon=EPSILON)
+    return tf.reshape(dx, x.shape), dgain, dbias
 
 
 def _by_mesh_operations(ctx: Context, x: mtf.Tensor) -> mtf.Tensor:

@@ -14,12 +14,15 @@ from meshes.compat import mtf
 
 import tensorflow as tf
 
+from meshes import native
 from models import kernels
 from models.context import Context
 
 # Scores of a piece, in bytes of float32. On a CPU a piece is to stay in its caches; on a GPU each further piece reads
 # and writes the weights' gradient once more.
 CPU_BYTES, GPU_BYTES = 2**24, 2**31
+# Of vocabulary_loss.c: tokens of a piece, which adds to the weights' gradient once, and numbers of the longest vector.
+CPU_TOKENS, VECTOR = 1024, 16
 
 
 def fits(ctx: Context) -> bool:
@@ -56,6 +59,7 @@ class _CrossEntropy(mtf.Operation):
         super().__init__([x, weight, labels, shares], name="vocabulary_loss")
         self.dtype, self.z_loss = ctx.statistics_dtype, z_loss
         self.rows_are_vocab = weight.shape.dims[0] == ctx.dims.vocab
+        self.by_native = ctx.cpu_products and x.dtype == weight.dtype == tf.float32 and native.known()
         scalar = mtf.Shape([])
         outputs = [(scalar, self.dtype), (scalar, self.dtype), (x.shape, x.dtype), (weight.shape, weight.dtype)]
         self._outputs = [mtf.Tensor(self, shape, dtype, index=i) for i, (shape, dtype) in enumerate(outputs)]
@@ -80,6 +84,8 @@ class _CrossEntropy(mtf.Operation):
     def _slice(self, x: tf.Tensor, weight: tf.Tensor, labels: tf.Tensor, shares: tf.Tensor) -> tuple[tf.Tensor, ...]:
         width, vocab = x.shape[-1], weight.shape[0 if self.rows_are_vocab else 1]
         tokens = labels.shape.num_elements()
+        if self.by_native:
+            return self._by_native(x, weight, labels, shares, tokens)
         count, size = pieces(tokens, vocab * self.dtype.size)
 
         def cut(t: tf.Tensor, *features: int) -> tf.Tensor:
@@ -95,6 +101,20 @@ class _CrossEntropy(mtf.Operation):
         dx = tf.reshape(dx, [count * size, width])[:tokens]
         dweight = tf.transpose(dweight) if self.rows_are_vocab else dweight
         return objective, nll, tf.reshape(dx, x.shape), tf.cast(dweight, weight.dtype)
+
+    def _by_native(
+        self, x: tf.Tensor, weight: tf.Tensor, labels: tf.Tensor, shares: tf.Tensor, tokens: int
+    ) -> tuple[tf.Tensor, ...]:
+        """The same by native/vocabulary_loss.c."""
+        width, vocab = x.shape[-1], weight.shape[0 if self.rows_are_vocab else 1]
+        flat, chunk = tf.reshape(x, [tokens, width]), min(tokens, CPU_TOKENS)
+        scratch = [[chunk, -(-vocab // VECTOR) * VECTOR], [chunk, width], [2, tokens]]
+        shapes = [[], [], flat.shape, weight.shape, *scratch]
+        given = [flat, weight, tf.reshape(tf.cast(labels, tf.int32), [tokens]), tf.reshape(shares, [tokens])]
+        results = [tf.TensorSpec(shape, tf.float32) for shape in shapes]
+        how = {"z_loss": float(self.z_loss), "turned": not self.rows_are_vocab}
+        objective, nll, dx, dweight, *_ = native.call("vocabulary_loss", given, results, **how)
+        return objective, nll, tf.reshape(dx, x.shape), dweight
 
     def _by_pieces(
         self, xs: tf.Tensor, weight: tf.Tensor, ids: tf.Tensor, shares: tf.Tensor

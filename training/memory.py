@@ -10,14 +10,16 @@ import functools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from types import ModuleType
 
 from meshes.compat import mtf
 
 import tensorflow as tf
 
 from config import Config
+from meshes import native
 from meshes.devices import OPTIMIZER_PART, MeshPlan, have_tensor_cores
-from models import flash_attention, vocabulary_loss
+from models import cpu_attention, flash_attention, vocabulary_loss
 from models.dims import Dims, whole
 from models.linear_attention import CHUNK
 from models.shapes import weight_shapes
@@ -53,8 +55,8 @@ class _Memory:
         self.slots, self.factors = (_counted(kept) for kept in _slot_shapes(config, shapes))
         kinds = Counter(_kind(config, number) for number in range(config.model.n_layer))
         self.layers = {
-            flash: [(count, _layer(config, *kind, flash=flash)) for kind, count in kinds.items()]
-            for flash in (False, True)
+            fused: [(count, _layer(config, *kind, fused=fused)) for kind, count in kinds.items()]
+            for fused in (None, flash_attention, cpu_attention)
         }
         dims = Dims.of(config.model, 1, config.model.n_ctx)
         self.stream = {(dims.sequence, dims.embd): float(_activation_bytes(config))}
@@ -98,8 +100,8 @@ class _Memory:
         if "experts" in splits and plan.rules["experts"] == plan.rules.get("batch"):
             # Tokens change places: a device has fewer experts, but those of all the batch.
             splits["experts"] = 1
-        flash = plan.compiled and have_tensor_cores(plan.devices) and not {"sequence", "memory_length"} & splits.keys()
-        layers = [(count, _held(tensors, splits)) for count, tensors in self.layers[flash]]
+        fused = None if {"sequence", "memory_length"} & splits.keys() else _fused_attention(plan)
+        layers = [(count, _held(tensors, splits)) for count, tensors in self.layers[fused]]
         if self.config.training.recompute_grad:
             return self.config.model.n_layer * _held(self.stream, splits) + max(size for _, size in layers)
         return sum(count * size for count, size in layers)
@@ -111,9 +113,20 @@ class _Memory:
         training = self.config.training
         if not training.fused_ops or self.config.optimizer.entmax_loss or {"vocab", "embd"} & splits.keys():
             return everything
+        narrow = _activation_bytes(self.config)
+        if _fused_attention(plan) is cpu_attention and narrow == 4:
+            return min(everything / 2, 4.0 * vocabulary_loss.CPU_TOKENS * self.config.model.n_vocab)
         on_cpu = all("CPU" in name for name in plan.devices)
         piece = min(everything, 2 * (vocabulary_loss.CPU_BYTES if on_cpu else vocabulary_loss.GPU_BYTES))
-        return piece * _activation_bytes(self.config) / 4
+        return piece * narrow / 4
+
+
+def _fused_attention(plan: MeshPlan) -> ModuleType | None:
+    """Whose attention may keep no scores on these devices: see models/attention.py."""
+    if plan.compiled and have_tensor_cores(plan.devices):
+        return flash_attention
+    on_cpu = plan.compiled and all("CPU" in name for name in plan.devices)
+    return cpu_attention if on_cpu and native.known() else None
 
 
 def _activation_bytes(config: Config) -> int:
@@ -146,10 +159,10 @@ def _kind(config: Config, number: int) -> tuple[str, bool]:
     return config.model.attention_types[number], number in config.model.moe_layers
 
 
-def _layer(config: Config, attention: str, mixture: bool, flash: bool) -> Tensors:
+def _layer(config: Config, attention: str, mixture: bool, fused: ModuleType | None) -> Tensors:
     """Bytes inside one block, of one sequence: four times the width of the stream beside attention and four in it,
-    eight in the feed-forward, and the weights of attention and their gradients in float32; or, with flash attention,
-    its result once more and the weights' denominators.
+    eight in the feed-forward, and the weights of attention and their gradients in float32; or, where `fused` attention
+    keeps none, its result once more and the weights' denominators.
     """
     model, size = config.model, _activation_bytes(config)
     dims = Dims.of(model, 1, model.n_ctx)
@@ -161,7 +174,7 @@ def _layer(config: Config, attention: str, mixture: bool, flash: bool) -> Tensor
         chunk = mtf.Dimension("chunk", min(CHUNK, model.n_ctx))
         found[dims.heads, dims.whole_sequence, chunk] += 8
         found[dims.heads, dims.whole_sequence] += 8 * model.head_size**2 / CHUNK
-    elif attention != "none" and flash and _takes_flash(config, attention):
+    elif attention != "none" and fused and _takes_fused(config, attention, fused):
         found[dims.heads, dims.sequence] += 4
     elif attention != "none":
         found[dims.heads, dims.sequence, dims.memory_length] += 8
@@ -172,12 +185,14 @@ def _layer(config: Config, attention: str, mixture: bool, flash: bool) -> Tensor
     return found
 
 
-def _takes_flash(config: Config, attention: str) -> bool:
-    """Whether flash attention does this layer, on devices that have it: see models/attention.py."""
+def _takes_fused(config: Config, attention: str, fused: ModuleType) -> bool:
+    """Whether this kind of attention does this layer, on devices that have it: see models/attention.py."""
     model = config.model
     if model.num_mem_kv or model.attn_dropout or not config.training.fused_ops:
         return False
     dtype = tf.bfloat16 if config.training.precision == "bfloat16" else tf.float32
+    if fused is cpu_attention:
+        return dtype == tf.float32
     window = model.local_attention_radius if attention == "local" else None
     return flash_attention.fits(model.n_ctx, model.head_size, dtype, not config.mlm.mlm_training, window)
 

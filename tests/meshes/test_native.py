@@ -17,6 +17,8 @@ COMPILER = native.find_compiler()
 HEADER = Path(tf.sysconfig.get_include()) / "xla/ffi/api/c_api.h"
 needs_compiler = pytest.mark.skipif(not COMPILER, reason="there is no C compiler")
 
+NOT_COMPILED = "what is written in C could not be compiled and loaded: "
+
 SCRIPT = """
 import logging, sys
 import numpy as np, tensorflow as tf
@@ -26,16 +28,16 @@ x, w = np.ones([4, 256], np.float32), np.full([256, 256], 0.5, np.float32)
 function = tf.function(lambda x, w: products.einsum("ab,bc->ac", x, w), jit_compile=True, autograph=False)
 for _ in range(2):
     assert (function(x, w).numpy() == 128).all()
-print(native.few_rows_known())
+print(native.known())
 """
 
 
 def run(cache: Path | str, **environment: str) -> tuple[str, list[str]]:
-    """What a process of its own prints, and what it logs of decoding."""
+    """What a process of its own prints, and what it logs of this CPU."""
     given = {**os.environ, "GPT_MESH_CACHE": str(cache), **environment}
     done = subprocess.run([sys.executable, "-c", SCRIPT], env=given, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return done.stdout.strip(), [line for line in done.stderr.splitlines() if line.startswith("decoding")]
+    return done.stdout.strip(), [line for line in done.stderr.splitlines() if line.startswith("this CPU")]
 
 
 @needs_compiler
@@ -77,7 +79,7 @@ def test_another_compiler_header_or_owner_is_another_library(tmp_path: Path, mon
 def test_nothing_is_kept_where_nothing_is_to_be(tmp_path: Path) -> None:
     found = run("off", TMPDIR=str(tmp_path), XDG_CACHE_HOME=str(tmp_path / "cache"))
     assert found == ("True", [])
-    assert not [path for path in tmp_path.rglob("*") if "few_rows" in path.name or "gpt-mesh" in path.name]
+    assert not [path for path in tmp_path.rglob("*") if "gpt_mesh" in path.name or "gpt-mesh" in path.name]
 
 
 @needs_compiler
@@ -90,14 +92,14 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
     ("compiler", "reason"),
     [
         ("/nowhere/cc", "there is no C compiler (cc, gcc, clang, or what CC names)"),
-        ("false", "few_rows.c could not be compiled and loaded: "),
-        (f"{sys.executable} -V", "few_rows.c could not be compiled and loaded: "),  # says a version, makes no file
-        pytest.param("cc -include /nowhere.h", "few_rows.c could not be compiled and loaded: ", marks=needs_compiler),
+        ("false", NOT_COMPILED),
+        (f"{sys.executable} -V", NOT_COMPILED),  # says a version, makes no file
+        pytest.param("cc -include /nowhere.h", NOT_COMPILED, marks=needs_compiler),
     ],
 )
 def test_without_a_compiler_it_is_said_once_and_all_works(tmp_path: Path, compiler: str, reason: str) -> None:
     known, lines = run(tmp_path, CC=compiler)
     assert known == "False"
     (line,) = lines
-    assert line.startswith(f"decoding on this CPU is slower than it could be: {reason}")
+    assert line.startswith(f"this CPU is slower than it could be: {reason}")
     assert not list((tmp_path / "native").glob("*"))

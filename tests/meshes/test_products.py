@@ -1,11 +1,9 @@
-"""Products of a few rows and a matrix, compiled for a CPU, beside float64's."""
+"""Products of matrices, compiled for a CPU, beside float64's."""
 
 from __future__ import annotations
 
 import concurrent.futures
-import os
-import subprocess
-import sys
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -48,7 +46,7 @@ def exact(equation: str, *factors: tf.Tensor) -> np.ndarray:
 @pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16])
 def test_a_few_rows_times_a_matrix(equation: str, rows, matrix, known: bool, dtype, monkeypatch) -> None:
     if not known:
-        monkeypatch.setattr(native, "few_rows_known", lambda: False)
+        monkeypatch.setattr(native, "known", lambda: False)
     factors = drawn(rows, matrix, dtype=dtype)
     found, wanted = compiled(lambda x, w: products.einsum(equation, x, w), *factors), exact(equation, *factors)
     assert found.dtype == dtype
@@ -65,7 +63,7 @@ def test_a_few_rows_times_a_matrix(equation: str, rows, matrix, known: bool, dty
 )
 def test_few_rows_of_any_shape(batch, rows: int, summed: int, columns: int, turned: bool) -> None:
     x, w = drawn((*batch, rows, summed), (*batch, columns, summed) if turned else (*batch, summed, columns))
-    assert native.few_rows_known()
+    assert native.known()
     found = compiled(lambda x, w: products.few_rows(x, w, "_turned" * turned), x, w)
     wanted = exact("...rs,...cs->...rc" if turned else "...rs,...sc->...rc", x, w)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-6 * summed**0.5)
@@ -73,7 +71,7 @@ def test_few_rows_of_any_shape(batch, rows: int, summed: int, columns: int, turn
 
 @needs_compiler
 def test_what_does_not_fit_is_refused() -> None:
-    assert native.few_rows_known()
+    assert native.known()
     for shapes in [((4, 300), (256, 256)), ((4, 256), (2, 256, 256)), ((2, 4, 256), (3, 256, 256))]:
         x, w = drawn(*shapes)
         with pytest.raises(tf.errors.InvalidArgumentError, match="no factors of such a product"):
@@ -99,7 +97,7 @@ def test_only_what_is_known_is_read(rows: int, limits: list[int]) -> None:
     keys = tf.where(read[:, None, None, :], keys, np.nan)
     weights = tf.where(known[:, None, None, :], weights, 0.0)
     values = tf.where(read[:, None, :, None], values, np.nan)
-    assert native.few_rows_known()
+    assert native.known()
     of = tf.constant(limits, tf.int32)
     scores = compiled(lambda x, y, of: products.matmul(x, y, kept=of), x, keys, of)
     wanted = np.where(known[:, None, None, :], x @ keys, 0.0)
@@ -114,7 +112,7 @@ def test_only_what_is_known_is_read(rows: int, limits: list[int]) -> None:
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_row_is_the_same_beside_any_others(turned: bool) -> None:
     x, w = drawn((16, 770), (515, 770) if turned else (770, 515))
-    assert native.few_rows_known()
+    assert native.known()
     together = compiled(lambda x, w: products.few_rows(x, w, "_turned" * turned), x, w).numpy()
     for first, end in [(0, 1), (3, 10), (4, 8), (1, 16)]:
         some = compiled(lambda x, w: products.few_rows(x, w, "_turned" * turned), x[first:end], w)
@@ -138,39 +136,46 @@ def test_many_at_once_end_and_are_right() -> None:
             np.testing.assert_array_equal(found, wanted)
 
 
-OTHER_PROCESSOR = """
-import numpy as np, tensorflow as tf
-from meshes import native, products
-assert native.few_rows_known()
-rng = np.random.default_rng(0)
-for turned in (False, True):
-    for rows in (1, 7, 8, 16):
-        x, w = rng.standard_normal((rows, 131)), rng.standard_normal((75, 131) if turned else (131, 75))
-        form = "_turned" if turned else ""
-        function = tf.function(lambda x, w: products.few_rows(x, w, form), jit_compile=True, autograph=False)
-        found = function(tf.cast(x, tf.float32), tf.cast(w, tf.float32))
-        np.testing.assert_allclose(found, x @ (w.T if turned else w), rtol=0, atol=2e-5)
-print("as it should be")
-"""
-
-
 @needs_compiler
-@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the options are for x86-64")
-@pytest.mark.parametrize("options", ["-mno-avx512f", "-mno-avx512f -mno-avx"])
-def test_processors_with_narrower_vectors(options: str, tmp_path) -> None:
-    command = " ".join([*native.find_compiler(), options])
-    environment = {**os.environ, "CC": command, "GPT_MESH_CACHE": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", OTHER_PROCESSOR], env=environment, capture_output=True, text=True)
-    assert done.stdout == "as it should be\n", done.stderr
+@pytest.mark.parametrize(
+    ("equation", "left", "right"),
+    [
+        ("ab,bc->ac", (17, 768), (768, 96)),
+        ("ab,cb->ac", (9, 96), (768, 96)),
+        ("bc,ab->ac", (768, 96), (3, 768)),  # the matrix first
+        ("abc,cd->abd", (3, 50, 70), (70, 33)),
+        ("abc,dc->abd", (3, 50, 70), (33, 70)),
+        ("abc,abd->cd", (3, 50, 70), (3, 50, 33)),  # as gradients of weights
+        ("abc,cde->abde", (3, 50, 70), (70, 3, 11)),
+        ("abcd,ecd->abe", (2, 30, 7, 11), (29, 7, 11)),
+    ],
+)
+def test_many_rows(equation: str, left, right, monkeypatch) -> None:
+    factors, many_rows = drawn(left, right), Mock(wraps=products.many_rows)
+    monkeypatch.setattr(products, "many_rows", many_rows)
+    found = compiled(lambda x, y: products.einsum(equation, x, y), *factors)
+    np.testing.assert_allclose(found, exact(equation, *factors), rtol=0, atol=1e-4)
+    assert many_rows.call_count == 1
+
+
+@pytest.mark.parametrize("shapes", [[(17, 768), (700, 96)], [(3, 17, 768), (96, 700)]])
+def test_factors_that_do_not_fit_are_refused_by_tensorflow(shapes) -> None:
+    equation = "ab,bc->ac" if len(shapes[0]) == 2 else "abc,dc->abd"
+    with pytest.raises(ValueError, match=r"[Dd]imension"):
+        compiled(lambda x, y: products.einsum(equation, x, y), *drawn(*shapes))
 
 
 @pytest.mark.parametrize(
     ("equation", "shapes"),
     [
-        ("ab,bc->ac", [(17, 768), (768, 96)]),  # many rows
-        ("ab,cb->ac", [(9, 96), (768, 96)]),
-        ("ab,bc->ac", [(1, 16), (16, 96)]),  # a small matrix
-        ("bc,ab->ac", [(768, 96), (1, 768)]),  # the matrix first
+        ("ab,cb->ac", [(9, 16), (96, 16)]),  # small matrices
+        ("ab,bc->ac", [(1, 16), (16, 96)]),
+        ("abc,bcd->abd", [(9, 8, 96), (8, 96, 96)]),  # a batch
+        ("abc,adc->abd", [(9, 8, 96), (9, 96, 96)]),
+        ("abc,cad->bd", [(9, 16, 96), (96, 9, 96)]),  # what is summed in another order
+        ("abc,cd->bad", [(9, 16, 96), (96, 96)]),  # the result in another order
+        ("ab,bc->a", [(96, 768), (768, 96)]),
+        ("ab,c->abc", [(96, 768), (96,)]),
         ("ab,b->a", [(96, 768), (768,)]),
         ("ab,bc,cd->ad", [(1, 768), (768, 96), (96, 768)]),
         ("ab,ab->ab", [(1, 2**16), (1, 2**16)]),

@@ -90,7 +90,7 @@ def test_cached_logits_compiled_for_a_cpu(keys, known, monkeypatch):
 
         monkeypatch.setattr(products, "few_rows", counted)
     else:
-        monkeypatch.setattr(native, "few_rows_known", lambda: False)
+        monkeypatch.setattr(native, "known", lambda: False)
     config = tiny_config(**keys)
     engine = make_engine(config, compiled=True)
     function, tokens = cached_logits(engine, 13, tf.float32), token_batch(config, rows=2, width=16)

@@ -3,105 +3,20 @@
  * Such a product should take as long as reading the matrix once. The products that XLA calls read it as fast for one
  * row, but take twice that for eight: they are made for many rows, for which they first copy the matrix.
  *
- * XLA calls what is registered here through its foreign function interface (https://openxla.org/xla/custom_call), whose
- * header comes with each TensorFlow. meshes/native.py compiles this file against it, for the processor at hand.
- *
  * A row's result does not depend on the other rows, nor on the number of threads.
  */
-#include <sched.h>
-#include <stdatomic.h>
-#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "xla/ffi/api/c_api.h"
+#include "host.h"
+#include "vectors.h"
 
-#if defined(__AVX512F__)
-#define LANES 16
-#elif defined(__AVX__)
-#define LANES 8
-#else
-#define LANES 4
-#endif
 #define TILE (2 * LANES) /* columns */
 #define GROUP 8          /* rows at most whose sums are in registers */
 #define STEPS 4          /* rows of the matrix that are read side by side */
 #define SUMS 8192        /* of all rows, beside each other: 32 KiB */
 #define LONG_PIECE 512   /* columns of a row, for which it is worth to cut a thread's part into several */
 #define LEAST_WORK 32768 /* elements of matrices for which further threads pay */
-
-typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLLED _Pragma("GCC unroll 8")
-
-static long least(long x, long y) { return x < y ? x : y; }
-
-/* `work` for task 0, 1, …, `tasks` - 1, on the threads that XLA has. */
-
-struct job {
-  atomic_long next, done, users;
-  long tasks;
-  void (*work)(const void *what, long task);
-  const void *what;
-};
-
-static void take(struct job *job) {
-  for (long task; (task = atomic_fetch_add(&job->next, 1)) < job->tasks;) {
-    job->work(job->what, task);
-    atomic_fetch_add(&job->done, 1);
-  }
-}
-
-static void leave(struct job *job) {
-  if (atomic_fetch_sub(&job->users, 1) == 1) free(job);
-}
-
-static void help(void *job) {
-  take(job);
-  leave(job);
-}
-
-static long thread_count(const XLA_FFI_CallFrame *frame) {
-  int64_t count = 1;
-  XLA_FFI_ThreadPool_NumThreads_Args asked = {.struct_size = sizeof asked, .ctx = frame->ctx, .num_threads = &count};
-  XLA_FFI_Error *error = frame->api->XLA_FFI_ThreadPool_NumThreads(&asked);
-  if (!error) return count < 1 ? 1 : (long)count;
-  XLA_FFI_Error_Destroy_Args unwanted = {.struct_size = sizeof unwanted, .error = error};
-  frame->api->XLA_FFI_Error_Destroy(&unwanted);
-  return 1;
-}
-
-/* This thread takes tasks like the others, and waits only for those that were begun: it ends even where no other
- * thread is free. One that comes later finds none left. */
-static void share_out(const XLA_FFI_CallFrame *frame, long tasks, void (*work)(const void *, long), const void *what) {
-  const long threads = tasks > 1 ? least(thread_count(frame), tasks) : 1;
-  struct job *job = threads > 1 ? malloc(sizeof *job) : NULL;
-  if (!job) {
-    for (long task = 0; task < tasks; task++) work(what, task);
-    return;
-  }
-  atomic_init(&job->next, 0);
-  atomic_init(&job->done, 0);
-  atomic_init(&job->users, threads);
-  job->tasks = tasks;
-  job->work = work;
-  job->what = what;
-  for (long i = 1; i < threads; i++) {
-    XLA_FFI_ThreadPool_Schedule_Args asked = {
-        .struct_size = sizeof asked, .ctx = frame->ctx, .task = help, .data = job};
-    XLA_FFI_Error *error = frame->api->XLA_FFI_ThreadPool_Schedule(&asked);
-    if (error) {
-      XLA_FFI_Error_Destroy_Args unwanted = {.struct_size = sizeof unwanted, .error = error};
-      frame->api->XLA_FFI_Error_Destroy(&unwanted);
-      leave(job);
-    }
-  }
-  take(job);
-  for (long tries = 0; atomic_load(&job->done) < tasks; tries++)
-    if (tries > 1000) sched_yield();
-  leave(job);
-}
 
 enum form { STRAIGHT, TURNED, FIRST_SUMMED, FIRST_COLUMNS };
 
@@ -124,15 +39,22 @@ struct product {
 INLINE void add_outer(
     const int rows, const int steps, const float *a, const float *b, long apart, long columns, long all_rows,
     float *sums) {
-  long j = 0;
-  for (; j + TILE <= columns; j += TILE, sums += all_rows * TILE) {
+  float last[STEPS * TILE]; /* what is left over by whole tiles, filled up: rounded like those */
+  for (long j = 0; j < columns; j += TILE, sums += all_rows * TILE) {
+    const float *tile = b + j;
+    if (columns - j < TILE) {
+      memset(last, 0, sizeof last);
+      for (int s = 0; s < steps; s++) memcpy(last + s * TILE, tile + s * apart, sizeof(float) * (columns - j));
+      tile = last;
+      apart = TILE;
+    }
     vector sum[GROUP][2];
     UNROLLED for (int r = 0; r < rows; r++) {
       sum[r][0] = *(const vector *)(sums + r * TILE);
       sum[r][1] = *(const vector *)(sums + r * TILE + LANES);
     }
     UNROLLED for (int s = 0; s < steps; s++) {
-      const float *from = b + s * apart + j;
+      const float *from = tile + s * apart;
       __builtin_prefetch(from + steps * apart, 0, 1);
       __builtin_prefetch(from + steps * apart + LANES, 0, 1);
       const vector left = *(const vector *)from, right = *(const vector *)(from + LANES);
@@ -146,10 +68,6 @@ INLINE void add_outer(
       *(vector *)(sums + r * TILE + LANES) = sum[r][1];
     }
   }
-  for (int s = 0; s < steps; s++)
-    for (int r = 0; r < rows; r++)
-      for (long rest = 0; rest < columns - j; rest++)
-        sums[r * TILE + rest] += a[r * steps + s] * b[s * apart + j + rest];
 }
 
 /* The same for any number of rows: those left over by groups of eight, by fours, and so on. */
@@ -197,12 +115,11 @@ static void multiply(const struct product *p, long entry, long first, long end) 
   }
 }
 
-static float total(vector v) {
-  float part[LANES];
-  *(vector *)part = v;
-  for (int width = LANES / 2; width; width /= 2)
-    for (int i = 0; i < width; i++) part[i] += part[i + width];
-  return part[0];
+/* The first `count` numbers, then zeros. */
+INLINE vector first_of(const float *from, long count) {
+  float part[LANES] = {0};
+  memcpy(part, from, sizeof(float) * count);
+  return *(vector *)part;
 }
 
 /* `columns` columns of c from as many rows of the turned b. */
@@ -222,12 +139,16 @@ INLINE void take_inner(
       UNROLLED for (int q = 0; q < columns; q++) sum[r][q] += x * weights[q];
     }
   }
-  for (int r = 0; r < rows; r++)
-    for (int q = 0; q < columns; q++) {
-      float found = total(sum[r][q]);
-      for (long rest = k; rest < summed; rest++) found += a[r * summed + rest] * b[q * summed + rest];
-      c[r * apart + q] = found;
+  if (k < summed) { /* rounded like the others */
+    vector weights[3];
+    for (int q = 0; q < columns; q++) weights[q] = first_of(b + q * summed + k, summed - k);
+    UNROLLED for (int r = 0; r < rows; r++) {
+      const vector x = first_of(a + r * summed + k, summed - k);
+      UNROLLED for (int q = 0; q < columns; q++) sum[r][q] += x * weights[q];
     }
+  }
+  for (int r = 0; r < rows; r++)
+    for (int q = 0; q < columns; q++) c[r * apart + q] = total(sum[r][q]);
 }
 
 INLINE void take_inner_of_all(const int columns, const float *a, const float *b, const struct product *p, float *c) {
@@ -278,11 +199,6 @@ static void lay_out(const struct product *p, float *to) {
   }
 }
 
-static XLA_FFI_Error *error_of(const XLA_FFI_Api *api, XLA_FFI_Error_Code code, const char *message) {
-  XLA_FFI_Error_Create_Args args = {.struct_size = sizeof args, .message = message, .errc = code};
-  return api->XLA_FFI_Error_Create(&args);
-}
-
 /* How much of `p` is a task: `share`. Gives the number of tasks. */
 static long cut(const XLA_FFI_CallFrame *frame, struct product *p) {
   const long threads = p->batch * p->summed * p->columns < LEAST_WORK ? 1 : thread_count(frame);
@@ -312,21 +228,13 @@ static bool fits(const XLA_FFI_Buffer *a, const XLA_FFI_Buffer *b, const XLA_FFI
 /* Operands a and b, one result c: of the same rank, in float32, with any number of batch dimensions before the last
  * two; limits as a third operand where the form has them. */
 static XLA_FFI_Error *answer(XLA_FFI_CallFrame *frame, enum form form) {
-  if (frame->extension_start && frame->extension_start->type == XLA_FFI_Extension_Metadata) {
-    XLA_FFI_Metadata *asked = ((XLA_FFI_Metadata_Extension *)frame->extension_start)->metadata;
-    asked->api_version = (XLA_FFI_Api_Version){
-        .struct_size = sizeof asked->api_version,
-        .major_version = XLA_FFI_API_MAJOR,
-        .minor_version = XLA_FFI_API_MINOR};
-    return NULL;
-  }
+  if (asked_for_version(frame)) return NULL;
   const bool limited = form == FIRST_SUMMED || form == FIRST_COLUMNS;
-  if (frame->args.size != 2 + limited || frame->rets.size != 1)
-    return error_of(frame->api, XLA_FFI_Error_Code_INVALID_ARGUMENT, "another number of tensors");
+  if (!has(frame, 2 + limited, 1)) return invalid(frame, "another number of tensors");
   const XLA_FFI_Buffer *a = frame->args.args[0], *b = frame->args.args[1], *c = frame->rets.rets[0];
   const int64_t rank = c->rank;
   if (!fits(a, b, c, form))
-    return error_of(frame->api, XLA_FFI_Error_Code_INVALID_ARGUMENT, "these are no factors of such a product in float32");
+    return invalid(frame, "these are no factors of such a product in float32");
   struct product p = {
       .form = form, .batch = 1, .rows = c->dims[rank - 2], .summed = a->dims[rank - 1], .columns = c->dims[rank - 1],
       .a = a->data, .b = b->data, .c = c->data};
@@ -335,13 +243,13 @@ static XLA_FFI_Error *answer(XLA_FFI_CallFrame *frame, enum form form) {
   if (limited) {
     const XLA_FFI_Buffer *limits = frame->args.args[2];
     if (limits->dtype != XLA_FFI_DataType_S32 || limits->rank != 1 || !limits->dims[0] || p.batch % limits->dims[0])
-      return error_of(frame->api, XLA_FFI_Error_Code_INVALID_ARGUMENT, "limits are a vector of int32 for the batch");
+      return invalid(frame, "limits are a vector of int32 for the batch");
     p.limits = limits->data;
     p.limit_count = limits->dims[0];
     for (long i = 0; i < p.limit_count; i++)
-      if (p.limits[i] < 0) return error_of(frame->api, XLA_FFI_Error_Code_INVALID_ARGUMENT, "a limit below 0");
+      if (p.limits[i] < 0) return invalid(frame, "a limit below 0");
   }
-  if (p.rows > SUMS / TILE) return error_of(frame->api, XLA_FFI_Error_Code_INVALID_ARGUMENT, "too many rows");
+  if (p.rows > SUMS / TILE) return invalid(frame, "too many rows");
   const long tasks = cut(frame, &p);
   if (form == TURNED) {
     share_out(frame, tasks, turned_share, &p);
@@ -350,7 +258,7 @@ static XLA_FFI_Error *answer(XLA_FFI_CallFrame *frame, enum form form) {
   float *panels = NULL;
   if (p.rows > 1) {
     panels = malloc(sizeof(float) * p.batch * p.rows * p.summed);
-    if (!panels) return error_of(frame->api, XLA_FFI_Error_Code_RESOURCE_EXHAUSTED, "no memory for a copy of the rows");
+    if (!panels) return out_of_memory(frame);
     lay_out(&p, panels);
   }
   p.panels = panels ? panels : p.a; /* one row is laid out so already */
@@ -364,24 +272,8 @@ static XLA_FFI_Error *turned(XLA_FFI_CallFrame *frame) { return answer(frame, TU
 static XLA_FFI_Error *first_summed(XLA_FFI_CallFrame *frame) { return answer(frame, FIRST_SUMMED); }
 static XLA_FFI_Error *first_columns(XLA_FFI_CallFrame *frame) { return answer(frame, FIRST_COLUMNS); }
 
-static bool add(const XLA_FFI_Api *api, const char *name, XLA_FFI_Handler *handler) {
-  XLA_FFI_Handler_Register_Args args = {
-      .struct_size = sizeof args,
-      .name = {name, strlen(name)},
-      .platform = {"Host", strlen("Host")},
-      .bundle = {.execute = handler}};
-  XLA_FFI_Error *error = api->XLA_FFI_Handler_Register(&args);
-  if (!error) return true;
-  XLA_FFI_Error_Destroy_Args unwanted = {.struct_size = sizeof unwanted, .error = error};
-  api->XLA_FFI_Error_Destroy(&unwanted);
-  return false;
-}
-
-/* Makes the targets known to XLA; false: it takes none of this form. */
-bool gpt_mesh_register(const XLA_FFI_Api *api) {
-  const bool same = api->api_version.major_version == XLA_FFI_API_MAJOR &&
-                    api->api_version.minor_version == XLA_FFI_API_MINOR;
-  return same && add(api, "gpt_mesh_few_rows", straight) &&
-         add(api, "gpt_mesh_few_rows_turned", turned) && add(api, "gpt_mesh_few_rows_first_summed", first_summed) &&
+bool add_few_rows(const XLA_FFI_Api *api) {
+  return add(api, "gpt_mesh_few_rows", straight) && add(api, "gpt_mesh_few_rows_turned", turned) &&
+         add(api, "gpt_mesh_few_rows_first_summed", first_summed) &&
          add(api, "gpt_mesh_few_rows_first_columns", first_columns);
 }

@@ -1,7 +1,8 @@
 """What of this project is written in C: compiled on the machine where it runs, for its processor, and told to XLA.
 
-There must be a C compiler (`CC`, else cc, gcc or clang), and a TensorFlow that XLA's foreign function interface comes
-with. Where one is missing, all works, slower.
+Products of a few rows (few_rows.c) and of many (matmul.c), attention (attention.c), the vocabulary's loss
+(vocabulary_loss.c). There must be a C compiler (`CC`, else cc, gcc or clang), and a TensorFlow that XLA's foreign
+function interface comes with. Where one is missing, all works, slower.
 """
 
 from __future__ import annotations
@@ -17,27 +18,37 @@ import shutil
 import subprocess
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from meshes.compat import mtf  # noqa: F401  (before TensorFlow, which it keeps quiet)
 
 import tensorflow as tf
 
-from meshes import compiled_cache
+from meshes import compat, compiled_cache
 
-SOURCE = Path(__file__).with_name("few_rows.c")
-# The compilers' names for "this processor": -march on x86 and for GCC everywhere, -mcpu for Clang on ARM.
-TUNED: tuple[list[str], ...] = (["-march=native"], ["-mcpu=native"], [])
+FOLDER = Path(__file__).parent
+SOURCES, HEADERS = sorted(FOLDER.glob("*.c")), sorted(FOLDER.glob("*.h"))
+NAME = "gpt_mesh"
+# The compilers' names for "this processor": -march on x86 and for GCC everywhere, -mcpu for Clang on ARM. For some
+# processors GCC takes fused products and sums apart again in loops that it finds to be chains of them, so that a row's
+# rounding would depend on how many are beside it.
+TUNED: tuple[list[str], ...] = (
+    ["-march=native", "--param=avoid-fma-max-bits=0"],
+    ["-march=native"],
+    ["-mcpu=native"],
+    [],
+)
 # ISO C, which keeps products and sums apart unless told otherwise: half of what a processor can do.
-COMMON = ["-O3", "-std=c11", "-ffp-contract=fast", "-fPIC", "-shared"]
+COMMON = ["-O3", "-std=c11", "-ffp-contract=fast", "-fvisibility=hidden", "-fPIC", "-shared"]
 SECONDS = 120  # in which a compiler has to be done
 
 log = logging.getLogger("gpt")
 _one_at_a_time = threading.Lock()
 
 
-def few_rows_known() -> bool:
-    """Whether XLA knows the targets of few_rows.c in this process. Compiles it, unless an earlier process has."""
+def known() -> bool:
+    """Whether XLA knows the targets in this process. Compiles them, unless an earlier process has."""
     with _one_at_a_time:
         return not _reason()
 
@@ -47,7 +58,7 @@ def _reason() -> str:
     """`_make_known`, told in the log."""
     reason = _make_known()
     if reason:
-        log.info("decoding on this CPU is slower than it could be: %s", reason)
+        log.info("this CPU is slower than it could be: %s", reason)
     return reason
 
 
@@ -64,7 +75,7 @@ def _make_known() -> str:
         library = load(compiler, header)
         interface = ctypes.CDLL(str(framework)).XLA_FFI_GetApi
     except (OSError, AttributeError, ValueError, subprocess.SubprocessError) as error:
-        return f"{SOURCE.name} could not be compiled and loaded: {_last_line(error)}"
+        return f"what is written in C could not be compiled and loaded: {_last_line(error)}"
     interface.restype = ctypes.c_void_p
     library.gpt_mesh_register.argtypes, library.gpt_mesh_register.restype = [ctypes.c_void_p], ctypes.c_bool
     return "" if library.gpt_mesh_register(interface()) else f"TensorFlow {tf.__version__} does not take it"
@@ -83,9 +94,10 @@ def find_compiler() -> list[str]:
 def load(compiler: list[str], header: Path) -> ctypes.CDLL:
     """What an earlier process compiled from the same source in the same way, else what is compiled now."""
     version = subprocess.run([*compiler, "--version"], capture_output=True, check=True, timeout=SECONDS).stdout
-    facts = [SOURCE.read_bytes(), header.read_bytes(), version, os.fsencode("\n".join([*compiler, *COMMON]))]
+    sources = [path.read_bytes() for path in [*SOURCES, *HEADERS, header]]
+    facts = [*sources, version, os.fsencode("\n".join([*compiler, *COMMON]))]
     facts.append("\n".join(compiled_cache.hardware()).encode())
-    name = f"{SOURCE.stem}-{hashlib.sha256(b'|'.join(facts)).hexdigest()[:16]}.so"
+    name = f"{NAME}-{hashlib.sha256(b'|'.join(facts)).hexdigest()[:16]}.so"
     kept = _folder()
     if kept:
         with contextlib.suppress(OSError):  # there is none, it is damaged, the folder is not for writing or running
@@ -123,11 +135,12 @@ def _compile(compiler: list[str], library: Path) -> None:
     Raises:
         OSError: it cannot be written; with the compiler's words, that it cannot be compiled.
     """
-    descriptor, unfinished = tempfile.mkstemp(dir=library.parent, prefix=f"{SOURCE.stem}-")
+    descriptor, unfinished = tempfile.mkstemp(dir=library.parent, prefix=f"{NAME}-")
     os.close(descriptor)
     try:
         for tuned in TUNED:
-            command = [*compiler, *COMMON, *tuned, f"-I{tf.sysconfig.get_include()}", str(SOURCE), "-o", unfinished]
+            command = [*compiler, *COMMON, *tuned, f"-I{tf.sysconfig.get_include()}", *map(str, SOURCES), "-lm"]
+            command += ["-o", unfinished]
             done = subprocess.run(command, capture_output=True, timeout=SECONDS)
             if not done.returncode and os.path.getsize(unfinished):
                 os.replace(unfinished, library)
@@ -139,3 +152,40 @@ def _compile(compiler: list[str], library: Path) -> None:
 
 def _last_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
+_TYPES = {tf.float32: "f32", tf.int32: "i32"}
+
+
+def call(
+    target: str, operands: Sequence[tf.Tensor], results: Sequence[tf.TensorSpec], **attributes: int | float
+) -> list[tf.Tensor]:
+    """The results of a target, in a function that XLA compiles for a CPU, where `known`.
+
+    Args:
+        target: its name, without the prefix that all have.
+        results: of known shapes, as the operands'; with contents row by row.
+        attributes: what else the target is told.
+    """
+    given = [_type(x) for x in operands]
+    found = [_type(x) for x in results]
+    names = [f"%arg{i}" for i in range(len(operands))]
+    parameters = ", ".join(f"{name}: {kind}" for name, kind in zip(names, given, strict=True))
+    told = ", ".join(
+        f"{name} = {float(x):e} : f64" if isinstance(x, float) else f"{name} = {int(x)} : i64"
+        for name, x in attributes.items()
+    )
+    outcome = [f"%0#{i}" for i in range(len(results))] if len(results) > 1 else ["%0"]
+    module = f"""module @gpt_mesh {{
+  func.func public @main({parameters}) -> ({", ".join(found)}) {{
+    %0{f":{len(results)}" if len(results) > 1 else ""} = stablehlo.custom_call @gpt_mesh_{target}({", ".join(names)})
+        {{api_version = 4 : i32, backend_config = {{{told}}}}} : ({", ".join(given)}) -> ({", ".join(found)})
+    return {", ".join(outcome)} : {", ".join(found)}
+  }}
+}}
+"""
+    return compat.xla_call_module(module, list(operands), list(results), platform="CPU")
+
+
+def _type(x: tf.Tensor | tf.TensorSpec) -> str:
+    return f"tensor<{''.join(f'{n}x' for n in x.shape)}{_TYPES[x.dtype]}>"

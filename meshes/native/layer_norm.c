@@ -1,0 +1,139 @@
+/* Layer normalisation, in float32, for programs that XLA compiles for a CPU: each row is read once. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "host.h"
+#include "vectors.h"
+
+#define ROWS 64 /* of a task: sums over rows are taken task by task, whatever the number of threads */
+
+/* x and what has its shape are [rows, width], gain and bias [width]. */
+struct norm {
+  long rows, width;
+  float epsilon;
+  const float *x, *gain, *bias, *upstream;
+  float *y, *dx;
+  float *sums; /* of a task's rows, [tasks, 2, width]: the gradients of gain and bias */
+};
+
+struct moments {
+  float mean, inverse; /* the inverse of the standard deviation */
+};
+
+INLINE struct moments moments_of(const float *x, long width, float epsilon) {
+  const long whole = width - width % LANES;
+  vector sums = {0}, squares = {0};
+  for (long i = 0; i < whole; i += LANES) sums += *(const vector *)(x + i);
+  float sum = total(sums), square = 0;
+  for (long i = whole; i < width; i++) sum += x[i];
+  const float mean = sum / width;
+  for (long i = 0; i < whole; i += LANES) {
+    const vector centred = *(const vector *)(x + i) - mean;
+    squares += centred * centred;
+  }
+  for (long i = whole; i < width; i++) square += (x[i] - mean) * (x[i] - mean);
+  return (struct moments){mean, 1 / sqrtf((total(squares) + square) / width + epsilon)};
+}
+
+static void normalize(const void *what, long task) {
+  const struct norm *p = what;
+  for (long row = task * ROWS; row < least((task + 1) * ROWS, p->rows); row++) {
+    const float *restrict x = p->x + row * p->width, *restrict gain = p->gain, *restrict bias = p->bias;
+    float *restrict y = p->y + row * p->width;
+    const struct moments m = moments_of(x, p->width, p->epsilon);
+    for (long i = 0; i < p->width; i++) y[i] = (x[i] - m.mean) * m.inverse * gain[i] + bias[i];
+  }
+}
+
+/* The gradient of a row, and its part of the gain's and the bias's. */
+static void differentiate_row(const struct norm *p, long row, float *restrict dgain, float *restrict dbias) {
+  const float *restrict x = p->x + row * p->width, *restrict dy = p->upstream + row * p->width;
+  const float *restrict gain = p->gain;
+  float *restrict dx = p->dx + row * p->width;
+  const long width = p->width, whole = width - width % LANES;
+  const struct moments m = moments_of(x, width, p->epsilon);
+  vector sums = {0}, products = {0};
+  for (long i = 0; i < whole; i += LANES) {
+    const vector normal = (*(const vector *)(x + i) - m.mean) * m.inverse, from = *(const vector *)(dy + i);
+    const vector scaled = from * *(const vector *)(gain + i);
+    sums += scaled;
+    products += scaled * normal;
+    *(vector *)(dgain + i) += from * normal;
+    *(vector *)(dbias + i) += from;
+  }
+  float sum = total(sums), product = total(products);
+  for (long i = whole; i < width; i++) {
+    const float normal = (x[i] - m.mean) * m.inverse;
+    sum += dy[i] * gain[i];
+    product += dy[i] * gain[i] * normal;
+    dgain[i] += dy[i] * normal;
+    dbias[i] += dy[i];
+  }
+  const float mean = sum / width, along = product / width;
+  for (long i = 0; i < width; i++)
+    dx[i] = m.inverse * (dy[i] * gain[i] - mean - (x[i] - m.mean) * m.inverse * along);
+}
+
+static void differentiate(const void *what, long task) {
+  const struct norm *p = what;
+  float *dgain = p->sums + task * 2 * p->width;
+  memset(dgain, 0, sizeof(float) * 2 * p->width);
+  for (long row = task * ROWS; row < least((task + 1) * ROWS, p->rows); row++)
+    differentiate_row(p, row, dgain, dgain + p->width);
+}
+
+static bool is_row(const XLA_FFI_Buffer *buffer, const XLA_FFI_Buffer *x) {
+  return is_float(buffer, 1) && buffer->dims[0] == x->dims[1];
+}
+
+static bool is_like(const XLA_FFI_Buffer *buffer, const XLA_FFI_Buffer *x) {
+  return is_float(buffer, 2) && same_shape(buffer, x);
+}
+
+/* x times the inverse of its standard deviation, once its mean is taken off, times gain, plus bias; `epsilon` is added
+ * to the variance. */
+static XLA_FFI_Error *layer_norm(XLA_FFI_CallFrame *frame) {
+  if (asked_for_version(frame)) return NULL;
+  if (!has(frame, 3, 1)) return invalid(frame, "another number of tensors");
+  const XLA_FFI_Buffer *x = operand(frame, 0), *gain = operand(frame, 1), *bias = operand(frame, 2);
+  if (!is_float(x, 2) || !is_row(gain, x) || !is_row(bias, x) || !is_like(result(frame, 0), x))
+    return invalid(frame, "these are no rows in float32 with a gain and a bias");
+  const struct norm p = {
+      .rows = x->dims[0], .width = x->dims[1], .epsilon = (float)number(frame, "epsilon", 0),
+      .x = x->data, .gain = gain->data, .bias = bias->data, .y = result(frame, 0)->data};
+  if (elements(x)) share_out(frame, parts_of(p.rows, ROWS), normalize, &p);
+  return NULL;
+}
+
+/* The gradients of x, gain and bias, from x, gain and that of the result. */
+static XLA_FFI_Error *gradient(XLA_FFI_CallFrame *frame) {
+  if (asked_for_version(frame)) return NULL;
+  if (!has(frame, 3, 3)) return invalid(frame, "another number of tensors");
+  const XLA_FFI_Buffer *x = operand(frame, 0), *gain = operand(frame, 1), *upstream = operand(frame, 2);
+  if (!is_float(x, 2) || !is_row(gain, x) || !is_like(upstream, x) || !is_like(result(frame, 0), x) ||
+      !is_row(result(frame, 1), x) || !is_row(result(frame, 2), x))
+    return invalid(frame, "these are no rows in float32 with a gain and a gradient");
+  struct norm p = {
+      .rows = x->dims[0], .width = x->dims[1], .epsilon = (float)number(frame, "epsilon", 0),
+      .x = x->data, .gain = gain->data, .upstream = upstream->data, .dx = result(frame, 0)->data};
+  float *dgain = result(frame, 1)->data, *dbias = result(frame, 2)->data;
+  const long tasks = parts_of(p.rows, ROWS);
+  memset(dgain, 0, sizeof(float) * p.width);
+  memset(dbias, 0, sizeof(float) * p.width);
+  if (!elements(x)) return NULL;
+  p.sums = malloc(sizeof(float) * tasks * 2 * p.width);
+  if (!p.sums) return out_of_memory(frame);
+  share_out(frame, tasks, differentiate, &p);
+  for (long task = 0; task < tasks; task++)
+    for (long i = 0; i < p.width; i++) {
+      dgain[i] += p.sums[task * 2 * p.width + i];
+      dbias[i] += p.sums[(task * 2 + 1) * p.width + i];
+    }
+  free(p.sums);
+  return NULL;
+}
+
+bool add_layer_norm(const XLA_FFI_Api *api) {
+  return add(api, "gpt_mesh_layer_norm", layer_norm) && add(api, "gpt_mesh_layer_norm_gradient", gradient);
+}

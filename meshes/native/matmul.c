@@ -1,0 +1,262 @@
+/* Products of matrices, in float32, for programs that XLA compiles for a CPU: training, and reading prompts.
+ *
+ * After Goto and van de Geijn (2008, doi:10.1145/1356052.1356053): a tile of the result stays in registers while a panel
+ * of each factor goes by, from copies in which elements follow each other as they are used. The copies cost the same
+ * whether a factor is turned or not, where XLA's products take longer for turned ones, as gradients of weights have.
+ */
+#include "matmul.h"
+
+#include <string.h>
+
+#include "host.h"
+#include "vectors.h"
+
+#if defined(__AVX512F__) || defined(__aarch64__)
+#define HEIGHT 12
+#else /* 16 registers */
+#define HEIGHT 4
+#endif
+#define WIDTH PANEL                   /* of a tile, HEIGHT × WIDTH */
+#define VECTORS (PANEL / LANES)
+#define DEPTH 256                     /* of a panel: one of b lies in the first cache */
+#define BLOCK (HEIGHT * (528 / HEIGHT)) /* rows of a whose panels lie in the second cache */
+#define PANELS 4                      /* of a that are copied side by side */
+#define NEAR 65536                    /* floats over which a block of a may be spread to be read where it is */
+#define PAIR 2                        /* of b */
+#define WIDE 1024                     /* columns of a task at most */
+#define SMALL 128                     /* rows and columns of a task that is not cut further */
+#define LEAST_WORK 262144             /* multiplications for which further threads pay */
+
+typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
+typedef int32_t places __attribute__((vector_size(16)));
+#if defined(__clang__)
+#define SHUFFLED(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
+#else
+#define SHUFFLED(x, y, ...) __builtin_shuffle(x, y, (places){__VA_ARGS__})
+#endif
+
+static _Thread_local _Alignas(64) float left[BLOCK * DEPTH], right[PAIR * WIDTH * DEPTH];
+
+/* to [depth, width] from 4 rows of `depth` elements, each `step` from the next. */
+INLINE void turn_four(float *restrict to, const float *from, long step, long depth, const long width) {
+  long k = 0;
+  for (; k + 4 <= depth; k += 4, from += 4, to += 4 * width) {
+    const four a = *(const four *)from, b = *(const four *)(from + step);
+    const four c = *(const four *)(from + 2 * step), d = *(const four *)(from + 3 * step);
+    const four ab = SHUFFLED(a, b, 0, 4, 1, 5), cd = SHUFFLED(c, d, 0, 4, 1, 5);
+    const four later_ab = SHUFFLED(a, b, 2, 6, 3, 7), later_cd = SHUFFLED(c, d, 2, 6, 3, 7);
+    *(four *)to = SHUFFLED(ab, cd, 0, 1, 4, 5);
+    *(four *)(to + width) = SHUFFLED(ab, cd, 2, 3, 6, 7);
+    *(four *)(to + 2 * width) = SHUFFLED(later_ab, later_cd, 0, 1, 4, 5);
+    *(four *)(to + 3 * width) = SHUFFLED(later_ab, later_cd, 2, 3, 6, 7);
+  }
+  for (; k < depth; k++, from++, to += width)
+    for (long i = 0; i < 4; i++) to[i] = from[i * step];
+}
+
+/* `panels` panels [depth, width], one after the other, from rows (columns) that are neighbours in memory: read side by
+ * side, as a line of a cache holds parts of several. */
+INLINE void pack_side_by_side(float *restrict to, const float *from, long on, long panels, long depth, const long width) {
+  for (long k = 0; k < depth; k++, from += on)
+    for (long i = 0; i < panels; i++)
+      memcpy(to + (i * depth + k) * width, from + i * width, sizeof(float) * width);
+}
+
+/* to [depth, width]: a panel of `count` rows of a, or columns of b, then zeros. `step`: from one of them to the next;
+ * `on`: from one of their elements to the next. */
+INLINE void pack(float *restrict to, const float *from, long step, long on, long count, long depth, const long width) {
+  if (step == 1 && count >= width) {
+    pack_side_by_side(to, from, on, 1, depth, width);
+    return;
+  }
+  for (long i = 0; i < width; i += 4) {
+    if (on == 1 && count - i >= 4) {
+      turn_four(to + i, from + i * step, step, depth, width);
+      continue;
+    }
+    for (long k = 0; k < depth; k++)
+      for (long j = i; j < i + 4; j++) to[k * width + j] = j < count ? from[j * step + k * on] : 0;
+  }
+}
+
+/* A block of rows of a, [rows, depth], as tiles take it. Where its rows are neighbours in memory and its columns not far
+ * apart, whole panels are read where they are. */
+struct rows {
+  long count, depth, in_place;
+  struct matrix a;
+};
+
+static struct rows pack_rows(struct matrix a, long count, long depth) {
+  const bool near = a.down == 1 && a.across * depth <= NEAR;
+  const struct rows rows = {count, depth, near ? count / HEIGHT * HEIGHT : 0, a};
+  for (long i = rows.in_place; i < count;) {
+    float *to = left + i * depth;
+    const float *from = a.data + i * a.down;
+    if (a.down == 1 && count - i >= PANELS * HEIGHT) {
+      pack_side_by_side(to, from, a.across, PANELS, depth, HEIGHT);
+      i += PANELS * HEIGHT;
+    } else {
+      pack(to, from, a.down, a.across, count - i, depth, HEIGHT);
+      i += HEIGHT;
+    }
+  }
+  return rows;
+}
+
+/* One or two panels of columns of b, from column j on; gives their number. */
+static long pack_right(const float *data, struct matrix b, long j, long columns, long depth) {
+  if (b.across == 1 && columns - j >= PAIR * WIDTH) {
+    pack_side_by_side(right, data + j, b.down, PAIR, depth, WIDTH);
+    return PAIR;
+  }
+  for (long n = 0; n < PAIR; n++) {
+    const long first = j + n * WIDTH;
+    if (first >= columns) return n;
+    pack(right + n * WIDTH * depth, data + first * b.across, b.across, b.down, columns - first, depth, WIDTH);
+  }
+  return PAIR;
+}
+
+/* c [height, WIDTH] from a panel of b, and of a, whose columns are `on` apart. */
+INLINE void tile(
+    const int height, long depth, const float *a, long on, const float *b, float *c, long apart, bool add) {
+  vector sum[HEIGHT][VECTORS];
+  UNROLLED for (int i = 0; i < height; i++) UNROLLED for (int v = 0; v < VECTORS; v++) sum[i][v] = (vector){0};
+  for (long k = 0; k < depth; k++, a += on, b += WIDTH) {
+    vector x[VECTORS];
+    UNROLLED for (int v = 0; v < VECTORS; v++) x[v] = *(const vector *)(b + v * LANES);
+    UNROLLED for (int i = 0; i < height; i++) UNROLLED for (int v = 0; v < VECTORS; v++) sum[i][v] += a[i] * x[v];
+  }
+  UNROLLED for (int i = 0; i < height; i++) UNROLLED for (int v = 0; v < VECTORS; v++) {
+    vector *to = (vector *)(c + i * apart + v * LANES);
+    if (add) sum[i][v] += *to;
+    *to = sum[i][v];
+  }
+}
+
+/* `tile` for at most HEIGHT rows and WIDTH columns of the result. */
+static void part_of_tile(
+    long rows, long columns, long depth, const float *a, long on, const float *b, float *c, long apart, bool add) {
+  _Alignas(64) float whole[HEIGHT * WIDTH];
+  const bool fits = columns >= WIDTH && rows % 4 == 0;
+  float *to = fits ? c : whole;
+  const long step = fits ? apart : WIDTH;
+  if (HEIGHT >= 12 && rows > 8) {
+    tile(HEIGHT, depth, a, on, b, to, step, fits && add);
+  } else if (HEIGHT >= 12 && rows > 4) {
+    tile(8, depth, a, on, b, to, step, fits && add);
+  } else {
+    tile(4, depth, a, on, b, to, step, fits && add);
+  }
+  if (fits) return;
+  for (long i = 0; i < rows; i++)
+    for (long j = 0; j < least(columns, WIDTH); j++)
+      c[i * apart + j] = whole[i * WIDTH + j] + (add ? c[i * apart + j] : 0);
+}
+
+/* c [rows, columns] from a panel of b, of whose columns there are `columns`. */
+static void multiply_panel(struct rows rows, const float *panel, float *c, long apart, long columns, bool add) {
+  for (long i = 0; i < rows.count; i += HEIGHT) {
+    const bool in_place = i < rows.in_place;
+    part_of_tile(
+        least(HEIGHT, rows.count - i), columns, rows.depth, in_place ? rows.a.data + i : left + i * rows.depth,
+        in_place ? rows.a.across : HEIGHT, panel, c + i * apart, apart, add);
+  }
+}
+
+void multiply(struct matrix a, struct matrix b, float *c, long apart, long rows, long summed, long columns, bool add) {
+  for (long k = 0; k < summed; k += DEPTH) {
+    const long depth = least(DEPTH, summed - k);
+    for (long i = 0; i < rows; i += BLOCK) {
+      const struct matrix block = {a.data + i * a.down + k * a.across, a.down, a.across};
+      const struct rows packed = pack_rows(block, least(BLOCK, rows - i), depth);
+      for (long j = 0; j < columns; j += PAIR * WIDTH) {
+        const long count = pack_right(b.data + k * b.down, b, j, columns, depth);
+        for (long n = 0; n < count; n++) {
+          const long first = j + n * WIDTH;
+          multiply_panel(
+              packed, right + n * WIDTH * depth, c + i * apart + first, apart, columns - first, add || k);
+        }
+      }
+    }
+  }
+}
+
+void pack_columns(struct matrix b, long summed, long columns, float *panels) {
+  for (long j = 0; j < columns; j += WIDTH, panels += summed * WIDTH)
+    pack(panels, b.data + j * b.across, b.across, b.down, columns - j, summed, WIDTH);
+}
+
+void multiply_packed(
+    struct matrix a, const float *panels, long apart_panels, float *c, long apart, long rows, long summed, long columns,
+    bool add) {
+  for (long k = 0; k < summed; k += DEPTH) {
+    const long depth = least(DEPTH, summed - k);
+    for (long i = 0; i < rows; i += BLOCK) {
+      const struct matrix block = {a.data + i * a.down + k * a.across, a.down, a.across};
+      const struct rows packed = pack_rows(block, least(BLOCK, rows - i), depth);
+      for (long j = 0; j < columns; j += WIDTH)
+        multiply_panel(
+            packed, panels + j / WIDTH * apart_panels + k * WIDTH, c + i * apart + j, apart, columns - j, add || k);
+    }
+  }
+}
+
+/* A task is up to `height` rows and `width` columns of the result. */
+struct product {
+  struct matrix a, b;
+  float *c;
+  long rows, summed, columns, height, width;
+};
+
+static void do_task(const void *what, long task) {
+  const struct product *p = what;
+  const long across = parts_of(p->columns, p->width), i = task / across * p->height, j = task % across * p->width;
+  struct matrix a = p->a, b = p->b;
+  a.data += i * a.down;
+  b.data += j * b.across;
+  multiply(
+      a, b, p->c + i * p->columns + j, p->columns, least(p->height, p->rows - i), p->summed,
+      least(p->width, p->columns - j), false);
+}
+
+/* Two tasks a thread, so that one that the system holds up has others do its part; but none so small that copying
+ * its factors would count. Gives their number. */
+static long cut(const XLA_FFI_CallFrame *frame, struct product *p) {
+  const long threads = p->rows * p->summed * p->columns < LEAST_WORK ? 1 : thread_count(frame);
+  long height = least(p->rows, BLOCK), width = least(p->columns, WIDE);
+  while (threads > 1 && parts_of(p->rows, height) * parts_of(p->columns, width) < 2 * threads &&
+         most(height, width) > SMALL) {
+    if (height > width)
+      height = parts_of(height, 2);
+    else
+      width = parts_of(width, 2);
+  }
+  p->height = parts_of(height, HEIGHT) * HEIGHT;
+  p->width = parts_of(width, WIDTH) * WIDTH;
+  return parts_of(p->rows, p->height) * parts_of(p->columns, p->width);
+}
+
+/* c [rows, columns] of a [rows, summed] and b [summed, columns]; of `turned_a` and `turned_b`, the other way round. */
+static XLA_FFI_Error *matmul(XLA_FFI_CallFrame *frame) {
+  if (asked_for_version(frame)) return NULL;
+  if (!has(frame, 2, 1)) return invalid(frame, "another number of tensors");
+  const XLA_FFI_Buffer *a = operand(frame, 0), *b = operand(frame, 1), *c = result(frame, 0);
+  const bool turned_a = integer(frame, "turned_a", 0), turned_b = integer(frame, "turned_b", 0);
+  if (!is_float(a, 2) || !is_float(b, 2) || !is_float(c, 2) || a->dims[turned_a] != c->dims[0] ||
+      b->dims[!turned_b] != c->dims[1] || a->dims[!turned_a] != b->dims[turned_b])
+    return invalid(frame, "these are no factors of such a product in float32");
+  struct product p = {
+      .a = {a->data, turned_a ? 1 : a->dims[1], turned_a ? a->dims[1] : 1},
+      .b = {b->data, turned_b ? 1 : b->dims[1], turned_b ? b->dims[1] : 1},
+      .c = c->data, .rows = c->dims[0], .summed = a->dims[!turned_a], .columns = c->dims[1]};
+  if (!p.rows || !p.columns) return NULL;
+  if (!p.summed) {
+    memset(p.c, 0, sizeof(float) * p.rows * p.columns);
+    return NULL;
+  }
+  share_out(frame, cut(frame, &p), do_task, &p);
+  return NULL;
+}
+
+bool add_matmul(const XLA_FFI_Api *api) { return add(api, "gpt_mesh_matmul", matmul); }

@@ -1,0 +1,231 @@
+"""What is written in C, beside NumPy's float64, in shapes that fill no vector, tile or block, and in some that do."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from meshes import native, products
+from models import cpu_attention, norms
+
+import tensorflow as tf  # isort: skip  (after compat, which quiets its start-up)
+
+pytestmark = pytest.mark.skipif(not native.find_compiler(), reason="there is no C compiler")
+
+Array = np.ndarray
+RNG = np.random.default_rng(0)
+BEGIN = RNG.bit_generator.state
+
+
+@pytest.fixture(autouse=True)
+def _the_same_numbers_in_any_order_of_tests() -> None:
+    RNG.bit_generator.state = BEGIN
+
+
+def drawn(*shape: int) -> Array:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def compiled(function: Callable[..., Any], *args: Any) -> list[Array]:
+    assert native.known()
+    found = tf.function(function, jit_compile=True, autograph=False)(*(tf.constant(x) for x in args))
+    return [x.numpy() for x in (found if isinstance(found, (tuple, list)) else [found])]
+
+
+def assert_near(found: Array, wanted: Array, tolerance: float) -> None:
+    """To a part of the largest of them."""
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("turned_x", [False, True])
+@pytest.mark.parametrize("turned_y", [False, True])
+@pytest.mark.parametrize(
+    "sizes",
+    [(1, 1, 1), (5, 7, 3), (13, 300, 33), (64, 64, 64), (541, 5, 70), (129, 513, 65), (24, 1, 96), (700, 260, 8)],
+)
+def test_products(sizes: tuple[int, int, int], turned_x: bool, turned_y: bool) -> None:
+    rows, summed, columns = sizes
+    x, y = drawn(rows, summed), drawn(summed, columns)
+    given = np.ascontiguousarray(x.T) if turned_x else x, np.ascontiguousarray(y.T) if turned_y else y
+    (found,) = compiled(lambda x, y: products.many_rows(x, y, turned_x, turned_y), *given)
+    np.testing.assert_allclose(found, x.astype(np.float64) @ y, rtol=0, atol=4e-6 * summed**0.5)
+
+
+def test_a_row_does_not_depend_on_others() -> None:
+    x, y = drawn(600, 300), drawn(300, 130)
+    (together,) = compiled(products.many_rows, x, y)
+    for first, end in [(0, 1), (5, 100), (599, 600)]:
+        (some,) = compiled(products.many_rows, x[first:end], y)
+        np.testing.assert_array_equal(some, together[first:end])
+
+
+def test_products_of_nothing() -> None:
+    assert compiled(products.many_rows, drawn(0, 9), drawn(9, 5))[0].shape == (0, 5)
+    np.testing.assert_array_equal(compiled(products.many_rows, drawn(3, 0), drawn(0, 5))[0], np.zeros((3, 5)))
+
+
+def attention(q: Array, k: Array, v: Array, causal: bool, window: int | None) -> tuple[Array, Array]:
+    """The attended and the weights, [batch, heads, queries, keys]."""
+    places = np.arange(q.shape[1])
+    distance = places[:, None] - places[None, :]
+    seen = (distance >= 0) if causal else np.ones_like(distance, bool)
+    if window is not None:
+        seen &= np.abs(distance) < window
+    scores = np.where(seen, np.einsum("bqhf,bkhf->bhqk", q, k), -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    return np.einsum("bhqk,bkhf->bqhf", weights, v), weights
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [None, 1, 50])
+@pytest.mark.parametrize("sizes", [(2, 1, 1, 8), (1, 40, 3, 5), (2, 64, 2, 16), (1, 200, 2, 64), (1, 131, 1, 70)])
+def test_attention(sizes: tuple[int, int, int, int], causal: bool, window: int | None) -> None:
+    q, k, v, upstream = (drawn(*sizes) for _ in range(4))
+    q *= 0.5
+    wide = [x.astype(np.float64) for x in (q, k, v, upstream)]
+    wanted, weights = attention(wide[0], wide[1], wide[2], causal, window)
+
+    def both(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        found = cpu_attention.attend(q, k, v, causal, window)
+        return *found, *cpu_attention.gradient(q, k, v, *found, upstream, causal, window)
+
+    attended, log_sums, dq, dk, dv = compiled(both, q, k, v, upstream)
+    assert_near(attended, wanted, 2e-6)
+    own = np.einsum("bqhf,bqhf->bhq", *wide[:2])  # a query sees its own key: the sum's logarithm follows from that
+    assert_near(log_sums, own - np.log(np.einsum("bhqq->bhq", weights)), 3e-6)
+    by_weights = np.einsum("bqhf,bkhf->bhqk", wide[3], wide[2])
+    by_scores = weights * (by_weights - (by_weights * weights).sum(-1, keepdims=True))
+    scale = np.abs(wide[3]).max()  # a query that sees one key alone has a gradient of zero
+    for found, exact in [
+        (dq, np.einsum("bhqk,bkhf->bqhf", by_scores, wide[1])),
+        (dk, np.einsum("bhqk,bqhf->bkhf", by_scores, wide[0])),
+        (dv, np.einsum("bhqk,bqhf->bkhf", weights, wide[3])),
+    ]:
+        np.testing.assert_allclose(found, exact, rtol=0, atol=1e-5 * max(scale, np.abs(exact).max()))
+
+
+def test_attention_over_many_positions() -> None:
+    """More than a block of queries has room for scores with."""
+    sizes = (1, 9000, 1, 4)
+    q, k, v = (drawn(*sizes) for _ in range(3))
+    attended, _ = compiled(lambda q, k, v: cpu_attention.attend(q, k, v, True, None), q, k, v)
+    for position in (0, 4095, 8999):
+        scores = (q[0, position, 0].astype(np.float64) * k[0, : position + 1, 0]).sum(-1)
+        weights = np.exp(scores - scores.max())
+        assert_near(attended[0, position, 0], weights @ v[0, : position + 1, 0] / weights.sum(), 3e-6)
+
+
+def vocabulary_loss(
+    x: Array, weight: Array, labels: Array, shares: Array, z_loss: float
+) -> tuple[float, float, Array, Array]:
+    scores = x.astype(np.float64) @ weight.T.astype(np.float64)
+    peak = scores.max(-1, keepdims=True)
+    log_z = (peak + np.log(np.exp(scores - peak).sum(-1, keepdims=True)))[:, 0]
+    nll = log_z - scores[np.arange(len(x)), labels]
+    probabilities = np.exp(scores - log_z[:, None])
+    by_scores = probabilities * (shares * (1 + 2 * z_loss * log_z))[:, None]
+    by_scores[np.arange(len(x)), labels] -= shares
+    objective = (shares * (nll + z_loss * log_z**2)).sum()
+    return objective, (shares * nll).sum(), by_scores @ weight, by_scores.T @ x
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    ("tokens", "width", "vocab", "chunk"), [(1, 3, 5, 1), (70, 20, 300, 70), (70, 70, 33, 32), (301, 65, 1100, 100)]
+)
+def test_the_loss_over_a_vocabulary(tokens: int, width: int, vocab: int, chunk: int, turned: bool) -> None:
+    x, weight, shares = drawn(tokens, width), drawn(vocab, width), RNG.random(tokens).astype(np.float32)
+    labels = RNG.integers(0, vocab, tokens).astype(np.int32)
+    shapes = [[], [], x.shape, weight.shape[::-1] if turned else weight.shape]
+    shapes += [[chunk, vocab // 16 * 16 + 16], [chunk, width], [2, tokens]]
+
+    def loss(*given: tf.Tensor) -> list[tf.Tensor]:
+        results = [tf.TensorSpec(shape, tf.float32) for shape in shapes]
+        return native.call("vocabulary_loss", given, results, z_loss=0.1, turned=turned)[:4]
+
+    given_weight = np.ascontiguousarray(weight.T) if turned else weight
+    objective, nll, dx, dweight = compiled(loss, x, given_weight, labels, shares)
+    wanted = vocabulary_loss(x, weight, labels, shares, 0.1)
+    for found, exact in zip([objective, nll, dx, dweight.T if turned else dweight], wanted, strict=True):
+        assert_near(found, np.asarray(exact), 5e-6)
+
+
+@pytest.mark.parametrize("place", ["x", "weight"])
+def test_what_is_no_number_stays_no_number(place: str) -> None:
+    x, weight, labels = drawn(8, 16), drawn(40, 16), np.zeros(8, np.int32)
+    (x if place == "x" else weight)[3, 2] = np.nan
+    shapes = [[], [], x.shape, weight.shape, [8, 48], [8, 16], [2, 8]]
+    results = [tf.TensorSpec(shape, tf.float32) for shape in shapes]
+    found = compiled(lambda *given: native.call("vocabulary_loss", given, results)[:2], x, weight, labels, x[:, 0])
+    assert np.isnan(found).all()
+    q = drawn(1, 8, 1, 16)
+    q[0, 3] = np.nan
+    attended, _ = compiled(lambda q: cpu_attention.attend(q, q, q, True, None), q)
+    assert np.isnan(attended[0, 3:]).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (65, 64), (200, 100), (2, 3, 16)])
+def test_layer_norm(shape: tuple[int, ...]) -> None:
+    x, dy, gain, bias = 3 * drawn(*shape) + 2, drawn(*shape), drawn(shape[-1]), drawn(shape[-1])
+
+    def both(x: tf.Tensor, gain: tf.Tensor, bias: tf.Tensor, dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        y = norms._by_native(x, gain, bias)
+        return y, *norms._native_gradient(x, gain, bias, y, dy)
+
+    wide = x.astype(np.float64)
+    centred = wide - wide.mean(-1, keepdims=True)
+    inverse = 1 / np.sqrt((centred**2).mean(-1, keepdims=True) + norms.EPSILON)
+    normal, scaled = centred * inverse, dy * gain.astype(np.float64)
+    along = (scaled * normal).mean(-1, keepdims=True)
+    dx = inverse * (scaled - scaled.mean(-1, keepdims=True) - normal * along)
+    rows = tuple(range(len(shape) - 1))
+    y, *gradients = compiled(both, x, gain, bias, dy)
+    assert_near(y, normal * gain + bias, 2e-6)
+    for found, exact in zip(gradients, [dx, (dy * normal).sum(rows), dy.astype(np.float64).sum(rows)], strict=True):
+        np.testing.assert_allclose(found, exact, rtol=0, atol=5e-6 * max(inverse.max(), np.abs(exact).max()))
+
+
+ATTENTION = [(1, 4, 2, 8)] * 2
+LOSS = [(6, 4), (9, 4), (6,), (6,), (), (), (6, 4), (9, 4), (6, 16), (6, 4), (2, 6)]
+
+
+@pytest.mark.parametrize(
+    ("target", "operands", "results"),
+    [
+        ("matmul", [(4, 5), (6, 7)], [(4, 7)]),
+        ("matmul", [(4, 5), (5, 7)], [(4, 8)]),
+        ("matmul", [(4, 5), (5, 7)], [(4, 7), (4, 7)]),
+        ("attend", [*ATTENTION, (1, 4, 2, 9)], [(1, 4, 2, 8), (1, 2, 4)]),
+        ("attend", [*ATTENTION, (1, 4, 2, 8)], [(1, 4, 2, 8), (1, 4, 2)]),
+        ("attend_gradient", [*ATTENTION, (1, 4, 2, 8), (1, 4, 2, 8), (1, 2, 4), (1, 4, 2, 7)], [(1, 4, 2, 8)] * 3),
+        ("layer_norm", [(3, 5), (4,), (5,)], [(3, 5)]),
+        ("layer_norm_gradient", [(3, 5), (5,), (3, 4)], [(3, 5), (5,), (5,)]),
+        ("vocabulary_loss", [*LOSS[:2], (5,), (6,)], LOSS[4:]),  # the labels are no integers, and too few
+        ("vocabulary_loss", LOSS[:4], [*LOSS[4:8], (6, 8), *LOSS[9:]]),  # no room for scores
+    ],
+)
+def test_what_does_not_fit_is_refused(target: str, operands: list[Any], results: list[Any]) -> None:
+    specs = [tf.TensorSpec(shape, tf.float32) for shape in results]
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"these are no|another number"):
+        compiled(lambda *given: native.call(target, given, specs), *(drawn(*shape) for shape in operands))
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the options are for x86-64")
+@pytest.mark.parametrize(
+    "options", ["-mno-avx512f", pytest.param("-mno-avx512f -mno-avx", marks=pytest.mark.slow)], ids=["AVX2", "SSE"]
+)
+def test_processors_with_narrower_vectors(options: str, tmp_path: Any) -> None:
+    command = " ".join([*native.find_compiler(), options])
+    environment = {**os.environ, "CC": command, "GPT_MESH_CACHE": str(tmp_path)}
+    tests = [__file__, os.path.join(os.path.dirname(__file__), "test_products.py")]
+    run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not narrower", *tests]
+    done = subprocess.run(run, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert list((tmp_path / "native").glob("gpt_mesh-*.so"))
