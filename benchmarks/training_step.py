@@ -1,7 +1,7 @@
 """The speed of a training step beside PyTorch's and Hugging Face's, in turns on the same machine.
 
     python benchmarks/training_step.py cpu --peers .venv-peers/bin/python
-    python benchmarks/training_step.py 124M --peers python3           (one GPU; also 124M-4096, 1.3B, 2.7B, local)
+    python benchmarks/training_step.py 124M --peers python3           (one GPU; also 124M-4096, 1.3B, 2.7B, local, …)
 
 Each competitor is a process of its own that trains on random tokens; they take turns, a block of steps each, and a
 ratio compares blocks of the same round. Prints tokens/s (median, lowest and highest block), the ratio to ours (median
@@ -43,16 +43,27 @@ SIZES: dict[str, dict[str, Any]] = {
     "124M": GPT,
     "124M-4096": {**GPT, "n_ctx": 4096, "train_batch_size": 4},
     "local": {**GPT, "n_ctx": 4096, "train_batch_size": 4},
+    "local-float32": {**GPT, "n_ctx": 4096, "train_batch_size": 4, "precision": "float32"},
+    "local-cpu": {"n_embd": 256, "n_head": 4, "n_layer": 4, "n_ctx": 4096, "n_vocab": 8192, "train_batch_size": 1},
     "1.3B": XL,
     "2.7B": {  # as published, but for the vocabulary's padding
         **XL, "n_embd": 2560, "n_head": 20, "n_layer": 32, "train_batch_size": 4, "recompute_grad": True,
         "attention_types": [[["global", "local"], 16]],
     },
 }
+
+
+def _with_window(layers: int) -> dict[str, dict[str, Any]]:
+    """Rows of ours with all layers global, and with all local."""
+    return {"ours": {}, "ours, window 256": {"attention_types": [[["local"], layers]], "local_attention_radius": 256}}
+
+
 OURS: dict[str, dict[str, dict[str, Any]]] = {  # rows of ours beside the first, by the keys that they change
     "cpu": {"ours": {}, "ours, bfloat16": {"precision": "bfloat16"}},
     "1.3B": {"ours": {}, "ours, recomputed": {"recompute_grad": True}},
-    "local": {"ours": {}, "ours, window 256": {"attention_types": [[["local"], 12]], "local_attention_radius": 256}},
+    "local": _with_window(12),
+    "local-float32": _with_window(12),
+    "local-cpu": _with_window(4),
 }
 PEER = Path(__file__).resolve().parent / "peers" / "torch_training.py"
 
@@ -122,7 +133,7 @@ def run_peaks(device: str, precision: str) -> None:
 def competitors(name: str, peers: str | None, device: str, steps: int) -> list[Competitor]:
     """Everyone who takes part; the first is ours, the last measures the peak."""
     on_gpu = "GPU" in device
-    base = {**SIZES[name], "precision": "bfloat16" if on_gpu else "float32"}
+    base = {"precision": "bfloat16" if on_gpu else "float32", **SIZES[name]}
     found = []
     for row, keys in OURS.get(name, {"ours": {}}).items():
         job = json.dumps({"keys": {**base, **keys}, "device": device, "steps": steps})
@@ -179,7 +190,7 @@ def main() -> None:
         if "peaks" in job:
             return run_peaks(job["device"], job["peaks"])
         return run_ours(job["keys"], job["device"], job["steps"])
-    device = "device:CPU:0" if args.size == "cpu" else "device:GPU:0"
+    device = "device:CPU:0" if args.size in ("cpu", "local-cpu") else "device:GPU:0"
     found = competitors(args.size, args.peers, device, args.steps or (10 if "GPU" in device else 4))
     if args.only is not None:
         found = [one for one in found if one in (found[0], found[-1]) or any(w in one.name for w in args.only)]

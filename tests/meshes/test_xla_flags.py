@@ -10,13 +10,13 @@ from meshes import xla_flags
 
 
 def test_what_the_user_says_comes_first() -> None:
-    environment = {"XLA_FLAGS": "--xla_gpu_enable_triton_gemm=true --xla_dump_to=there"}
+    environment = {"XLA_FLAGS": "--xla_gpu_enable_cublaslt=true --xla_dump_to=there"}
     xla_flags.choose(environment)
     flags = environment["XLA_FLAGS"].split()
-    assert flags == ["--xla_gpu_enable_triton_gemm=true", "--xla_dump_to=there", "--xla_gpu_enable_cublaslt=true"]
+    assert flags == ["--xla_gpu_enable_cublaslt=true", "--xla_dump_to=there", "--xla_gpu_enable_triton_gemm=false"]
     xla_flags.choose(environment)
     assert environment["XLA_FLAGS"].split() == flags
-    for given in ("flags.txt", "--xla_gpu_enable_triton_gemm --xla_gpu_enable_cublaslt"):
+    for given in ("flags.txt", "--xla_gpu_enable_triton_gemm=true --xla_dump_to=there", "--xla_gpu_enable_triton_gemm"):
         environment = {"XLA_FLAGS": given}
         xla_flags.choose(environment)
         assert environment["XLA_FLAGS"] == given
