@@ -74,12 +74,14 @@ def build_train(
     outputs, gradients = _gradients(config, mesh_impl, ctx, tensors)
     gradients = buckets.reduce_together(gradients, mesh_impl)
     weights = list(ctx.mesh.graph.trainable_variables)
-    norm = optimizers.global_norm(gradients)
+    norm = optimizers.global_norm(gradients, cpu_products=ctx.cpu_products)
     scale = optimizers.clip_factor(norm, config.optimizer.gradient_clipping)
     lr = schedules.learning_rate(config.optimizer, step)
     lr_on_mesh, step_on_mesh = (mtf.import_tf_tensor(ctx.mesh, x) for x in (lr, step))
     split = _state_split(config, ctx, mesh_impl)
-    updates = optimizers.update(weights, gradients, lr_on_mesh, scale, step_on_mesh, config.optimizer, split)
+    updates = optimizers.update(
+        weights, gradients, lr_on_mesh, scale, step_on_mesh, config.optimizer, split, cpu_products=ctx.cpu_products
+    )
     if config.training.log_grads:
         norms = {f"grad_norm/{w.name}": optimizers.global_norm([g]) for w, g in zip(weights, gradients, strict=True)}
         outputs.update(norms)

@@ -9,17 +9,33 @@ from meshes.compat import mtf
 import tensorflow as tf
 
 from config import OptimizerConfig
+from meshes import native
 from models.context import constant
 from models.kernels import kernel
 from training.state_split import StateSplit
 
 WHOLE = StateSplit()
+LEAST_NATIVE = 2**12  # elements of a tensor that native/optimizer.c is called for
 
 
-def global_norm(gradients: Sequence[mtf.Tensor]) -> mtf.Tensor:
-    """The Euclidean norm of all gradients together: a scalar, at least float32."""
+def global_norm(gradients: Sequence[mtf.Tensor], *, cpu_products: bool = False) -> mtf.Tensor:
+    """The Euclidean norm of all gradients together: a scalar, at least float32. `cpu_products`: see `Context`."""
     dtype = tf.float64 if gradients[0].dtype == tf.float64 else tf.float32
-    return mtf.sqrt(mtf.add_n([mtf.reduce_sum(mtf.square(mtf.cast(g, dtype))) for g in gradients]))
+
+    def squares(g: tf.Tensor) -> tf.Tensor:
+        return native.call("sum_of_squares", [g], [tf.TensorSpec([], tf.float32)])[0]
+
+    sums = []
+    for g in gradients:
+        if cpu_products and _is_for_native(g):
+            sums += kernel(squares, [g], [(mtf.Shape([]), dtype)], [], "sum_of_squares")
+        else:
+            sums.append(mtf.reduce_sum(mtf.square(mtf.cast(g, dtype))))
+    return mtf.sqrt(mtf.add_n(sums))
+
+
+def _is_for_native(x: mtf.Tensor) -> bool:
+    return x.dtype == tf.float32 and x.shape.size >= LEAST_NATIVE and native.known()
 
 
 def clip_factor(norm: mtf.Tensor, limit: float | None) -> mtf.Tensor:
@@ -44,6 +60,8 @@ def update(
     step: mtf.Tensor,
     config: OptimizerConfig,
     split: StateSplit = WHOLE,
+    *,
+    cpu_products: bool = False,
 ) -> list[mtf.Operation]:
     """One step of the config's optimizer.
 
@@ -53,13 +71,14 @@ def update(
         step: integer scalar, the number of steps done before this one.
         config: which optimizer, and its constants.
         split: how its state is cut over the replicas.
+        cpu_products: see `Context`.
 
     Returns:
         Operations that do the update.
     """
     if config.opt_name == "adafactor":
         return adafactor(weights, gradients, lr, scale, step, config, split)
-    return adam(weights, gradients, lr, scale, config, split)
+    return adam(weights, gradients, lr, scale, config, split, cpu_products=cpu_products)
 
 
 def adam(
@@ -69,6 +88,8 @@ def adam(
     scale: mtf.Tensor,
     config: OptimizerConfig,
     split: StateSplit = WHOLE,
+    *,
+    cpu_products: bool = False,
 ) -> list[mtf.Operation]:
     """One step of Adam without bias correction (Kingma & Ba, 2014, arXiv:1412.6980), with decoupled weight decay
     (Loshchilov & Hutter, 2017, arXiv:1711.05101) on matrices only.
@@ -82,6 +103,7 @@ def adam(
         lr, scale: float scalars; gradients are multiplied by `scale` first.
         config: the constants.
         split: how m and v are cut over the replicas.
+        cpu_products: see `Context`.
 
     Returns:
         Operations that do the update.
@@ -89,7 +111,7 @@ def adam(
     return [
         op
         for weight, gradient in zip(weights, gradients, strict=True)
-        for op in _adam_one(weight, gradient, lr, scale, config, split)
+        for op in _adam_one(weight, gradient, lr, scale, config, split, cpu_products)
     ]
 
 
@@ -100,6 +122,7 @@ def _adam_one(
     scale: mtf.Tensor,
     config: OptimizerConfig,
     split: StateSplit,
+    cpu_products: bool,
 ) -> list[mtf.Operation]:
     shape, dtype = split.shape(weight.shape), weight.master_dtype
     m, v = (_slot(weight, name, shape) for name in ("adam_m", "adam_v"))
@@ -117,8 +140,16 @@ def _adam_one(
             change += decay * w
         return w - lr * change, m, v
 
+    def native_update(w: tf.Tensor, *others: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        results = [tf.TensorSpec(w.shape, w.dtype)] * 3
+        constants = {name: float(getattr(config, name)) for name in ("beta1", "beta2", "epsilon")}
+        places = {0: 0, 1: 2, 2: 3}
+        return tuple(native.call("adam", [w, *others], results, places, decay=float(decay), **constants))
+
     operands = [split.part(master_value(weight)), split.part(gradient), m.value, v.value, lr, scale]
-    new_weight, new_m, new_v = kernel(update, operands, [(shape, dtype)] * 3, shape.dims, "adam")
+    is_native = cpu_products and all(_is_for_native(x) for x in operands[:4]) and lr.dtype == scale.dtype == tf.float32
+    work = native_update if is_native else update
+    new_weight, new_m, new_v = kernel(work, operands, [(shape, dtype)] * 3, shape.dims, "adam")
     return [mtf.assign(weight, mtf.reshape(new_weight, weight.shape)), mtf.assign(m, new_m), mtf.assign(v, new_v)]
 
 

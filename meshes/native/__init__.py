@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from meshes.compat import mtf  # noqa: F401  (before TensorFlow, which it keeps quiet)
@@ -40,7 +40,7 @@ TUNED: tuple[list[str], ...] = (
     [],
 )
 # ISO C, which keeps products and sums apart unless told otherwise: half of what a processor can do.
-COMMON = ["-O3", "-std=c11", "-ffp-contract=fast", "-fvisibility=hidden", "-fPIC", "-shared"]
+COMMON = ["-O3", "-std=c11", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden", "-fPIC", "-shared"]
 SECONDS = 120  # in which a compiler has to be done
 
 log = logging.getLogger("gpt")
@@ -158,13 +158,18 @@ _TYPES = {tf.float32: "f32", tf.int32: "i32"}
 
 
 def call(
-    target: str, operands: Sequence[tf.Tensor], results: Sequence[tf.TensorSpec], **attributes: int | float
+    target: str,
+    operands: Sequence[tf.Tensor],
+    results: Sequence[tf.TensorSpec],
+    in_place: Mapping[int, int] | None = None,
+    **attributes: int | float,
 ) -> list[tf.Tensor]:
     """The results of a target, in a function that XLA compiles for a CPU, where `known`.
 
     Args:
         target: its name, without the prefix that all have.
         results: of known shapes, as the operands'; with contents row by row.
+        in_place: which results, by number, take the places of which operands.
         attributes: what else the target is told.
     """
     given = [_type(x) for x in operands]
@@ -175,11 +180,15 @@ def call(
         f"{name} = {float(x):e} : f64" if isinstance(x, float) else f"{name} = {int(x)} : i64"
         for name, x in attributes.items()
     )
+    aliases = ", ".join(
+        f"#stablehlo.output_operand_alias<output_tuple_indices = [{i}], operand_index = {j}, operand_tuple_indices = []>"
+        for i, j in (in_place or {}).items()
+    )
     outcome = [f"%0#{i}" for i in range(len(results))] if len(results) > 1 else ["%0"]
     module = f"""module @gpt_mesh {{
   func.func public @main({parameters}) -> ({", ".join(found)}) {{
     %0{f":{len(results)}" if len(results) > 1 else ""} = stablehlo.custom_call @gpt_mesh_{target}({", ".join(names)})
-        {{api_version = 4 : i32, backend_config = {{{told}}}}} : ({", ".join(given)}) -> ({", ".join(found)})
+        {{api_version = 4 : i32, output_operand_aliases = [{aliases}], backend_config = {{{told}}}}} : ({", ".join(given)}) -> ({", ".join(found)})
     return {", ".join(outcome)} : {", ".join(found)}
   }}
 }}

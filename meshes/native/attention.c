@@ -12,7 +12,7 @@
 #include "matmul.h"
 #include "vectors.h"
 
-#define QUERIES 64    /* of a block */
+#define QUERIES 48    /* of a block */
 #define SCORES 262144 /* of a block, which lie in the second cache: 1 MiB */
 
 /* Tensors are [batch, positions, heads, features], `log_sums` [batch, heads, positions]. An entry is a head of a text. */
@@ -152,10 +152,11 @@ static void differentiate_scores(
   for (long i = 0; i < b.queries; i++) {
     float *row = weights + i * b.apart, *gradient = gradients + i * b.apart;
     const float mean = dot(upstream.data + i * upstream.down, attended.data + i * attended.down, p->features);
-    exponentials(row, b.width, p->log_sums_before[entry * p->positions + b.first + i]);
+    const float log_sum = p->log_sums_before[entry * p->positions + b.first + i];
     for (long j = 0; j < b.width; j += LANES) {
-      vector *to = (vector *)(gradient + j);
-      *to = *(vector *)(row + j) * (*to - mean);
+      const vector weight = exponential(*(vector *)(row + j) - log_sum);
+      *(vector *)(row + j) = weight;
+      *(vector *)(gradient + j) = weight * (*(vector *)(gradient + j) - mean);
     }
   }
 }
@@ -171,17 +172,22 @@ static void differentiate(const void *what, long entry) {
   float *values = pack_for_features(p, p->k, entry, keys);
   float *keys_again = pack_for_features(p, p->v, entry, values);
   float *weights = pack_for_positions(p, p->k, entry, keys_again), *gradients = weights + scores_room(p);
-  for (long i = 0; i < p->positions; i++) {
-    memset(p->dk + start + i * apart, 0, sizeof(float) * features);
-    memset(p->dv + start + i * apart, 0, sizeof(float) * features);
-  }
+  long seen = 0; /* keys that a block before has seen: the others have no gradients yet */
   for (long first = 0; first < p->positions; first += p->block) {
     const struct block b = block_at(p, first);
-    const struct matrix by_key = {weights, 1, b.apart}, gradients_by_key = {gradients, 1, b.apart};
-    float *dk = p->dk + start + b.first_key * apart, *dv = p->dv + start + b.first_key * apart;
     differentiate_scores(p, entry, b, keys, values, weights, gradients);
-    multiply(by_key, rows_of(p, p->upstream, entry, first), dv, apart, b.keys, b.queries, features, true);
-    multiply(gradients_by_key, rows_of(p, p->q, entry, first), dk, apart, b.keys, b.queries, features, true);
+    for (long from = b.first_key, end = b.first_key + b.keys, until; from < end; from = until) {
+      until = from < seen ? least(seen, end) : end;
+      const struct matrix by_key = {weights + from - b.first_key, 1, b.apart};
+      const struct matrix gradients_by_key = {gradients + from - b.first_key, 1, b.apart};
+      const long place = start + from * apart, count = until - from;
+      multiply(
+          by_key, rows_of(p, p->upstream, entry, first), p->dv + place, apart, count, b.queries, features, from < seen);
+      multiply(
+          gradients_by_key, rows_of(p, p->q, entry, first), p->dk + place, apart, count, b.queries, features,
+          from < seen);
+    }
+    seen = most(seen, b.first_key + b.keys);
     over_positions(p, gradients, entry, b, keys_again, p->dq);
   }
 }

@@ -22,7 +22,7 @@
 #define BLOCK (HEIGHT * (528 / HEIGHT)) /* rows of a whose panels lie in the second cache */
 #define PANELS 4                      /* of a that are copied side by side */
 #define NEAR 65536                    /* floats over which a block of a may be spread to be read where it is */
-#define PAIR 2                        /* of b */
+#define LINE 64                       /* bytes of the caches */
 #define WIDE 1024                     /* columns of a task at most */
 #define SMALL 128                     /* rows and columns of a task that is not cut further */
 #define LEAST_WORK 262144             /* multiplications for which further threads pay */
@@ -35,7 +35,7 @@ typedef int32_t places __attribute__((vector_size(16)));
 #define SHUFFLED(x, y, ...) __builtin_shuffle(x, y, (places){__VA_ARGS__})
 #endif
 
-static _Thread_local _Alignas(64) float left[BLOCK * DEPTH], right[PAIR * WIDTH * DEPTH];
+static _Thread_local _Alignas(64) float left[BLOCK * DEPTH], right[WIDTH * DEPTH];
 
 /* to [depth, width] from 4 rows of `depth` elements, each `step` from the next. */
 INLINE void turn_four(float *restrict to, const float *from, long step, long depth, const long width) {
@@ -103,24 +103,12 @@ static struct rows pack_rows(struct matrix a, long count, long depth) {
   return rows;
 }
 
-/* One or two panels of columns of b, from column j on; gives their number. */
-static long pack_right(const float *data, struct matrix b, long j, long columns, long depth) {
-  if (b.across == 1 && columns - j >= PAIR * WIDTH) {
-    pack_side_by_side(right, data + j, b.down, PAIR, depth, WIDTH);
-    return PAIR;
-  }
-  for (long n = 0; n < PAIR; n++) {
-    const long first = j + n * WIDTH;
-    if (first >= columns) return n;
-    pack(right + n * WIDTH * depth, data + first * b.across, b.across, b.down, columns - first, depth, WIDTH);
-  }
-  return PAIR;
-}
-
 /* c [height, WIDTH] from a panel of b, and of a, whose columns are `on` apart. */
 INLINE void tile(
     const int height, long depth, const float *a, long on, const float *b, float *c, long apart, bool add) {
   vector sum[HEIGHT][VECTORS];
+  UNROLLED for (int i = 0; i < height; i++) UNROLLED for (int v = 0; v < VECTORS; v++)
+    __builtin_prefetch(c + i * apart + v * LANES, 1);
   UNROLLED for (int i = 0; i < height; i++) UNROLLED for (int v = 0; v < VECTORS; v++) sum[i][v] = (vector){0};
   for (long k = 0; k < depth; k++, a += on, b += WIDTH) {
     vector x[VECTORS];
@@ -154,29 +142,62 @@ static void part_of_tile(
       c[i * apart + j] = whole[i * WIDTH + j] + (add ? c[i * apart + j] : 0);
 }
 
+/* What will be copied next, asked for a little at a time while tiles are computed: `rows` rows of `lines` lines. */
+struct ahead {
+  const char *data;
+  long apart, rows, lines, row, line, each;
+};
+
+/* The part of a matrix with those rows and columns, in so many times. */
+static struct ahead ask_for(struct matrix m, long rows, long columns, long times) {
+  const bool by_row = m.across == 1;
+  const long count = by_row ? rows : columns, lines = parts_of((by_row ? columns : rows) * sizeof(float), LINE);
+  return (struct ahead){
+      .data = (const char *)m.data, .apart = (by_row ? m.down : m.across) * (long)sizeof(float), .rows = count,
+      .lines = lines, .each = parts_of(count * lines, times)};
+}
+
+INLINE void go_ahead(struct ahead *p) {
+  for (long i = 0; i < p->each && p->row < p->rows; i++) {
+    __builtin_prefetch(p->data + p->row * p->apart + p->line * LINE, 0, 2);
+    if (++p->line == p->lines) {
+      p->line = 0;
+      p->row++;
+    }
+  }
+}
+
 /* c [rows, columns] from a panel of b, of whose columns there are `columns`. */
-static void multiply_panel(struct rows rows, const float *panel, float *c, long apart, long columns, bool add) {
+static void multiply_panel(
+    struct rows rows, const float *panel, float *c, long apart, long columns, bool add, struct ahead *next_a,
+    struct ahead *next_b) {
   for (long i = 0; i < rows.count; i += HEIGHT) {
     const bool in_place = i < rows.in_place;
+    if (next_a) go_ahead(next_a);
+    if (next_b) go_ahead(next_b);
     part_of_tile(
         least(HEIGHT, rows.count - i), columns, rows.depth, in_place ? rows.a.data + i : left + i * rows.depth,
         in_place ? rows.a.across : HEIGHT, panel, c + i * apart, apart, add);
   }
 }
 
+static struct matrix part_of(struct matrix m, long row, long column) {
+  return (struct matrix){m.data + row * m.down + column * m.across, m.down, m.across};
+}
+
 void multiply(struct matrix a, struct matrix b, float *c, long apart, long rows, long summed, long columns, bool add) {
   for (long k = 0; k < summed; k += DEPTH) {
-    const long depth = least(DEPTH, summed - k);
+    const long depth = least(DEPTH, summed - k), next_depth = most(0, least(DEPTH, summed - k - DEPTH));
     for (long i = 0; i < rows; i += BLOCK) {
-      const struct matrix block = {a.data + i * a.down + k * a.across, a.down, a.across};
-      const struct rows packed = pack_rows(block, least(BLOCK, rows - i), depth);
-      for (long j = 0; j < columns; j += PAIR * WIDTH) {
-        const long count = pack_right(b.data + k * b.down, b, j, columns, depth);
-        for (long n = 0; n < count; n++) {
-          const long first = j + n * WIDTH;
-          multiply_panel(
-              packed, right + n * WIDTH * depth, c + i * apart + first, apart, columns - first, add || k);
-        }
+      const long height = least(BLOCK, rows - i), tiles = parts_of(height, HEIGHT);
+      const struct rows packed = pack_rows(part_of(a, i, k), height, depth);
+      struct ahead next_a = ask_for(part_of(a, i, k + DEPTH), height, next_depth, tiles * parts_of(columns, WIDTH));
+      for (long j = 0; j < columns; j += WIDTH) {
+        const bool last = j + WIDTH >= columns;
+        struct ahead next_b = last ? ask_for(part_of(b, k + DEPTH, 0), next_depth, least(WIDTH, columns), tiles)
+                                   : ask_for(part_of(b, k, j + WIDTH), depth, least(WIDTH, columns - j - WIDTH), tiles);
+        pack(right, part_of(b, k, j).data, b.across, b.down, columns - j, depth, WIDTH);
+        multiply_panel(packed, right, c + i * apart + j, apart, columns - j, add || k, &next_a, &next_b);
       }
     }
   }
@@ -190,16 +211,14 @@ void pack_columns(struct matrix b, long summed, long columns, float *panels) {
 void multiply_packed(
     struct matrix a, const float *panels, long apart_panels, float *c, long apart, long rows, long summed, long columns,
     bool add) {
-  for (long k = 0; k < summed; k += DEPTH) {
-    const long depth = least(DEPTH, summed - k);
+  for (long k = 0; k < summed; k += DEPTH)
     for (long i = 0; i < rows; i += BLOCK) {
-      const struct matrix block = {a.data + i * a.down + k * a.across, a.down, a.across};
-      const struct rows packed = pack_rows(block, least(BLOCK, rows - i), depth);
+      const struct rows packed = pack_rows(part_of(a, i, k), least(BLOCK, rows - i), least(DEPTH, summed - k));
       for (long j = 0; j < columns; j += WIDTH)
         multiply_panel(
-            packed, panels + j / WIDTH * apart_panels + k * WIDTH, c + i * apart + j, apart, columns - j, add || k);
+            packed, panels + j / WIDTH * apart_panels + k * WIDTH, c + i * apart + j, apart, columns - j, add || k,
+            NULL, NULL);
     }
-  }
 }
 
 /* A task is up to `height` rows and `width` columns of the result. */

@@ -6,11 +6,12 @@ bool add_matmul(const XLA_FFI_Api *api);
 bool add_layer_norm(const XLA_FFI_Api *api);
 bool add_attention(const XLA_FFI_Api *api);
 bool add_vocabulary_loss(const XLA_FFI_Api *api);
+bool add_optimizer(const XLA_FFI_Api *api);
 
 /* Makes the targets known to XLA; false: it takes none of this form. */
 __attribute__((visibility("default"))) bool gpt_mesh_register(const XLA_FFI_Api *api) {
   const bool same = api->api_version.major_version == XLA_FFI_API_MAJOR &&
                     api->api_version.minor_version == XLA_FFI_API_MINOR;
   return same && add_few_rows(api) && add_matmul(api) && add_layer_norm(api) && add_attention(api) &&
-         add_vocabulary_loss(api);
+         add_vocabulary_loss(api) && add_optimizer(api);
 }

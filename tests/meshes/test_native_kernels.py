@@ -192,6 +192,36 @@ def test_layer_norm(shape: tuple[int, ...]) -> None:
         np.testing.assert_allclose(found, exact, rtol=0, atol=5e-6 * max(inverse.max(), np.abs(exact).max()))
 
 
+@pytest.mark.parametrize("shape", [(1,), (5, 7), (16384,), (3, 7001)])
+def test_sums_of_squares(shape: tuple[int, ...]) -> None:
+    x = drawn(*shape)
+    (found,) = compiled(lambda x: native.call("sum_of_squares", [x], [tf.TensorSpec([], tf.float32)]), x)
+    np.testing.assert_allclose(found, (x.astype(np.float64) ** 2).sum(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("shape", [(3,), (70, 501)])
+def test_adam(shape: tuple[int, ...], decay: float) -> None:
+    w, g, m, v, lr, scale = drawn(*shape), drawn(*shape), drawn(*shape), drawn(*shape) ** 2, 0.01, 0.7
+    variables = [tf.Variable(x) for x in (w, m, v)]
+
+    def step(g: tf.Tensor, lr: tf.Tensor, scale: tf.Tensor) -> None:
+        w, m, v = variables
+        operands = [w.read_value(), g, m.read_value(), v.read_value(), lr, scale]
+        constants = {"beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8, "decay": decay}
+        found = native.call("adam", operands, [tf.TensorSpec(shape, tf.float32)] * 3, {0: 0, 1: 2, 2: 3}, **constants)
+        for variable, value in zip(variables, found, strict=True):
+            variable.assign(value)
+
+    assert native.known()
+    tf.function(step, jit_compile=True, autograph=False)(*(tf.constant(x, tf.float32) for x in (g, lr, scale)))
+    scaled = g.astype(np.float64) * scale
+    mean, square = 0.9 * m + 0.1 * scaled, 0.95 * v + 0.05 * scaled**2
+    wanted = w - lr * (mean / (np.sqrt(square) + 1e-8) + decay * w)
+    for found, exact in zip(variables, (wanted, mean, square), strict=True):
+        assert_near(found.numpy(), exact, 1e-6)
+
+
 ATTENTION = [(1, 4, 2, 8)] * 2
 LOSS = [(6, 4), (9, 4), (6,), (6,), (), (), (6, 4), (9, 4), (6, 16), (6, 4), (2, 6)]
 
@@ -207,6 +237,8 @@ LOSS = [(6, 4), (9, 4), (6,), (6,), (), (), (6, 4), (9, 4), (6, 16), (6, 4), (2,
         ("attend_gradient", [*ATTENTION, (1, 4, 2, 8), (1, 4, 2, 8), (1, 2, 4), (1, 4, 2, 7)], [(1, 4, 2, 8)] * 3),
         ("layer_norm", [(3, 5), (4,), (5,)], [(3, 5)]),
         ("layer_norm_gradient", [(3, 5), (5,), (3, 4)], [(3, 5), (5,), (5,)]),
+        ("adam", [(3, 5)] * 4 + [(), (1,)], [(3, 5)] * 3),
+        ("adam", [(3, 5)] * 4 + [(), ()], [(3, 5), (3, 5), (5, 3)]),
         ("vocabulary_loss", [*LOSS[:2], (5,), (6,)], LOSS[4:]),  # the labels are no integers, and too few
         ("vocabulary_loss", LOSS[:4], [*LOSS[4:8], (6, 8), *LOSS[9:]]),  # no room for scores
     ],
