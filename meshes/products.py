@@ -82,7 +82,7 @@ def _many(equation: str, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor | None:
 def many_rows(x: tf.Tensor, y: tf.Tensor, turned_x: bool = False, turned_y: bool = False) -> tf.Tensor:
     """[rows, columns] of [rows, summed] and [summed, columns], or turned, the other way round, by matmul.c."""
     result = tf.TensorSpec([x.shape[turned_x], y.shape[not turned_y]], tf.float32)
-    return native.call("matmul", [x, y], [result], turned_a=turned_x, turned_b=turned_y)[0]
+    return native.call("matmul", [x, y], [result], {"turned_a": turned_x, "turned_b": turned_y})[0]
 
 
 def _names(equation: str) -> tuple[list[str], str]:

@@ -27,7 +27,7 @@ def attend(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, causal: bool, window: int |
     """
     batch, positions, heads, _ = q.shape
     results = [tf.TensorSpec(q.shape, q.dtype), tf.TensorSpec([batch, heads, positions], tf.float32)]
-    attended, log_sums = native.call("attend", [q, k, v], results, causal=causal, window=window or 0)
+    attended, log_sums = native.call("attend", [q, k, v], results, _kind(causal, window))
     return attended, log_sums
 
 
@@ -44,5 +44,9 @@ def gradient(
     """The gradients of q, k and v, from `attend`'s results and the gradient of the first."""
     results = [tf.TensorSpec(x.shape, x.dtype) for x in (q, k, v)]
     operands = [q, k, v, attended, log_sums, upstream]
-    dq, dk, dv = native.call("attend_gradient", operands, results, causal=causal, window=window or 0)
+    dq, dk, dv = native.call("attend_gradient", operands, results, _kind(causal, window))
     return dq, dk, dv
+
+
+def _kind(causal: bool, window: int | None) -> dict[str, int]:
+    return {"causal": causal, "window": window or 0}

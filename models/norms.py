@@ -11,6 +11,7 @@ from models.context import Context, constant
 from models.kernels import kernel
 
 EPSILON = 1e-5
+CONSTANTS = {"epsilon": EPSILON}  # of native/layer_norm.c
 
 
 def norm(ctx: Context, x: mtf.Tensor, name: str) -> mtf.Tensor:
@@ -50,7 +51,7 @@ def layer_norm(ctx: Context, x: mtf.Tensor, name: str) -> mtf.Tensor:
 def _by_native(x: tf.Tensor, gain: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
     """By native/layer_norm.c."""
     rows = tf.reshape(x, [-1, x.shape[-1]])
-    (found,) = native.call("layer_norm", [rows, gain, bias], [tf.TensorSpec(rows.shape, x.dtype)], epsilon=EPSILON)
+    (found,) = native.call("layer_norm", [rows, gain, bias], [tf.TensorSpec(rows.shape, x.dtype)], CONSTANTS)
     return tf.reshape(found, x.shape)
 
 
@@ -60,7 +61,7 @@ def _native_gradient(
     """The gradients of x, gain and bias."""
     rows, dy = (tf.reshape(t, [-1, x.shape[-1]]) for t in (x, upstream))
     results = [tf.TensorSpec(t.shape, t.dtype) for t in (rows, gain, bias)]
-    dx, dgain, dbias = native.call("layer_norm_gradient", [rows, gain, dy], results, epsilon=EPSILON)
+    dx, dgain, dbias = native.call("layer_norm_gradient", [rows, gain, dy], results, CONSTANTS)
     return tf.reshape(dx, x.shape), dgain, dbias
 
 

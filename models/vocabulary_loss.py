@@ -22,7 +22,7 @@ from models.context import Context
 # and writes the weights' gradient once more.
 CPU_BYTES, GPU_BYTES = 2**24, 2**31
 # Of vocabulary_loss.c: tokens of a piece, which adds to the weights' gradient once, and numbers of the longest vector.
-CPU_TOKENS, VECTOR = 1024, 16
+CPU_TOKENS, VECTOR = 512, 16
 
 
 def fits(ctx: Context) -> bool:
@@ -113,7 +113,7 @@ class _CrossEntropy(mtf.Operation):
         given = [flat, weight, tf.reshape(tf.cast(labels, tf.int32), [tokens]), tf.reshape(shares, [tokens])]
         results = [tf.TensorSpec(shape, tf.float32) for shape in shapes]
         how = {"z_loss": float(self.z_loss), "turned": not self.rows_are_vocab}
-        objective, nll, dx, dweight, *_ = native.call("vocabulary_loss", given, results, **how)
+        objective, nll, dx, dweight, *_ = native.call("vocabulary_loss", given, results, how)
         return objective, nll, tf.reshape(dx, x.shape), dweight
 
     def _by_pieces(

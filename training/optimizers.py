@@ -142,9 +142,9 @@ def _adam_one(
 
     def native_update(w: tf.Tensor, *others: tf.Tensor) -> tuple[tf.Tensor, ...]:
         results = [tf.TensorSpec(w.shape, w.dtype)] * 3
-        constants = {name: float(getattr(config, name)) for name in ("beta1", "beta2", "epsilon")}
-        places = {0: 0, 1: 2, 2: 3}
-        return tuple(native.call("adam", [w, *others], results, places, decay=float(decay), **constants))
+        constants = {"beta1": config.beta1, "beta2": config.beta2, "epsilon": config.epsilon, "decay": decay}
+        told = {name: float(x) for name, x in constants.items()}
+        return tuple(native.call("adam", [w, *others], results, told, in_place={0: 0, 1: 2, 2: 3}))
 
     operands = [split.part(master_value(weight)), split.part(gradient), m.value, v.value, lr, scale]
     is_native = cpu_products and all(_is_for_native(x) for x in operands[:4]) and lr.dtype == scale.dtype == tf.float32

@@ -155,41 +155,38 @@ def _last_line(error: Exception) -> str:
 
 
 _TYPES = {tf.float32: "f32", tf.int32: "i32"}
+_ALIAS = "#stablehlo.output_operand_alias<output_tuple_indices = [{}], operand_index = {}, operand_tuple_indices = []>"
 
 
 def call(
     target: str,
     operands: Sequence[tf.Tensor],
     results: Sequence[tf.TensorSpec],
+    attributes: Mapping[str, int | float] | None = None,
     in_place: Mapping[int, int] | None = None,
-    **attributes: int | float,
 ) -> list[tf.Tensor]:
     """The results of a target, in a function that XLA compiles for a CPU, where `known`.
 
     Args:
         target: its name, without the prefix that all have.
         results: of known shapes, as the operands'; with contents row by row.
+        attributes: what else the target is told, by name.
         in_place: which results, by number, take the places of which operands.
-        attributes: what else the target is told.
     """
-    given = [_type(x) for x in operands]
-    found = [_type(x) for x in results]
-    names = [f"%arg{i}" for i in range(len(operands))]
-    parameters = ", ".join(f"{name}: {kind}" for name, kind in zip(names, given, strict=True))
-    told = ", ".join(
-        f"{name} = {float(x):e} : f64" if isinstance(x, float) else f"{name} = {int(x)} : i64"
-        for name, x in attributes.items()
-    )
-    aliases = ", ".join(
-        f"#stablehlo.output_operand_alias<output_tuple_indices = [{i}], operand_index = {j}, operand_tuple_indices = []>"
-        for i, j in (in_place or {}).items()
-    )
-    outcome = [f"%0#{i}" for i in range(len(results))] if len(results) > 1 else ["%0"]
+    names = ", ".join(f"%arg{i}" for i in range(len(operands)))
+    parameters = ", ".join(f"%arg{i}: {_type(x)}" for i, x in enumerate(operands))
+    given, found = (", ".join(_type(x) for x in tensors) for tensors in (operands, results))
+    single = len(results) == 1
+    told = [
+        "api_version = 4 : i32",
+        f"output_operand_aliases = [{', '.join(_ALIAS.format(i, j) for i, j in (in_place or {}).items())}]",
+        f"backend_config = {{{', '.join(_attribute(name, x) for name, x in (attributes or {}).items())}}}",
+    ]
     module = f"""module @gpt_mesh {{
-  func.func public @main({parameters}) -> ({", ".join(found)}) {{
-    %0{f":{len(results)}" if len(results) > 1 else ""} = stablehlo.custom_call @gpt_mesh_{target}({", ".join(names)})
-        {{api_version = 4 : i32, output_operand_aliases = [{aliases}], backend_config = {{{told}}}}} : ({", ".join(given)}) -> ({", ".join(found)})
-    return {", ".join(outcome)} : {", ".join(found)}
+  func.func public @main({parameters}) -> ({found}) {{
+    %0{"" if single else f":{len(results)}"} = stablehlo.custom_call @gpt_mesh_{target}({names})
+        {{{", ".join(told)}}} : ({given}) -> ({found})
+    return {"%0" if single else ", ".join(f"%0#{i}" for i in range(len(results)))} : {found}
   }}
 }}
 """
@@ -198,3 +195,7 @@ def call(
 
 def _type(x: tf.Tensor | tf.TensorSpec) -> str:
     return f"tensor<{''.join(f'{n}x' for n in x.shape)}{_TYPES[x.dtype]}>"
+
+
+def _attribute(name: str, x: int | float) -> str:
+    return f"{name} = {x:.17e} : f64" if isinstance(x, float) else f"{name} = {int(x)} : i64"

@@ -11,7 +11,7 @@
 #include "vectors.h"
 
 #define HOT 1024      /* columns of scores that are looked at while they are in the second cache */
-#define MOST_ROWS 256 /* tokens of a task */
+#define MOST_ROWS 128 /* tokens of a task */
 #define LEAST_ROWS 24
 #define TILE_ROWS 264 /* of the weight's gradient, a task */
 #define FEATURES 64   /* of a task, where labels' rows are subtracted */

@@ -148,7 +148,7 @@ def test_the_loss_over_a_vocabulary(tokens: int, width: int, vocab: int, chunk: 
 
     def loss(*given: tf.Tensor) -> list[tf.Tensor]:
         results = [tf.TensorSpec(shape, tf.float32) for shape in shapes]
-        return native.call("vocabulary_loss", given, results, z_loss=0.1, turned=turned)[:4]
+        return native.call("vocabulary_loss", given, results, {"z_loss": 0.1, "turned": turned})[:4]
 
     given_weight = np.ascontiguousarray(weight.T) if turned else weight
     objective, nll, dx, dweight = compiled(loss, x, given_weight, labels, shares)
@@ -209,7 +209,7 @@ def test_adam(shape: tuple[int, ...], decay: float) -> None:
         w, m, v = variables
         operands = [w.read_value(), g, m.read_value(), v.read_value(), lr, scale]
         constants = {"beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8, "decay": decay}
-        found = native.call("adam", operands, [tf.TensorSpec(shape, tf.float32)] * 3, {0: 0, 1: 2, 2: 3}, **constants)
+        found = native.call("adam", operands, [tf.TensorSpec(shape, tf.float32)] * 3, constants, {0: 0, 1: 2, 2: 3})
         for variable, value in zip(variables, found, strict=True):
             variable.assign(value)
 
