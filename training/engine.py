@@ -98,6 +98,10 @@ class Engine:
         # TensorFlow keeps int32 tensors in the host's memory.
         self.staged_type = tf.int64 if len(plan.devices) == 1 and "GPU" in plan.master_device else tf.int32
         self.training_compiled = self.compiled and (compiled is True or not self._is_faster_uncompiled())
+        self.training_mesh = self.mesh_impl
+        if self.training_compiled != self.compiled:  # on one CPU, without what is made for compiled graphs
+            self.training_mesh = self._mesh()
+            self.training_mesh.cpu_products = False
         self._train = self.function(self._train_step, compiled=self.training_compiled)
         self._eval = self.function(self._eval_step)
         self._score = self.function(self._score_step)
@@ -131,8 +135,8 @@ class Engine:
         mesh = self.plan.implementation(self.store, self.program, unsplit=unsplit)
         mesh.tensor_cores = self.compiled and have_tensor_cores(self.plan.devices)
         if isinstance(mesh, PlacementMesh):
-            on_cpus = self.compiled and all("CPU" in device for device in self.plan.devices)
-            mesh.cpu_products = on_cpus and self.config.training.fused_ops
+            on_cpu = self.compiled and len(self.plan.devices) == 1 and "CPU" in self.plan.devices[0]
+            mesh.cpu_products = on_cpu and self.config.training.fused_ops
         return mesh
 
     def stage(self, tokens: np.ndarray) -> tf.Tensor:
@@ -173,11 +177,11 @@ class Engine:
         return self._logits(tokens)
 
     def _train_step(self, tokens: tf.Tensor) -> dict[str, tf.Tensor]:
-        global_step = self.mesh_impl.local("global_step")
+        global_step = self.training_mesh.local("global_step")
         step = global_step.read_value()
         tokens = tf.cast(tokens, tf.int32)
         features = objectives.features(self.config, tokens, step_seed(self.config.training.seed, step))
-        out = model_fns.build_train(features, self.config, self.mesh_impl, step)
+        out = model_fns.build_train(features, self.config, self.training_mesh, step)
         global_step.assign(step + 1)
         return {"loss": out.loss, "nll": out.nll, "grad_norm": out.grad_norm, "lr": out.lr, **out.extras}
 

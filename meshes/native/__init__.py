@@ -19,6 +19,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 
 from meshes.compat import mtf  # noqa: F401  (before TensorFlow, which it keeps quiet)
@@ -198,4 +199,4 @@ def _type(x: tf.Tensor | tf.TensorSpec) -> str:
 
 
 def _attribute(name: str, x: int | float) -> str:
-    return f"{name} = {x:.17e} : f64" if isinstance(x, float) else f"{name} = {int(x)} : i64"
+    return f"{name} = {int(x)} : i64" if isinstance(x, Integral) else f"{name} = {float(x):.17e} : f64"

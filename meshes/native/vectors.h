@@ -16,7 +16,12 @@ typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alia
 typedef int32_t integers __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 #define INLINE static inline __attribute__((always_inline))
+/* Before a loop over what is to stay in registers. */
+#if defined(__clang__)
+#define UNROLLED _Pragma("clang loop unroll(full)")
+#else
 #define UNROLLED _Pragma("GCC unroll 16")
+#endif
 
 INLINE long least(long x, long y) { return x < y ? x : y; }
 INLINE long most(long x, long y) { return x > y ? x : y; }
@@ -25,8 +30,8 @@ INLINE long parts_of(long count, long size) { return (count + size - 1) / size; 
 /* What is far below all scores: its exponential is 0. */
 #define MASKED -1e30f
 
-/* e^x for x from -87 to 0, within two units in the last place; 0 for less, and what is no number stays so. After Cephes (Moshier, netlib.org/cephes):
- * a polynomial between -ln 2 / 2 and ln 2 / 2, times a power of two. */
+/* e^x for x from -87 to 0, within two units in the last place; 0 for less, and what is no number stays so. After Cephes
+ * (Moshier, netlib.org/cephes): a polynomial between -ln 2 / 2 and ln 2 / 2, times a power of two. */
 INLINE vector exponential(vector x) {
   const integers counts = ~(x < -87.0f);
   x = (vector)((integers)x & counts);
@@ -39,7 +44,7 @@ INLINE vector exponential(vector x) {
   y = y * x + 1.6666665459e-1f;
   y = y * x + 5.0000001201e-1f;
   y = y * x * x + x + 1.0f;
-  return (vector)(((integers)y + ((integers)shifted << 23)) & counts);
+  return (vector)(((integers)y + (((integers)shifted << 23) & (x == x))) & counts);
 }
 
 INLINE vector greater(vector x, vector y) {

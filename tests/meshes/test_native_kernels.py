@@ -157,10 +157,11 @@ def test_the_loss_over_a_vocabulary(tokens: int, width: int, vocab: int, chunk: 
         assert_near(found, np.asarray(exact), 5e-6)
 
 
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FC00001, 0xFFFFFFFF])
 @pytest.mark.parametrize("place", ["x", "weight"])
-def test_what_is_no_number_stays_no_number(place: str) -> None:
+def test_what_is_no_number_stays_no_number(place: str, bits: int) -> None:
     x, weight, labels = drawn(8, 16), drawn(40, 16), np.zeros(8, np.int32)
-    (x if place == "x" else weight)[3, 2] = np.nan
+    (x if place == "x" else weight).view(np.uint32)[3, 2] = bits
     shapes = [[], [], x.shape, weight.shape, [8, 48], [8, 16], [2, 8]]
     results = [tf.TensorSpec(shape, tf.float32) for shape in shapes]
     found = compiled(lambda *given: native.call("vocabulary_loss", given, results)[:2], x, weight, labels, x[:, 0])
