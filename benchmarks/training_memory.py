@@ -105,7 +105,7 @@ def measure(model: dict[str, int], keys: dict[str, Any], device: str, steps: int
         start = time.perf_counter()
         loss = float(engine.train_step(tokens)["loss"])
         seconds.append(time.perf_counter() - start)
-    estimate = sum(training_memory(config).values())
+    estimate = sum(training_memory(config, engine.plan).values())
     return {"peak": memory.peak(), "estimate": estimate, "seconds": statistics.median(seconds[1:]), "loss": loss}
 
 
