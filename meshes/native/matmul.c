@@ -231,11 +231,8 @@ struct product {
 static void do_task(const void *what, long task) {
   const struct product *p = what;
   const long across = parts_of(p->columns, p->width), i = task / across * p->height, j = task % across * p->width;
-  struct matrix a = p->a, b = p->b;
-  a.data += i * a.down;
-  b.data += j * b.across;
   multiply(
-      a, b, p->c + i * p->columns + j, p->columns, least(p->height, p->rows - i), p->summed,
+      part_of(p->a, i, 0), part_of(p->b, 0, j), p->c + i * p->columns + j, p->columns, least(p->height, p->rows - i), p->summed,
       least(p->width, p->columns - j), false);
 }
 
