@@ -23,6 +23,7 @@ from models.context import Context
 CPU_BYTES, GPU_BYTES = 2**24, 2**31
 # Of vocabulary_loss.c: tokens of a piece, which adds to the weights' gradient once, and numbers of the longest vector.
 CPU_TOKENS, VECTOR = 512, 16
+ALIKE = 1024  # numbers from one to the next that stands for the same lines of a CPU's first cache
 
 
 def fits(ctx: Context) -> bool:
@@ -108,7 +109,7 @@ class _CrossEntropy(mtf.Operation):
         """The same by native/vocabulary_loss.c."""
         width, vocab = x.shape[-1], weight.shape[0 if self.rows_are_vocab else 1]
         flat, chunk = tf.reshape(x, [tokens, width]), min(tokens, CPU_TOKENS)
-        scratch = [[chunk, -(-vocab // VECTOR) * VECTOR], [chunk, width], [2, tokens]]
+        scratch = [[chunk, row_of_scores(vocab)], [chunk, width], [2, tokens]]
         shapes = [[], [], flat.shape, weight.shape, *scratch]
         given = [flat, weight, tf.reshape(tf.cast(labels, tf.int32), [tokens]), tf.reshape(shares, [tokens])]
         results = [tf.TensorSpec(shape, tf.float32) for shape in shapes]
@@ -152,6 +153,12 @@ class _CrossEntropy(mtf.Operation):
         dweight = tf.cast(tf.matmul(x, dscores, transpose_a=True), self.dtype)
         objective = tf.reduce_sum(shares * (nll + self.z_loss * tf.square(log_z)))
         return objective, tf.reduce_sum(shares * nll), dx, dweight
+
+
+def row_of_scores(vocab: int) -> int:
+    """So many columns that whole vectors hold a row, and rows below each other stand for other lines of a cache."""
+    columns = -(-vocab // VECTOR) * VECTOR
+    return columns + (VECTOR if columns % ALIKE == 0 else 0)
 
 
 def pieces(tokens: int, row_bytes: int) -> tuple[int, int]:

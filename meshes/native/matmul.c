@@ -22,6 +22,7 @@
 #define BLOCK (HEIGHT * (528 / HEIGHT)) /* rows of a whose panels lie in the second cache */
 #define PANELS 4                      /* of a that are copied side by side */
 #define NEAR 65536                    /* floats over which a block of a may be spread to be read where it is */
+#define ALIKE 1024                    /* floats from one to the next that stands for the same lines of the first cache */
 #define LINE 64                       /* bytes of the caches */
 #define WIDE 1024                     /* columns of a task at most */
 #define SMALL 128                     /* rows and columns of a task that is not cut further */
@@ -79,15 +80,16 @@ INLINE void pack(float *restrict to, const float *from, long step, long on, long
   }
 }
 
-/* A block of rows of a, [rows, depth], as tiles take it. Where its rows are neighbours in memory and its columns not far
- * apart, whole panels are read where they are. */
+/* A block of rows of a, [rows, depth], as tiles take it. Where all that a tile reads at a time has room in the first
+ * cache, whole panels are read where they are: rows that are neighbours in memory whose columns are not far apart, and
+ * rows that do not all stand for the same lines of the cache. */
 struct rows {
   long count, depth, in_place;
   struct matrix a;
 };
 
 static struct rows pack_rows(struct matrix a, long count, long depth) {
-  const bool near = a.down == 1 && a.across * depth <= NEAR;
+  const bool near = a.down == 1 ? a.across * depth <= NEAR : a.across == 1 && a.down % ALIKE;
   const struct rows rows = {count, depth, near ? count / HEIGHT * HEIGHT : 0, a};
   for (long i = rows.in_place; i < count;) {
     float *to = left + i * depth;
@@ -103,18 +105,42 @@ static struct rows pack_rows(struct matrix a, long count, long depth) {
   return rows;
 }
 
-/* c [height, WIDTH] from a panel of b, and of a, whose columns are `on` apart. */
+/* WIDTH columns of b, [depth, WIDTH]: row after row, packed, or where they are: from the second cache, if tiles are so
+ * high that they do not wait for it. */
+static struct matrix pack_panel(struct matrix b, long columns, long depth) {
+  if (HEIGHT >= 12 && b.across == 1 && b.down * depth <= NEAR && columns >= WIDTH) return b;
+  pack(right, b.data, b.across, b.down, columns, depth, WIDTH);
+  return (struct matrix){right, WIDTH, 1};
+}
+
+/* sum [height, WIDTH] of a [height, depth] and b [depth, WIDTH]. Of a, one row in `reach` has a pointer of its own: from
+ * one pointer an instruction reaches many neighbours in memory, but only rows 0, 1 and 2 where they are apart. */
+INLINE void multiply_rows(
+    vector (*sum)[VECTORS], const int height, const int reach, long depth, const float *a, long down, long across,
+    const float *b, long under) {
+  const float *rows[HEIGHT];
+  UNROLLED for (int i = 0; i < height; i += reach) rows[i] = a + i * down;
+  for (long k = 0; k < depth; k++, b += under) {
+    vector x[VECTORS];
+    UNROLLED for (int v = 0; v < VECTORS; v++) x[v] = *(const vector *)(b + v * LANES);
+    UNROLLED for (int i = 0; i < height; i++) UNROLLED for (int v = 0; v < VECTORS; v++)
+      sum[i][v] += rows[i - i % reach][i % reach * down] * x[v];
+    UNROLLED for (int i = 0; i < height; i += reach) rows[i] += across;
+  }
+}
+
+/* c [height, WIDTH] of a [height, depth], one of whose steps is 1, and b [depth, WIDTH], whose rows are `under` apart. */
 INLINE void tile(
-    const int height, long depth, const float *a, long on, const float *b, float *c, long apart, bool add) {
+    const int height, long depth, const float *a, long down, long across, const float *b, long under, float *c,
+    long apart, bool add) {
   vector sum[HEIGHT][VECTORS];
   UNROLLED for (int i = 0; i < height; i++) UNROLLED for (int v = 0; v < VECTORS; v++)
     __builtin_prefetch(c + i * apart + v * LANES, 1);
   UNROLLED for (int i = 0; i < height; i++) UNROLLED for (int v = 0; v < VECTORS; v++) sum[i][v] = (vector){0};
-  for (long k = 0; k < depth; k++, a += on, b += WIDTH) {
-    vector x[VECTORS];
-    UNROLLED for (int v = 0; v < VECTORS; v++) x[v] = *(const vector *)(b + v * LANES);
-    UNROLLED for (int i = 0; i < height; i++) UNROLLED for (int v = 0; v < VECTORS; v++) sum[i][v] += a[i] * x[v];
-  }
+  if (down == 1)
+    multiply_rows(sum, height, HEIGHT, depth, a, 1, across, b, under);
+  else
+    multiply_rows(sum, height, 3, depth, a, down, 1, b, under);
   UNROLLED for (int i = 0; i < height; i++) UNROLLED for (int v = 0; v < VECTORS; v++) {
     vector *to = (vector *)(c + i * apart + v * LANES);
     if (add) sum[i][v] += *to;
@@ -122,19 +148,21 @@ INLINE void tile(
   }
 }
 
-/* `tile` for at most HEIGHT rows and WIDTH columns of the result. */
+/* `tile` for at most HEIGHT rows and WIDTH columns of the result. (Processors take long to read a struct in other pieces
+ * than it was written in, just before.) */
 static void part_of_tile(
-    long rows, long columns, long depth, const float *a, long on, const float *b, float *c, long apart, bool add) {
+    long rows, long columns, long depth, const float *a, long down, long across, const float *b, long under, float *c,
+    long apart, bool add) {
   _Alignas(64) float whole[HEIGHT * WIDTH];
   const bool fits = columns >= WIDTH && rows % 4 == 0;
   float *to = fits ? c : whole;
   const long step = fits ? apart : WIDTH;
   if (HEIGHT >= 12 && rows > 8) {
-    tile(HEIGHT, depth, a, on, b, to, step, fits && add);
+    tile(HEIGHT, depth, a, down, across, b, under, to, step, fits && add);
   } else if (HEIGHT >= 12 && rows > 4) {
-    tile(8, depth, a, on, b, to, step, fits && add);
+    tile(8, depth, a, down, across, b, under, to, step, fits && add);
   } else {
-    tile(4, depth, a, on, b, to, step, fits && add);
+    tile(4, depth, a, down, across, b, under, to, step, fits && add);
   }
   if (fits) return;
   for (long i = 0; i < rows; i++)
@@ -167,22 +195,23 @@ INLINE void go_ahead(struct ahead *p) {
   }
 }
 
-/* c [rows, columns] from a panel of b, of whose columns there are `columns`. */
-static void multiply_panel(
-    struct rows rows, const float *panel, float *c, long apart, long columns, bool add, struct ahead *next_a,
-    struct ahead *next_b) {
-  for (long i = 0; i < rows.count; i += HEIGHT) {
-    const bool in_place = i < rows.in_place;
-    if (next_a) go_ahead(next_a);
-    if (next_b) go_ahead(next_b);
-    part_of_tile(
-        least(HEIGHT, rows.count - i), columns, rows.depth, in_place ? rows.a.data + i : left + i * rows.depth,
-        in_place ? rows.a.across : HEIGHT, panel, c + i * apart, apart, add);
-  }
-}
-
 static struct matrix part_of(struct matrix m, long row, long column) {
   return (struct matrix){m.data + row * m.down + column * m.across, m.down, m.across};
+}
+
+/* c [rows, columns] from a panel of b, of whose columns there are `columns`. */
+static void multiply_panel(
+    struct rows rows, struct matrix panel, float *c, long apart, long columns, bool add, struct ahead *next_a,
+    struct ahead *next_b) {
+  for (long i = 0; i < rows.count; i += HEIGHT) {
+    if (next_a) go_ahead(next_a);
+    if (next_b) go_ahead(next_b);
+    const bool in_place = i < rows.in_place;
+    part_of_tile(
+        least(HEIGHT, rows.count - i), columns, rows.depth,
+        in_place ? rows.a.data + i * rows.a.down : left + i * rows.depth, in_place ? rows.a.down : 1,
+        in_place ? rows.a.across : HEIGHT, panel.data, panel.down, c + i * apart, apart, add);
+  }
 }
 
 void multiply(struct matrix a, struct matrix b, float *c, long apart, long rows, long summed, long columns, bool add) {
@@ -196,8 +225,8 @@ void multiply(struct matrix a, struct matrix b, float *c, long apart, long rows,
         const bool last = j + WIDTH >= columns;
         struct ahead next_b = last ? ask_for(part_of(b, k + DEPTH, 0), next_depth, least(WIDTH, columns), tiles)
                                    : ask_for(part_of(b, k, j + WIDTH), depth, least(WIDTH, columns - j - WIDTH), tiles);
-        pack(right, part_of(b, k, j).data, b.across, b.down, columns - j, depth, WIDTH);
-        multiply_panel(packed, right, c + i * apart + j, apart, columns - j, add || k, &next_a, &next_b);
+        const struct matrix panel = pack_panel(part_of(b, k, j), columns - j, depth);
+        multiply_panel(packed, panel, c + i * apart + j, apart, columns - j, add || k, &next_a, &next_b);
       }
     }
   }
@@ -216,8 +245,8 @@ void multiply_packed(
       const struct rows packed = pack_rows(part_of(a, i, k), least(BLOCK, rows - i), least(DEPTH, summed - k));
       for (long j = 0; j < columns; j += WIDTH)
         multiply_panel(
-            packed, panels + j / WIDTH * apart_panels + k * WIDTH, c + i * apart + j, apart, columns - j, add || k,
-            NULL, NULL);
+            packed, (struct matrix){panels + j / WIDTH * apart_panels + k * WIDTH, WIDTH, 1}, c + i * apart + j, apart,
+            columns - j, add || k, NULL, NULL);
     }
 }
 
@@ -248,6 +277,7 @@ static long cut(const XLA_FFI_CallFrame *frame, struct product *p) {
     else
       width = parts_of(width, 2);
   }
+  height = parts_of(p->rows, parts_of(p->rows, height)); /* so that none is smaller than the others by much */
   p->height = parts_of(height, HEIGHT) * HEIGHT;
   p->width = parts_of(width, WIDTH) * WIDTH;
   return parts_of(p->rows, p->height) * parts_of(p->columns, p->width);
