@@ -16,6 +16,7 @@ from meshes.compat import mtf
 
 import tensorflow as tf
 
+from meshes import native
 from models.context import Context
 from models.kernels import kernel
 
@@ -59,6 +60,31 @@ def activate(ctx: Context, x: mtf.Tensor, name: str, layer_name: str) -> mtf.Ten
         ctx.scalar(f"{layer_name}/activation/{parameter}", value) for parameter, value in learned.initial.items()
     ]
     return _elementwise(ctx, learned.function, x, *scalars, name=name)
+
+
+def activate_biased(ctx: Context, x: mtf.Tensor, bias: mtf.Tensor, name: str, layer_name: str) -> mtf.Tensor:
+    """The same of x plus a bias of its last dimension."""
+    fits = ctx.cpu_products and x.dtype == bias.dtype == tf.float32 and x.shape.dims[-1:] == bias.shape.dims
+    if name == "gelu" and fits and native.known():
+        return kernel(_native_gelu, [x, bias], [(x.shape, x.dtype)], x.shape.dims, name, _native_gelu_gradient)[0]
+    return activate(ctx, x + bias, name, layer_name)
+
+
+def _native_gelu(x: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    """By native/gelu.c."""
+    rows = tf.reshape(x, [-1, x.shape[-1]])
+    (found,) = native.call("gelu", [rows, bias], [tf.TensorSpec(rows.shape, x.dtype)])
+    return tf.reshape(found, x.shape)
+
+
+def _native_gelu_gradient(
+    x: tf.Tensor, bias: tf.Tensor, _: tf.Tensor, upstream: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The gradients of x and bias."""
+    rows, dy = (tf.reshape(t, [-1, x.shape[-1]]) for t in (x, upstream))
+    results = [tf.TensorSpec(t.shape, t.dtype) for t in (rows, bias)]
+    dx, dbias = native.call("gelu_gradient", [rows, bias, dy], results)
+    return tf.reshape(dx, x.shape), dbias
 
 
 def _elementwise(ctx: Context, function: Callable[..., tf.Tensor], *inputs: mtf.Tensor, name: str) -> mtf.Tensor:

@@ -65,6 +65,14 @@ bool is_float(const XLA_FFI_Buffer *buffer, int64_t rank) {
   return buffer->dtype == XLA_FFI_DataType_F32 && buffer->rank == rank;
 }
 
+bool is_row_of(const XLA_FFI_Buffer *x, const XLA_FFI_Buffer *buffer) {
+  return is_float(buffer, 1) && buffer->dims[0] == x->dims[1];
+}
+
+bool is_like(const XLA_FFI_Buffer *x, const XLA_FFI_Buffer *buffer) {
+  return is_float(buffer, x->rank) && same_shape(buffer, x);
+}
+
 long elements(const XLA_FFI_Buffer *buffer) {
   long count = 1;
   for (int64_t i = 0; i < buffer->rank; i++) count *= buffer->dims[i];

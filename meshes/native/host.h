@@ -26,6 +26,9 @@ const XLA_FFI_Buffer *operand(const XLA_FFI_CallFrame *frame, int64_t index);
 const XLA_FFI_Buffer *result(const XLA_FFI_CallFrame *frame, int64_t index);
 bool same_shape(const XLA_FFI_Buffer *one, const XLA_FFI_Buffer *other);
 bool is_float(const XLA_FFI_Buffer *buffer, int64_t rank);
+/* Whether it is [width] for an x [rows, width], or has its shape. */
+bool is_row_of(const XLA_FFI_Buffer *x, const XLA_FFI_Buffer *buffer);
+bool is_like(const XLA_FFI_Buffer *x, const XLA_FFI_Buffer *buffer);
 long elements(const XLA_FFI_Buffer *buffer);
 
 /* At least 1. */

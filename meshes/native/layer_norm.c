@@ -83,21 +83,13 @@ static void differentiate(const void *what, long task) {
     differentiate_row(p, row, dgain, dgain + p->width);
 }
 
-static bool is_row(const XLA_FFI_Buffer *buffer, const XLA_FFI_Buffer *x) {
-  return is_float(buffer, 1) && buffer->dims[0] == x->dims[1];
-}
-
-static bool is_like(const XLA_FFI_Buffer *buffer, const XLA_FFI_Buffer *x) {
-  return is_float(buffer, 2) && same_shape(buffer, x);
-}
-
 /* x times the inverse of its standard deviation, once its mean is taken off, times gain, plus bias; `epsilon` is added
  * to the variance. */
 static XLA_FFI_Error *layer_norm(XLA_FFI_CallFrame *frame) {
   if (asked_for_version(frame)) return NULL;
   if (!has(frame, 3, 1)) return invalid(frame, "another number of tensors");
   const XLA_FFI_Buffer *x = operand(frame, 0), *gain = operand(frame, 1), *bias = operand(frame, 2);
-  if (!is_float(x, 2) || !is_row(gain, x) || !is_row(bias, x) || !is_like(result(frame, 0), x))
+  if (!is_float(x, 2) || !is_row_of(x, gain) || !is_row_of(x, bias) || !is_like(x, result(frame, 0)))
     return invalid(frame, "these are no rows in float32 with a gain and a bias");
   const struct norm p = {
       .rows = x->dims[0], .width = x->dims[1], .epsilon = (float)number(frame, "epsilon", 0),
@@ -111,8 +103,8 @@ static XLA_FFI_Error *gradient(XLA_FFI_CallFrame *frame) {
   if (asked_for_version(frame)) return NULL;
   if (!has(frame, 3, 3)) return invalid(frame, "another number of tensors");
   const XLA_FFI_Buffer *x = operand(frame, 0), *gain = operand(frame, 1), *upstream = operand(frame, 2);
-  if (!is_float(x, 2) || !is_row(gain, x) || !is_like(upstream, x) || !is_like(result(frame, 0), x) ||
-      !is_row(result(frame, 1), x) || !is_row(result(frame, 2), x))
+  if (!is_float(x, 2) || !is_row_of(x, gain) || !is_like(x, upstream) || !is_like(x, result(frame, 0)) ||
+      !is_row_of(x, result(frame, 1)) || !is_row_of(x, result(frame, 2)))
     return invalid(frame, "these are no rows in float32 with a gain and a gradient");
   struct norm p = {
       .rows = x->dims[0], .width = x->dims[1], .epsilon = (float)number(frame, "epsilon", 0),

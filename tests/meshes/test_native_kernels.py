@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from meshes import native, products
-from models import cpu_attention, norms
+from models import activations, cpu_attention, norms
 
 import tensorflow as tf  # isort: skip  (after compat, which quiets its start-up)
 
@@ -193,6 +193,38 @@ def test_layer_norm(shape: tuple[int, ...]) -> None:
         np.testing.assert_allclose(found, exact, rtol=0, atol=5e-6 * max(inverse.max(), np.abs(exact).max()))
 
 
+def gelu(x: Array) -> Array:
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (65, 64), (200, 100), (2, 3, 16)])
+def test_gelu(shape: tuple[int, ...]) -> None:
+    x, dy, bias = 3 * drawn(*shape), drawn(*shape), drawn(shape[-1])
+
+    def both(x: tf.Tensor, bias: tf.Tensor, dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        y = activations._native_gelu(x, bias)
+        return y, *activations._native_gelu_gradient(x, bias, y, dy)
+
+    wide, step = x.astype(np.float64) + bias, 1e-6
+    dx = dy * (gelu(wide + step) - gelu(wide - step)) / (2 * step)
+    y, *gradients = compiled(both, x, bias, dy)
+    assert_near(y, gelu(wide), 1e-6)
+    for found, exact in zip(gradients, [dx, dx.sum(tuple(range(len(shape) - 1)))], strict=True):
+        np.testing.assert_allclose(found, exact, rtol=0, atol=2e-6 * np.abs(dx).max() * x.shape[0])
+
+
+def test_gelu_of_what_is_large_small_and_no_number() -> None:
+    x = np.array([[-1e30, -200.0, -12.0, -1e-30, 0.0, 1e-30, 12.0, 200.0, 1e30, np.nan]], np.float32)
+
+    def both(x: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        zero = tf.zeros([x.shape[-1]])
+        return activations._native_gelu(x, zero), activations._native_gelu_gradient(x, zero, x, tf.ones_like(x))[0]
+
+    y, slope = compiled(both, x)
+    np.testing.assert_allclose(y, [[0, 0, 0, -5e-31, 0, 5e-31, 12, 200, 1e30, np.nan]], rtol=1e-6, atol=1e-37)
+    np.testing.assert_allclose(slope, [[0, 0, 0, 0.5, 0.5, 0.5, 1, 1, 1, np.nan]], rtol=1e-6, atol=1e-37)
+
+
 @pytest.mark.parametrize("shape", [(1,), (5, 7), (16384,), (3, 7001)])
 def test_sums_of_squares(shape: tuple[int, ...]) -> None:
     x = drawn(*shape)
@@ -238,6 +270,8 @@ LOSS = [(6, 4), (9, 4), (6,), (6,), (), (), (6, 4), (9, 4), (6, 16), (6, 4), (2,
         ("attend_gradient", [*ATTENTION, (1, 4, 2, 8), (1, 4, 2, 8), (1, 2, 4), (1, 4, 2, 7)], [(1, 4, 2, 8)] * 3),
         ("layer_norm", [(3, 5), (4,), (5,)], [(3, 5)]),
         ("layer_norm_gradient", [(3, 5), (5,), (3, 4)], [(3, 5), (5,), (5,)]),
+        ("gelu", [(3, 5), (4,)], [(3, 5)]),
+        ("gelu_gradient", [(3, 5), (5,), (3, 4)], [(3, 5), (5,)]),
         ("adam", [(3, 5)] * 4 + [(), (1,)], [(3, 5)] * 3),
         ("adam", [(3, 5)] * 4 + [(), ()], [(3, 5), (3, 5), (5, 3)]),
         ("vocabulary_loss", [*LOSS[:2], (5,), (6,)], LOSS[4:]),  # the labels are no integers, and too few

@@ -1,0 +1,129 @@
+/* A bias and GELU after it, in float32, for programs that XLA compiles for a CPU: each row is read once, and nothing is
+ * kept for the backward pass but what the bias was added to.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "host.h"
+#include "vectors.h"
+
+#define ROWS 64 /* of a task: sums over rows are taken task by task, whatever the number of threads */
+
+/* x and what has its shape are [rows, width], bias [width]. */
+struct gelu {
+  long rows, width;
+  const float *x, *bias, *upstream;
+  float *y, *dx;
+  float *sums; /* of a task's rows, [tasks, width]: the bias's gradient */
+};
+
+/* x times sigmoid(z) with z = 2 √(2/π) (x + 0.044715 x³): the tanh form of Hendrycks and Gimpel (2016,
+ * arXiv:1606.08415), as (1 + tanh(z / 2)) / 2 = sigmoid(z). */
+#define LINEAR 1.5957691216f
+#define CUBIC 0.0713548163f
+
+/* sigmoid(z) and sigmoid(-z), without the loss of one beside the other. */
+struct sigmoids {
+  vector of_z, of_minus_z;
+};
+
+INLINE struct sigmoids sigmoids_of(vector z) {
+  const vector power = exponential((vector)((integers)z | INT32_MIN)); /* e^-|z| */
+  const vector large = 1.0f / (1.0f + power), small = power * large;
+  const integers positive = z > 0;
+  return (struct sigmoids){
+      (vector)(((integers)large & positive) | ((integers)small & ~positive)),
+      (vector)(((integers)small & positive) | ((integers)large & ~positive))};
+}
+
+INLINE vector value(vector x) { return x * sigmoids_of(x * (LINEAR + CUBIC * x * x)).of_z; }
+
+INLINE vector slope(vector x) {
+  const vector square = -greater((vector){0} - 1000.0f, -x * x); /* at most 1000: sigmoids are 0 and 1 there */
+  const struct sigmoids s = sigmoids_of(x * (LINEAR + CUBIC * x * x));
+  return s.of_z + s.of_z * s.of_minus_z * x * (LINEAR + 3 * CUBIC * square);
+}
+
+/* The first `count` elements, then zeros. */
+INLINE vector part(const float *x, long count) {
+  vector found = {0};
+  memcpy(&found, x, sizeof(float) * count);
+  return found;
+}
+
+static void activate(const void *what, long task) {
+  const struct gelu *p = what;
+  const long width = p->width, whole = width - width % LANES;
+  for (long row = task * ROWS; row < least((task + 1) * ROWS, p->rows); row++) {
+    const float *x = p->x + row * width;
+    float *y = p->y + row * width;
+    for (long i = 0; i < whole; i += LANES)
+      *(vector *)(y + i) = value(*(const vector *)(x + i) + *(const vector *)(p->bias + i));
+    if (whole < width) {
+      const vector last = value(part(x + whole, width - whole) + part(p->bias + whole, width - whole));
+      memcpy(y + whole, &last, sizeof(float) * (width - whole));
+    }
+  }
+}
+
+static void differentiate(const void *what, long task) {
+  const struct gelu *p = what;
+  const long width = p->width, whole = width - width % LANES, rest = width - whole;
+  float *sums = p->sums + task * width;
+  memset(sums, 0, sizeof(float) * width);
+  for (long row = task * ROWS; row < least((task + 1) * ROWS, p->rows); row++) {
+    const float *x = p->x + row * width, *dy = p->upstream + row * width;
+    float *dx = p->dx + row * width;
+    for (long i = 0; i < whole; i += LANES) {
+      const vector found = *(const vector *)(dy + i) * slope(*(const vector *)(x + i) + *(const vector *)(p->bias + i));
+      *(vector *)(dx + i) = found;
+      *(vector *)(sums + i) += found;
+    }
+    if (rest) {
+      const vector found = part(dy + whole, rest) * slope(part(x + whole, rest) + part(p->bias + whole, rest));
+      memcpy(dx + whole, &found, sizeof(float) * rest);
+      for (long i = 0; i < rest; i++) sums[whole + i] += dx[whole + i];
+    }
+  }
+}
+
+/* GELU of x plus bias. */
+static XLA_FFI_Error *gelu(XLA_FFI_CallFrame *frame) {
+  if (asked_for_version(frame)) return NULL;
+  if (!has(frame, 2, 1)) return invalid(frame, "another number of tensors");
+  const XLA_FFI_Buffer *x = operand(frame, 0), *bias = operand(frame, 1);
+  if (!is_float(x, 2) || !is_row_of(x, bias) || !is_like(x, result(frame, 0)))
+    return invalid(frame, "these are no rows in float32 with a bias");
+  const struct gelu p = {
+      .rows = x->dims[0], .width = x->dims[1], .x = x->data, .bias = bias->data, .y = result(frame, 0)->data};
+  if (elements(x)) share_out(frame, parts_of(p.rows, ROWS), activate, &p);
+  return NULL;
+}
+
+/* The gradients of x and bias, from both and that of the result. */
+static XLA_FFI_Error *gradient(XLA_FFI_CallFrame *frame) {
+  if (asked_for_version(frame)) return NULL;
+  if (!has(frame, 3, 2)) return invalid(frame, "another number of tensors");
+  const XLA_FFI_Buffer *x = operand(frame, 0), *bias = operand(frame, 1), *upstream = operand(frame, 2);
+  if (!is_float(x, 2) || !is_row_of(x, bias) || !is_like(x, upstream) || !is_like(x, result(frame, 0)) ||
+      !is_row_of(x, result(frame, 1)))
+    return invalid(frame, "these are no rows in float32 with a bias and a gradient");
+  struct gelu p = {
+      .rows = x->dims[0], .width = x->dims[1], .x = x->data, .bias = bias->data, .upstream = upstream->data,
+      .dx = result(frame, 0)->data};
+  float *dbias = result(frame, 1)->data;
+  const long tasks = parts_of(p.rows, ROWS);
+  memset(dbias, 0, sizeof(float) * p.width);
+  if (!elements(x)) return NULL;
+  p.sums = malloc(sizeof(float) * tasks * p.width);
+  if (!p.sums) return out_of_memory(frame);
+  share_out(frame, tasks, differentiate, &p);
+  for (long task = 0; task < tasks; task++)
+    for (long i = 0; i < p.width; i++) dbias[i] += p.sums[task * p.width + i];
+  free(p.sums);
+  return NULL;
+}
+
+bool add_gelu(const XLA_FFI_Api *api) {
+  return add(api, "gpt_mesh_gelu", gelu) && add(api, "gpt_mesh_gelu_gradient", gradient);
+}
