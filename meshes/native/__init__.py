@@ -1,8 +1,8 @@
 """What of this project is written in C: compiled on the machine where it runs, for its processor, and told to XLA.
 
 Products of a few rows (few_rows.c) and of many (matmul.c), attention (attention.c), layer norm, GELU, the vocabulary's
-loss (vocabulary_loss.c), the optimizer's steps. There must be a C compiler (`CC`, else cc, gcc or clang), and a TensorFlow that XLA's foreign
-function interface comes with. Where one is missing, all works, slower.
+loss (vocabulary_loss.c), the optimizer's steps. There must be a C compiler (`CC`, else cc, gcc or clang), and a
+TensorFlow that XLA's foreign function interface comes with. Where one is missing, all works, slower.
 """
 
 from __future__ import annotations
