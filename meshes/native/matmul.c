@@ -113,9 +113,9 @@ static struct matrix pack_panel(struct matrix b, long columns, long depth) {
   return (struct matrix){right, WIDTH, 1};
 }
 
-/* sum [height, WIDTH] of a [height, depth] and b [depth, WIDTH]. Of a, one row in `reach` has a pointer of its own: from
+/* sum [height, WIDTH] grows by a [height, depth] times b [depth, WIDTH]. Of a, one row in `reach` has a pointer of its own: from
  * one pointer an instruction reaches many neighbours in memory, but only rows 0, 1 and 2 where they are apart. */
-INLINE void multiply_rows(
+INLINE void add_products(
     vector (*sum)[VECTORS], const int height, const int reach, long depth, const float *a, long down, long across,
     const float *b, long under) {
   const float *rows[HEIGHT];
@@ -129,18 +129,29 @@ INLINE void multiply_rows(
   }
 }
 
+/* The same for any a one of whose steps is 1. */
+INLINE void multiply_rows(
+    vector (*sum)[VECTORS], const int height, long depth, const float *a, long down, long across, const float *b,
+    long under) {
+  if (down == 1)
+    add_products(sum, height, HEIGHT, depth, a, 1, across, b, under);
+  else
+    add_products(sum, height, 3, depth, a, down, 1, b, under);
+}
+
 /* c [height, WIDTH] of a [height, depth], one of whose steps is 1, and b [depth, WIDTH], whose rows are `under` apart. */
 INLINE void tile(
     const int height, long depth, const float *a, long down, long across, const float *b, long under, float *c,
     long apart, bool add) {
   vector sum[HEIGHT][VECTORS];
-  UNROLLED for (int i = 0; i < height; i++) UNROLLED for (int v = 0; v < VECTORS; v++)
-    __builtin_prefetch(c + i * apart + v * LANES, 1);
   UNROLLED for (int i = 0; i < height; i++) UNROLLED for (int v = 0; v < VECTORS; v++) sum[i][v] = (vector){0};
-  if (down == 1)
-    multiply_rows(sum, height, HEIGHT, depth, a, 1, across, b, under);
-  else
-    multiply_rows(sum, height, 3, depth, a, down, 1, b, under);
+  const long piece = depth / 16;
+  for (int i = 0; i < height; i++) { /* c is asked for by and by: all at once would hold up what is read meanwhile */
+    for (int v = 0; v < VECTORS; v++) __builtin_prefetch(c + i * apart + v * LANES, 1);
+    multiply_rows(sum, height, piece, a + i * piece * across, down, across, b + i * piece * under, under);
+  }
+  const long done = height * piece;
+  multiply_rows(sum, height, depth - done, a + done * across, down, across, b + done * under, under);
   UNROLLED for (int i = 0; i < height; i++) UNROLLED for (int v = 0; v < VECTORS; v++) {
     vector *to = (vector *)(c + i * apart + v * LANES);
     if (add) sum[i][v] += *to;
