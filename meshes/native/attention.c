@@ -1,8 +1,8 @@
 /* Softmax attention, in float32, for programs that XLA compiles for a CPU.
  *
  * Scores exist for a block of queries at a time, and only with keys that one of them sees: causal attention does little
- * more than half of the work, local attention that of its window. The forward pass keeps the logarithm of each query's softmax
- * denominator, from which the backward pass computes its scores again (Dao et al., 2022, arXiv:2205.14135).
+ * more than half of the work, local attention that of its window. The forward pass keeps the logarithm of each query's
+ * softmax denominator, from which the backward pass computes its scores again (Dao et al., 2022, arXiv:2205.14135).
  */
 #include <math.h>
 #include <stdatomic.h>
@@ -12,10 +12,12 @@
 #include "matmul.h"
 #include "vectors.h"
 
-#define QUERIES 48    /* of a block */
+#define STRIP 24      /* queries that are scored with the same keys: all that one of them sees */
+#define QUERIES 96    /* of a block, whose keys get their gradients at once: strips of it */
 #define SCORES 262144 /* of a block, which lie in the second cache: 1 MiB */
 
-/* Tensors are [batch, positions, heads, features], `log_sums` [batch, heads, positions]. An entry is a head of a text. */
+/* Tensors are [batch, positions, heads, features], `log_sums` [batch, heads, positions]. An entry is a head of a text.
+ */
 struct attention {
   long batch, positions, heads, features, window, block, groups;
   bool causal;
@@ -35,6 +37,15 @@ static struct block block_at(const struct attention *p, long first) {
   const long first_key = most(0, first - p->window + 1) / PANEL * PANEL;
   const long keys = (p->causal ? end : least(p->positions, end - 1 + p->window)) - first_key;
   return (struct block){first, end - first, first_key, keys, padded(keys), padded(keys) + LANES};
+}
+
+/* The strip of a block from its i-th query on; causal, without the keys behind it. */
+static struct block strip_of(const struct attention *p, struct block b, long i) {
+  b.first += i;
+  b.queries = least(STRIP, b.queries - i);
+  if (p->causal) b.keys = b.first + b.queries - b.first_key;
+  b.width = padded(b.keys);
+  return b;
 }
 
 static long scores_room(const struct attention *p) { return p->block * (padded(p->positions) + LANES); }
@@ -107,7 +118,7 @@ static float exponentials(float *row, long count, float shift) {
 
 static void attend_block(
     const struct attention *p, long entry, struct block b, const float *keys, const float *values, float *scores) {
-  float sums[QUERIES];
+  float sums[STRIP];
   score(p, entry, b, keys, scores);
   for (long i = 0; i < b.queries; i++) {
     float *row = scores + i * b.apart;
@@ -161,6 +172,13 @@ static void differentiate_scores(
   }
 }
 
+/* Where the part of a block's keys ends that begins at `from`: keys of a part have gradients already, or none, and are
+ * seen by the same queries but for those of a strip. */
+static long end_of_part(const struct attention *p, struct block b, long from, long seen) {
+  const long end = from < seen ? least(seen, b.first_key + b.keys) : b.first_key + b.keys;
+  return p->causal ? least(end, from < b.first ? b.first : from + STRIP) : end;
+}
+
 static void differentiate(const void *what, long entry) {
   const struct attention *p = what;
   const long start = start_of(p, entry), apart = p->heads * p->features, features = p->features;
@@ -175,25 +193,28 @@ static void differentiate(const void *what, long entry) {
   long seen = 0; /* keys that a block before has seen: the others have no gradients yet */
   for (long first = 0; first < p->positions; first += p->block) {
     const struct block b = block_at(p, first);
-    differentiate_scores(p, entry, b, keys, values, weights, gradients);
-    for (long from = b.first_key, end = b.first_key + b.keys, until; from < end; from = until) {
-      until = from < seen ? least(seen, end) : end;
-      const struct matrix by_key = {weights + from - b.first_key, 1, b.apart};
-      const struct matrix gradients_by_key = {gradients + from - b.first_key, 1, b.apart};
-      const long place = start + from * apart, count = until - from;
+    for (long i = 0; i < b.queries; i += STRIP)
+      differentiate_scores(p, entry, strip_of(p, b, i), keys, values, weights + i * b.apart, gradients + i * b.apart);
+    for (long from = b.first_key, until; from < b.first_key + b.keys; from = until) {
+      until = end_of_part(p, b, from, seen);
+      const long i = p->causal ? most(0, from - first) : 0; /* queries before see none of these keys */
+      const long at = i * b.apart + from - b.first_key, place = start + from * apart, count = until - from;
+      const struct matrix by_key = {weights + at, 1, b.apart}, gradients_by_key = {gradients + at, 1, b.apart};
       multiply(
-          by_key, rows_of(p, p->upstream, entry, first), p->dv + place, apart, count, b.queries, features, from < seen);
+          by_key, rows_of(p, p->upstream, entry, first + i), p->dv + place, apart, count, b.queries - i, features,
+          from < seen);
       multiply(
-          gradients_by_key, rows_of(p, p->q, entry, first), p->dk + place, apart, count, b.queries, features,
+          gradients_by_key, rows_of(p, p->q, entry, first + i), p->dk + place, apart, count, b.queries - i, features,
           from < seen);
     }
     seen = most(seen, b.first_key + b.keys);
-    over_positions(p, gradients, entry, b, keys_again, p->dq);
+    for (long i = 0; i < b.queries; i += STRIP)
+      over_positions(p, gradients + i * b.apart, entry, strip_of(p, b, i), keys_again, p->dq);
   }
 }
 
 /* The sizes and the kind of attention; false: these are no queries, keys and values. */
-static bool set_up(const XLA_FFI_CallFrame *frame, struct attention *p, atomic_bool *failed) {
+static bool set_up(const XLA_FFI_CallFrame *frame, struct attention *p, long queries, atomic_bool *failed) {
   const XLA_FFI_Buffer *q = operand(frame, 0);
   for (int64_t i = 0; i < 3; i++)
     if (!is_float(operand(frame, i), 4) || !same_shape(operand(frame, i), q)) return false;
@@ -203,7 +224,7 @@ static bool set_up(const XLA_FFI_CallFrame *frame, struct attention *p, atomic_b
       .q = q->data, .k = operand(frame, 1)->data, .v = operand(frame, 2)->data};
   const long window = integer(frame, "window", 0);
   p->window = window > 0 ? least(window, p->positions) : p->positions;
-  p->block = least(QUERIES, most(4, SCORES / most(1, p->positions)));
+  p->block = least(queries, most(4, SCORES / most(1, p->positions)));
   atomic_init(failed, false);
   return true;
 }
@@ -219,7 +240,7 @@ static XLA_FFI_Error *attend(XLA_FFI_CallFrame *frame) {
   struct attention p;
   atomic_bool failed;
   if (!has(frame, 3, 2)) return invalid(frame, "another number of tensors");
-  if (!set_up(frame, &p, &failed) || !same_shape(result(frame, 0), operand(frame, 0)) ||
+  if (!set_up(frame, &p, STRIP, &failed) || !same_shape(result(frame, 0), operand(frame, 0)) ||
       !is_float(result(frame, 0), 4) || !are_log_sums(result(frame, 1), &p))
     return invalid(frame, "these are no queries, keys and values in float32");
   p.attended = result(frame, 0)->data;
@@ -236,7 +257,7 @@ static XLA_FFI_Error *gradient(XLA_FFI_CallFrame *frame) {
   struct attention p;
   atomic_bool failed;
   if (!has(frame, 6, 3)) return invalid(frame, "another number of tensors");
-  bool fits = set_up(frame, &p, &failed) && are_log_sums(operand(frame, 4), &p);
+  bool fits = set_up(frame, &p, QUERIES, &failed) && are_log_sums(operand(frame, 4), &p);
   for (int64_t i = 0; i < 5 && fits; i++) {
     const XLA_FFI_Buffer *x = i < 3 ? result(frame, i) : operand(frame, i == 3 ? 3 : 5);
     fits = is_float(x, 4) && same_shape(x, operand(frame, 0));
