@@ -12,7 +12,7 @@
 #include "matmul.h"
 #include "vectors.h"
 
-#define STRIP 24      /* queries that are scored with the same keys: all that one of them sees */
+#define STRIP 24      /* queries that are scored with the same keys: causal, with none behind them */
 #define QUERIES 96    /* of a block, whose keys get their gradients at once: strips of it */
 #define SCORES 262144 /* of a block, which lie in the second cache: 1 MiB */
 
@@ -172,8 +172,8 @@ static void differentiate_scores(
   }
 }
 
-/* Where the part of a block's keys ends that begins at `from`: keys of a part have gradients already, or none, and are
- * seen by the same queries but for those of a strip. */
+/* Where the part of a block's keys ends that begins at `from`: keys of a part have gradients already, or none, and,
+ * causal, no query of the strips before sees one of them. */
 static long end_of_part(const struct attention *p, struct block b, long from, long seen) {
   const long end = from < seen ? least(seen, b.first_key + b.keys) : b.first_key + b.keys;
   return p->causal ? least(end, from < b.first ? b.first : from + STRIP) : end;
@@ -224,7 +224,8 @@ static bool set_up(const XLA_FFI_CallFrame *frame, struct attention *p, long que
       .q = q->data, .k = operand(frame, 1)->data, .v = operand(frame, 2)->data};
   const long window = integer(frame, "window", 0);
   p->window = window > 0 ? least(window, p->positions) : p->positions;
-  p->block = least(queries, most(4, SCORES / most(1, p->positions)));
+  const long room = SCORES / most(1, p->positions); /* whole strips where it can be */
+  p->block = least(queries, room < STRIP ? most(4, room) : room / STRIP * STRIP);
   atomic_init(failed, false);
   return true;
 }

@@ -21,8 +21,8 @@
 #define DEPTH 256                     /* of a panel: one of b lies in the first cache */
 #define BLOCK (HEIGHT * (528 / HEIGHT)) /* rows of a whose panels lie in the second cache */
 #define PANELS 4                      /* of a that are copied side by side */
-#define NEAR 65536                    /* floats over which a block of a may be spread to be read where it is */
-#define ALIKE 1024                    /* floats from one to the next that stands for the same lines of the first cache */
+#define NEAR 65536                    /* floats over which columns of a or rows of b may be spread to be read there */
+#define ALIKE 1024                    /* floats between two that stand for the same line of the first cache */
 #define LINE 64                       /* bytes of the caches */
 #define WIDE 1024                     /* columns of a task at most */
 #define SMALL 128                     /* rows and columns of a task that is not cut further */
@@ -113,8 +113,8 @@ static struct matrix pack_panel(struct matrix b, long columns, long depth) {
   return (struct matrix){right, WIDTH, 1};
 }
 
-/* sum [height, WIDTH] grows by a [height, depth] times b [depth, WIDTH]. Of a, one row in `reach` has a pointer of its own: from
- * one pointer an instruction reaches many neighbours in memory, but only rows 0, 1 and 2 where they are apart. */
+/* sum [height, WIDTH] grows by a [height, depth] times b [depth, WIDTH]. Of a, one row in `reach` has a pointer of its
+ * own: from one pointer an instruction reaches many neighbours in memory, but of rows that are apart only 0, 1 and 2. */
 INLINE void add_products(
     vector (*sum)[VECTORS], const int height, const int reach, long depth, const float *a, long down, long across,
     const float *b, long under) {
@@ -139,7 +139,8 @@ INLINE void multiply_rows(
     add_products(sum, height, 3, depth, a, down, 1, b, under);
 }
 
-/* c [height, WIDTH] of a [height, depth], one of whose steps is 1, and b [depth, WIDTH], whose rows are `under` apart. */
+/* c [height, WIDTH] of a [height, depth], one of whose steps is 1, and b [depth, WIDTH], whose rows are `under` apart.
+ */
 INLINE void tile(
     const int height, long depth, const float *a, long down, long across, const float *b, long under, float *c,
     long apart, bool add) {
@@ -159,8 +160,8 @@ INLINE void tile(
   }
 }
 
-/* `tile` for at most HEIGHT rows and WIDTH columns of the result. (Processors take long to read a struct in other pieces
- * than it was written in, just before.) */
+/* `tile` for at most HEIGHT rows and WIDTH columns of the result. (Processors take long to read a struct in other
+ * pieces than it was just written in.) */
 static void part_of_tile(
     long rows, long columns, long depth, const float *a, long down, long across, const float *b, long under, float *c,
     long apart, bool add) {

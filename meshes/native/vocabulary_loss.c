@@ -139,7 +139,8 @@ static bool is_vector(const XLA_FFI_Buffer *x, XLA_FFI_DataType type, long count
 /* The sums over tokens of share · (nll + z_loss · log² Z) and of share · nll, and the gradients of the first with
  * respect to x [tokens, width] and the weight: [vocab, width], or with `turned` [width, vocab]. Then labels in int32
  * and shares, [tokens]. Last among the results are scratch: scores of a chunk of tokens, [chunk, at least vocab, filled
- * up to whole vectors: rows best do not begin a multiple of 4 KiB apart], its scaled x, and two rows of the tokens' parts of the sums. */
+ * up to whole vectors: rows best do not begin a multiple of 4 KiB apart], its scaled x, and two rows of the tokens'
+ * parts of the sums. */
 static XLA_FFI_Error *vocabulary_loss(XLA_FFI_CallFrame *frame) {
   if (asked_for_version(frame)) return NULL;
   if (!has(frame, 4, 7)) return invalid(frame, "another number of tensors");
@@ -147,7 +148,7 @@ static XLA_FFI_Error *vocabulary_loss(XLA_FFI_CallFrame *frame) {
   const XLA_FFI_Buffer *shares = operand(frame, 3), *dx = result(frame, 2), *dweight = result(frame, 3);
   const XLA_FFI_Buffer *scores = result(frame, 4), *scaled = result(frame, 5), *parts = result(frame, 6);
   const bool turned = integer(frame, "turned", 0);
-  if (!is_float(x, 2) || !is_float(weight, 2) || weight->dims[!turned] != x->dims[1] || !weight->dims[turned] ||
+  if (!is_float(x, 2) || !is_float(weight, 2) || weight->dims[!turned] != x->dims[1] || !elements(weight) ||
       !is_float(scores, 2) || !is_vector(labels, XLA_FFI_DataType_S32, x->dims[0]) ||
       !is_vector(shares, XLA_FFI_DataType_F32, x->dims[0]) ||
       !is_float(result(frame, 0), 0) || !is_float(result(frame, 1), 0) || !is_float(dx, 2) || !same_shape(dx, x) ||

@@ -122,6 +122,33 @@ def test_attention_over_many_positions() -> None:
         assert_near(attended[0, position, 0], weights @ v[0, : position + 1, 0] / weights.sum(), 3e-6)
 
 
+@pytest.mark.parametrize("window", [None, 50])
+def test_gradients_of_attention_over_many_positions(window: int | None) -> None:
+    """Blocks shorter than others are, beside a block of scores in NumPy: of the last positions alone."""
+    sizes, last = (1, 3500, 1, 4), 100
+    q, k, v = (drawn(*sizes) for _ in range(3))
+    upstream = np.zeros(sizes, np.float32)
+    upstream[:, -last:] = drawn(1, last, 1, 4)
+
+    def both(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        found = cpu_attention.attend(q, k, v, True, window)
+        return cpu_attention.gradient(q, k, v, *found, upstream, True, window)
+
+    found = compiled(both, q, k, v, upstream)
+    wide_q, wide_k, wide_v, dy = (x[0, :, 0].astype(np.float64) for x in (q, k, v, upstream))
+    distance = np.arange(sizes[1])[-last:, None] - np.arange(sizes[1])[None, :]
+    seen = (distance >= 0) & (distance < (window or sizes[1]))
+    scores = np.where(seen, wide_q[-last:] @ wide_k.T, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    by_weights = dy[-last:] @ wide_v.T
+    by_scores = weights * (by_weights - (by_weights * weights).sum(-1, keepdims=True))
+    dq = np.zeros_like(wide_q)
+    dq[-last:] = by_scores @ wide_k
+    for x, exact in zip(found, [dq, by_scores.T @ wide_q[-last:], weights.T @ dy[-last:]], strict=True):
+        np.testing.assert_allclose(x[0, :, 0], exact, rtol=0, atol=1e-5 * np.abs(exact).max())
+
+
 def vocabulary_loss(
     x: Array, weight: Array, labels: Array, shares: Array, z_loss: float
 ) -> tuple[float, float, Array, Array]:
