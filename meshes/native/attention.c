@@ -105,26 +105,13 @@ static void score(const struct attention *p, long entry, struct block b, const f
   }
 }
 
-/* The row becomes e^(row - shift); gives its sum. */
-static float exponentials(float *row, long count, float shift) {
-  vector sum = {0};
-  for (long j = 0; j < count; j += LANES) {
-    const vector e = exponential(*(vector *)(row + j) - shift);
-    *(vector *)(row + j) = e;
-    sum += e;
-  }
-  return total(sum);
-}
-
 static void attend_block(
     const struct attention *p, long entry, struct block b, const float *keys, const float *values, float *scores) {
   float sums[STRIP];
   score(p, entry, b, keys, scores);
   for (long i = 0; i < b.queries; i++) {
     float *row = scores + i * b.apart;
-    vector peaks = *(vector *)row;
-    for (long j = LANES; j < b.width; j += LANES) peaks = greater(peaks, *(vector *)(row + j));
-    const float peak = greatest(peaks);
+    const float peak = greatest_of(row, b.width);
     sums[i] = exponentials(row, b.width, peak);
     p->log_sums[entry * p->positions + b.first + i] = peak + logf(sums[i]);
   }

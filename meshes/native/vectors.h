@@ -70,6 +70,24 @@ INLINE float total(vector v) {
   return part[0];
 }
 
+/* Of a row of whole vectors. */
+INLINE float greatest_of(const float *row, long count) {
+  vector found = *(const vector *)row;
+  for (long i = LANES; i < count; i += LANES) found = greater(found, *(const vector *)(row + i));
+  return greatest(found);
+}
+
+/* The row, of whole vectors, becomes e^(row - shift); gives its sum. */
+INLINE float exponentials(float *row, long count, float shift) {
+  vector sum = {0};
+  for (long i = 0; i < count; i += LANES) {
+    const vector e = exponential(*(vector *)(row + i) - shift);
+    *(vector *)(row + i) = e;
+    sum += e;
+  }
+  return total(sum);
+}
+
 INLINE float dot(const float *x, const float *y, long count) {
   vector sum = {0};
   long i = 0;

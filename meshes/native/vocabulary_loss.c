@@ -39,32 +39,18 @@ static void score(const void *what, long task) {
   multiply(x, weight, p->scores + begin, p->apart, p->count, p->width, columns, false);
 }
 
-/* A row of scores, whose place is filled up to whole vectors, becomes e^(score - greatest); gives the sum, and the
- * greatest. */
-static float exponentials(float *row, long count, float *peak) {
-  const long end = padded(count);
-  for (long j = count; j < end; j++) row[j] = MASKED;
-  vector peaks = *(vector *)row, sum = {0};
-  for (long j = LANES; j < end; j += LANES) peaks = greater(peaks, *(vector *)(row + j));
-  *peak = greatest(peaks);
-  for (long j = 0; j < end; j += LANES) {
-    const vector e = exponential(*(vector *)(row + j) - *peak);
-    *(vector *)(row + j) = e;
-    sum += e;
-  }
-  return total(sum);
-}
-
 static void do_rows(const void *what, long task) {
   const struct loss *p = what;
   const long row = task * p->rows, rows = least(p->rows, p->count - row), width = p->width;
   float scales[MOST_ROWS];
   for (long i = 0; i < rows; i++) {
     const long token = p->first + row + i;
-    float *from = p->scores + (row + i) * p->apart, peak;
+    float *from = p->scores + (row + i) * p->apart;
     const int32_t label = p->labels[token];
     const float labelled = label >= 0 && label < p->vocab ? from[label] : 0;
-    const float all = exponentials(from, p->vocab, &peak), log_z = peak + logf(all);
+    for (long j = p->vocab; j < padded(p->vocab); j++) from[j] = MASKED;
+    const float peak = greatest_of(from, padded(p->vocab));
+    const float all = exponentials(from, padded(p->vocab), peak), log_z = peak + logf(all);
     const float share = p->shares[token], nll = log_z - labelled;
     p->objectives[token] = share * (nll + (float)p->z_loss * log_z * log_z);
     p->nlls[token] = share * nll;
