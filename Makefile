@@ -27,8 +27,12 @@ PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 # The pip of a fresh environment may be too old to build this project as below.
 PIP := pip>=23.1,<27
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
-# The project itself: a link to this folder, built with the locked setuptools.
-THIS_PROJECT := --no-deps --no-build-isolation --config-settings editable_mode=compat -e .
+# The project itself, built with the locked setuptools: its commands, and a finder that maps `gpt_mesh` to this folder.
+THIS_PROJECT := --no-deps --no-build-isolation -e .
+# The same as a link, for type checkers and editors, which look for files.
+LINK = mkdir -p $(1)/src && ln -sfn "$(CURDIR)" $(1)/src/gpt_mesh && $(1)/bin/python -c \
+    'import pathlib, sys, sysconfig; pathlib.Path(sysconfig.get_paths()["purelib"], "gpt_mesh.pth").write_text(sys.argv[1])' \
+    "$(abspath $(1))/src"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -41,7 +45,7 @@ help:  ## list the targets
 venv: $(RUNTIME)  ## make .venv with the locked versions
 
 demo: $(RUNTIME)  ## train and sample a small model on this machine
-	$(BIN)/python examples/demo.py
+	$(BIN)/python -m examples.demo
 
 test: $(DEV)  ## quick tests
 	$(PYTEST) -m "not slow and not peers and not beam and not browser and not loggers"
@@ -79,6 +83,7 @@ lint: $(DEV)  ## ruff: mistakes, style, import order
 	$(BIN)/ruff check .
 
 types: $(DEV)  ## mypy
+	$(BIN)/mypy -p gpt_mesh
 	$(BIN)/mypy
 
 docs: $(RUNTIME)  ## write docs/parameters.md from config.py
@@ -99,6 +104,7 @@ $(VENV)/.runtime $(VENV)/.runtime-gpu: $(RUNTIME_LOCK) pyproject.toml
 	$(BIN)/python $(PIP_INSTALL) '$(PIP)'
 	$(BIN)/python $(PIP_INSTALL) -r $(RUNTIME_LOCK)
 	$(BIN)/python $(PIP_INSTALL) $(THIS_PROJECT)
+	@$(call LINK,$(VENV))
 	@touch $@
 
 $(DEV): $(RUNTIME) requirements-dev.lock requirements-data.lock
@@ -119,6 +125,7 @@ $(TPU): requirements-tpu.lock pyproject.toml
 	$(TPU_VENV)/bin/python $(PIP_INSTALL) '$(PIP)'
 	$(TPU_VENV)/bin/python $(PIP_INSTALL) -r requirements-tpu.lock
 	$(TPU_VENV)/bin/python $(PIP_INSTALL) $(THIS_PROJECT)
+	@$(call LINK,$(TPU_VENV))
 	@touch $@
 
 $(BEAM): requirements-beam.lock pyproject.toml
@@ -128,6 +135,7 @@ $(BEAM): requirements-beam.lock pyproject.toml
 	$(BEAM_VENV)/bin/python $(PIP_INSTALL) '$(PIP)'
 	$(BEAM_VENV)/bin/python $(PIP_INSTALL) -r requirements-beam.lock
 	$(BEAM_VENV)/bin/python $(PIP_INSTALL) $(THIS_PROJECT)
+	@$(call LINK,$(BEAM_VENV))
 	@touch $@
 
 $(LOGGERS): requirements-loggers.lock

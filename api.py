@@ -20,38 +20,40 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-import meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
+import gpt_mesh.meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cluster.addresses import Cluster, find_cluster
-from cluster.chief import Hosts, hosts_of
-from config import Config, generation_settings, load_config
-from data.encoders import Encoder
-from errors import InputError
-from evaluation.results import result_row
-from evaluation.scoring import Scorer
-from evaluation.tasks import make_task, tasks_of
-from evaluation.validation import Validation, required_encoder
-from generation.decoder import AtOnce, Batches, Decoder
-from generation.generator import Generator, Limits
-from generation.requests import GenerationRequest
-from interop import saved_model
-from interop.initial_weights import InitFrom
-from meshes.devices import MeshPlan, choose_devices, split_cpu_for
-from meshes.layouts import plan_mesh
-from meshes.tpu import find as find_tpu
-from models.dims import layout_tensors
-from sample import padded_width
-from training import checkpoints, layout_report, runs
-from training.engine import Engine
-from training.estimator import TpuEngine, TpuSampler
-from training.layout_search import Candidate
-from training.loop import Trainer, TrainResult, finished
-from training.profiling import Steps
-from training.progress import alive, log
-from training.tpu_loop import TpuTrainer
+from gpt_mesh.cluster.addresses import Cluster, find_cluster
+from gpt_mesh.cluster.chief import Hosts, hosts_of
+from gpt_mesh.config import Config, generation_settings, load_config
+from gpt_mesh.data.encoders import Encoder
+from gpt_mesh.engine import checkpoints
+from gpt_mesh.engine.engine import Engine
+from gpt_mesh.errors import InputError
+from gpt_mesh.evaluation.results import result_row
+from gpt_mesh.evaluation.scoring import Scorer
+from gpt_mesh.evaluation.tasks import make_task, tasks_of
+from gpt_mesh.evaluation.validation import Validation, required_encoder
+from gpt_mesh.generation.decoder import AtOnce, Batches, Decoder
+from gpt_mesh.generation.generator import Generator, Limits
+from gpt_mesh.generation.requests import GenerationRequest
+from gpt_mesh.interop import saved_model
+from gpt_mesh.interop.initial_weights import InitFrom
+from gpt_mesh.meshes.devices import MeshPlan, choose_devices, split_cpu_for
+from gpt_mesh.meshes.layouts import plan_mesh
+from gpt_mesh.models.dims import layout_tensors
+from gpt_mesh.planning import layout_report
+from gpt_mesh.planning.layout_search import Candidate
+from gpt_mesh.sample import padded_width
+from gpt_mesh.storage.progress import alive, log
+from gpt_mesh.tpu.devices import find as find_tpu
+from gpt_mesh.tpu.estimator import TpuEngine, TpuSampler
+from gpt_mesh.tpu.loop import TpuTrainer
+from gpt_mesh.training import runs
+from gpt_mesh.training.loop import Trainer, TrainResult, finished
+from gpt_mesh.training.profiling import Steps
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
-from errors import InputError
+from gpt_mesh.errors import InputError
 
 CONFIG_DIRECTORY = Path(__file__).resolve().parent / "configs"
 

@@ -17,18 +17,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from config import Config, DatasetUse
-from data.bytes import byte_lengths
-from data.check import as_sampled, known_eos_id, misfits
-from data.corpus import Corpus, Ints, Pieces, copy_pieces, data_files, load_corpus
-from data.encoders import Encoder
-from data.manifest import text_bytes
-from data.mixture import Mixture
-from data.permutation import derive_key, keyed_uint64, permute
-from data.prefetch import Prefetcher
-from data.tokenizer_check import tokenizer_misfits
-from data.windows import PAD_ID, DocumentWindows, PackedWindows
-from errors import InputError
+from gpt_mesh.config import Config, DatasetUse
+from gpt_mesh.data.bytes import byte_lengths
+from gpt_mesh.data.check import as_sampled, known_eos_id, misfits
+from gpt_mesh.data.corpus import Corpus, Ints, Pieces, copy_pieces, data_files, load_corpus
+from gpt_mesh.data.encoders import Encoder
+from gpt_mesh.data.manifest import text_bytes
+from gpt_mesh.data.mixture import Mixture
+from gpt_mesh.data.permutation import derive_key, keyed_uint64, permute
+from gpt_mesh.data.prefetch import Prefetcher
+from gpt_mesh.data.tokenizer_check import tokenizer_misfits
+from gpt_mesh.data.windows import PAD_ID, DocumentWindows, PackedWindows
+from gpt_mesh.errors import InputError
 
 Tokens = NDArray[np.int32]
 Weights = NDArray[np.float32]

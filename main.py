@@ -12,14 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.addresses import Cluster, find_cluster
-from config import Config, load_config
-from errors import InputError
-from generation import flags as generation_flags
-from serving.address import DEFAULT_ADDRESS, listen
+from gpt_mesh.cluster.addresses import Cluster, find_cluster
+from gpt_mesh.config import Config, load_config
+from gpt_mesh.errors import InputError
+from gpt_mesh.generation import flags as generation_flags
+from gpt_mesh.serving.address import DEFAULT_ADDRESS, listen
 
 if TYPE_CHECKING:  # each mode imports what it needs: TensorFlow takes seconds
-    import api
+    from gpt_mesh import api
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -218,8 +218,8 @@ def _positive(text: str) -> int:
 
 
 def train(config: Config, arguments: argparse.Namespace) -> int:
-    from training.interrupts import watch
-    from training.progress import log
+    from gpt_mesh.storage.progress import log
+    from gpt_mesh.training.interrupts import watch
 
     with watch():
         try:
@@ -230,8 +230,8 @@ def train(config: Config, arguments: argparse.Namespace) -> int:
 
 
 def _train(config: Config, arguments: argparse.Namespace) -> int:
-    import api
-    from interop.initial_weights import InitFrom
+    from gpt_mesh import api
+    from gpt_mesh.interop.initial_weights import InitFrom
 
     if arguments.new and not _agreed_to_delete(config, arguments.yes):
         return 1
@@ -257,7 +257,7 @@ def _train(config: Config, arguments: argparse.Namespace) -> int:
 
 def _agreed_to_delete(config: Config, yes: bool) -> bool:
     """Whether the user agrees that the run's checkpoints are deleted."""
-    from training import checkpoints
+    from gpt_mesh.engine import checkpoints
 
     directory = config.training.model_path
     steps = checkpoints.steps(directory)
@@ -274,9 +274,9 @@ def _agreed_to_delete(config: Config, yes: bool) -> bool:
 
 
 def evaluate(config: Config, arguments: argparse.Namespace) -> int:
-    import api
-    from evaluation.results import table
-    from training.metrics import JsonLines
+    from gpt_mesh import api
+    from gpt_mesh.evaluation.results import table
+    from gpt_mesh.planning.metrics import JsonLines
 
     rows = []
     for row in api.evaluations(
@@ -297,8 +297,8 @@ def evaluate(config: Config, arguments: argparse.Namespace) -> int:
 
 def predict(config: Config, arguments: argparse.Namespace) -> int:
     settings = generation_flags.prediction_settings(config, arguments)
-    from generation import files, output
-    from training.samples import write_predictions
+    from gpt_mesh.generation import files, output
+    from gpt_mesh.training.samples import write_predictions
 
     if arguments.prompts is not None:
         lines = files.read_prompts(arguments.prompts, settings, config.model.n_vocab)
@@ -313,7 +313,7 @@ def predict(config: Config, arguments: argparse.Namespace) -> int:
 
 def interact(config: Config, arguments: argparse.Namespace) -> int:
     settings = generation_flags.settings_of(config, arguments)
-    from generation.session import Session
+    from gpt_mesh.generation.session import Session
 
     with _load(config, arguments) as model:
         Session(model.generator(), settings, sys.stdin, sys.stdout).run()
@@ -322,8 +322,8 @@ def interact(config: Config, arguments: argparse.Namespace) -> int:
 
 def _load(config: Config, arguments: argparse.Namespace) -> api.Model:
     """The trained model, once it is known to predict text and its tokenizer to be there: building takes longer."""
-    import api
-    from evaluation.validation import required_encoder
+    from gpt_mesh import api
+    from gpt_mesh.evaluation.validation import required_encoder
 
     api.check_predicts_next(config)
     required_encoder(config)
@@ -334,8 +334,8 @@ def _keep(write: Callable[[], object]) -> None:
     """Keep a result in the run's directory too, which may be somebody else's."""
     import tensorflow as tf
 
-    from training.progress import log
-    from training.report import reason
+    from gpt_mesh.storage.files import reason
+    from gpt_mesh.storage.progress import log
 
     try:
         write()
@@ -345,7 +345,7 @@ def _keep(write: Callable[[], object]) -> None:
 
 def score(config: Config, arguments: argparse.Namespace) -> int:
     documents = _documents(Path(arguments.score))
-    from training.progress import track
+    from gpt_mesh.storage.progress import track
 
     with _load(config, arguments) as model:
         for document in track(documents, len(documents), "scoring", "documents"):
@@ -355,7 +355,7 @@ def score(config: Config, arguments: argparse.Namespace) -> int:
 
 def serve(config: Config, arguments: argparse.Namespace) -> int:
     with listen(arguments.serve) as bound:  # an address that is taken is no surprise after minutes
-        from serving.server import ServerSettings, default_batch, run
+        from gpt_mesh.serving.server import ServerSettings, default_batch, run
 
         with _load(config, arguments) as model:
             batch, queue = arguments.serve_batch or default_batch(model), arguments.serve_queue
@@ -365,9 +365,9 @@ def serve(config: Config, arguments: argparse.Namespace) -> int:
 
 
 def export(config: Config, arguments: argparse.Namespace) -> int:
-    import api
-    from interop import saved_model
-    from training.progress import log
+    from gpt_mesh import api
+    from gpt_mesh.interop import saved_model
+    from gpt_mesh.storage.progress import log
 
     saved_model.check_folder(arguments.export, arguments.overwrite)  # building the model takes longer
     with api.load(config, devices=arguments.gpu_ids) as model:
@@ -377,9 +377,9 @@ def export(config: Config, arguments: argparse.Namespace) -> int:
 
 
 def check_dataset(config: Config, arguments: argparse.Namespace) -> int:
-    import meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
+    import gpt_mesh.meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
 
-    from data.check import check_dataset
+    from gpt_mesh.data.check import check_dataset
 
     report = check_dataset(config, files=arguments.check_files)
     print("\n".join(report.lines()))
@@ -387,8 +387,8 @@ def check_dataset(config: Config, arguments: argparse.Namespace) -> int:
 
 
 def auto_layout(config: Config, arguments: argparse.Namespace) -> int:
-    import api
-    from training.layout_report import report, write_applied
+    from gpt_mesh import api
+    from gpt_mesh.planning.layout_report import report, write_applied
 
     devices = arguments.devices or api.mesh_devices(config, arguments.gpu_ids)
     if devices == 1:
@@ -407,7 +407,7 @@ def auto_layout(config: Config, arguments: argparse.Namespace) -> int:
 def _documents(path: Path) -> list[str]:
     """What --score scores: a .txt file as one document, exactly as it stands; the `text` of each line of a .jsonl file.
     """
-    from data.documents import read_documents
+    from gpt_mesh.data.documents import read_documents
 
     if path.suffix not in (".txt", ".jsonl"):
         raise InputError(f"--score {path}: give a .txt file (one document) or a .jsonl file (a text each line)")
@@ -457,8 +457,8 @@ def _find_hosts(arguments: argparse.Namespace) -> Cluster | None:
 
 def lend(cluster: Cluster) -> int:
     """Lend this host's devices to the chief of a cluster, for one run."""
-    from cluster import worker
-    from training.progress import set_up_logging
+    from gpt_mesh.cluster import worker
+    from gpt_mesh.storage.progress import set_up_logging
 
     set_up_logging()
     return worker.leave(worker.serve(cluster))
@@ -472,7 +472,9 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.hosts is not None and not arguments.hosts.is_chief:
             return lend(arguments.hosts)
         config = load_config(arguments.model)
-        from training.progress import set_up_logging
+        import gpt_mesh.meshes.compat  # noqa: F401  (says so where there is no TensorFlow)
+
+        from gpt_mesh.storage.progress import set_up_logging
 
         set_up_logging()
         return run_mode(arguments)(config, arguments)
@@ -486,5 +488,10 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The console script `gpt-mesh`."""
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

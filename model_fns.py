@@ -12,17 +12,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from meshes.compat import mtf
+from gpt_mesh.meshes.compat import mtf
 
 import tensorflow as tf
 
-from config import Config
-from models import entmax, gpt, losses, vocabulary_loss
-from models.context import Context
-from models.dims import Dims
-from models.dropout import step_seed
-from training import buckets, microbatches, objectives, optimizers, schedules
-from training.state_split import StateSplit
+from gpt_mesh.config import Config
+from gpt_mesh.models import entmax, gpt, losses, vocabulary_loss
+from gpt_mesh.models.context import Context
+from gpt_mesh.models.dims import Dims
+from gpt_mesh.models.dropout import step_seed
+from gpt_mesh.objectives import objectives
+from gpt_mesh.optimizers import optimizers, schedules
+from gpt_mesh.steps import buckets, microbatches
+from gpt_mesh.steps.state_split import StateSplit
 
 DTYPES = {"float32": tf.float32, "bfloat16": tf.bfloat16}
 

@@ -5,22 +5,22 @@ from __future__ import annotations
 import argparse
 import sys
 
-from errors import InputError
-from experiments.flags import parse_flags
+from gpt_mesh.errors import InputError
+from gpt_mesh.experiments.flags import parse_flags
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: the run's own, or 1 where the input cannot work."""
     flags: argparse.Namespace = parse_flags(argv)
-    from experiments.console import set_up_logging
+    from gpt_mesh.experiments.console import set_up_logging
 
     set_up_logging()
     try:
         if flags.report is not None:
-            from experiments.report import write_report
+            from gpt_mesh.experiments.report import write_report
 
             return write_report(flags.report, flags.output)
-        from experiments.command import deliver, run
+        from gpt_mesh.experiments.command import deliver, run
 
         return deliver(flags) if flags.deliver is not None else run(flags)
     except InputError as error:

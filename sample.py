@@ -12,21 +12,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from meshes.compat import mtf
+from gpt_mesh.meshes.compat import mtf
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-import model_fns
-from config import Config, ModelConfig
-from models import gpt, linear_attention, next_token
-from models.cache import Decode, Place, Prefill, State, turned
-from models.context import Context
-from models.dims import Dims
-from models.kernels import kernel
-from models.next_token import CONTROL_TYPES, Controls
-from training.engine import Engine
+from gpt_mesh import model_fns
+from gpt_mesh.config import Config, ModelConfig
+from gpt_mesh.engine.engine import Engine
+from gpt_mesh.models import gpt, linear_attention, next_token
+from gpt_mesh.models.cache import Decode, Place, Prefill, State, turned
+from gpt_mesh.models.context import Context
+from gpt_mesh.models.dims import Dims
+from gpt_mesh.models.kernels import kernel
+from gpt_mesh.models.next_token import CONTROL_TYPES, Controls
 
 
 @dataclass(frozen=True)

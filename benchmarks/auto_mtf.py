@@ -3,31 +3,27 @@
 docs/parallelism.md says why it is not used. It needs ortools, which is not among the project's requirements: install it
 in an environment of its own.
 
-    python benchmarks/auto_mtf.py --model gpt3_13B_256
+    python -m benchmarks.auto_mtf --model gpt3_13B_256
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ortools.sat.python import cp_model  # noqa: F401  # isort: skip  (after TensorFlow its solver crashes)
-from meshes.compat import mtf
+from gpt_mesh.meshes.compat import mtf
 
 import mesh_tensorflow.auto_mtf  # noqa: F401
 import tensorflow as tf
 from mesh_tensorflow.auto_mtf import layout_optimizer, memory_estimator
 
-import model_fns
-from config import Config, load_config, replace
-from meshes.devices import MeshPlan
-from meshes.limits import layout_text
-from meshes.variables import VariableStore
-from training.layout_report import find_layouts
+from gpt_mesh import model_fns
+from gpt_mesh.config import Config, load_config, replace
+from gpt_mesh.meshes.devices import MeshPlan
+from gpt_mesh.meshes.limits import layout_text
+from gpt_mesh.meshes.variables import VariableStore
+from gpt_mesh.planning.layout_report import find_layouts
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """What each shipped config weighs and costs, from its graph, with nothing allocated.
 
-    python benchmarks/config_sizes.py [config ...]
+    python -m benchmarks.config_sizes [config ...]
 
 FLOPs are those of training on a token. Memory is of one device of the config's own mesh, as training prints it: exact
 for weights and optimizer, rough for activations.
@@ -9,17 +9,14 @@ for weights and optimizer, rough for activations.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from config import load_config
-from meshes.layouts import plan_mesh
-from models.dims import layout_tensors
-from models.shapes import weight_count
-from training.memory import training_memory
-from training.metrics import flops_per_token, human_bytes
+from gpt_mesh.config import load_config
+from gpt_mesh.meshes.layouts import plan_mesh
+from gpt_mesh.models.dims import layout_tensors
+from gpt_mesh.models.shapes import weight_count
+from gpt_mesh.planning.memory import training_memory
+from gpt_mesh.planning.metrics import flops_per_token, human_bytes
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 

@@ -1,6 +1,6 @@
 """Peak memory and time of converting a GPT-Neo of full size: from Hugging Face's form, and back. Weights are made up.
 
-    python benchmarks/conversion_memory.py [--size 2.7B] [--folder /tmp]
+    python -m benchmarks.conversion_memory [--size 2.7B] [--folder /tmp]
 
 Needs room for the model twice (21 GB for 2.7B) in --folder, and leaves nothing there.
 """
@@ -32,7 +32,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--size", choices=SIZES, default="2.7B")
     parser.add_argument("--folder", default=tempfile.gettempdir())
-    sys.path.insert(0, str(ROOT))
     parser.add_argument("--make", help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.make:
@@ -43,7 +42,7 @@ def main() -> None:
         root = Path(temporary)
         measured([__file__, "--size", flags.size, "--make", str(root / "theirs")])
         size = sum(path.stat().st_size for path in (root / "theirs").glob("*.safetensors"))
-        tool = ["-m", "interop.huggingface"]
+        tool = ["-m", "gpt_mesh.interop.huggingface"]
         config = ["--name", "neo", "--config_dir", str(root), "--model_path", str(root / "run")]
         show(f"import {size / 1e9:.1f} GB", *measured([*tool, "import", str(root / "theirs"), *config]))
         shutil.rmtree(root / "theirs")
@@ -72,15 +71,15 @@ def show(what: str, peak: int, seconds: float) -> None:
 
 def make(folder: Path, n_layer: int, n_embd: int, n_head: int) -> None:
     """A model's folder: a shard a layer, of one block of random numbers again and again."""
-    import meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
+    import gpt_mesh.meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
 
     import numpy as np
     from safetensors.numpy import save_file
 
-    from config import parse_model
-    from interop.gpt_neo_config import from_hugging_face
-    from interop.names import counterparts
-    from interop.weights import weight_sizes
+    from gpt_mesh.config import parse_model
+    from gpt_mesh.interop.gpt_neo_config import from_hugging_face
+    from gpt_mesh.interop.names import counterparts
+    from gpt_mesh.interop.weights import weight_sizes
 
     folder.mkdir()
     config = {
@@ -110,7 +109,7 @@ def write_tokenizer(folder: Path) -> None:
     """tokenizer.json, with as many tokens as GPT-2's: the characters that stand for bytes, and made-up ones."""
     from tokenizers import models, pre_tokenizers
 
-    from data.encoders import byte_level_bpe
+    from gpt_mesh.data.encoders import byte_level_bpe
 
     names = ["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     names += [f"token{i}" for i in range(len(names), VOCABULARY)]

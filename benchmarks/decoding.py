@@ -1,6 +1,6 @@
 """Generating text beside Hugging Face's GPT-Neo, in turns on the same machine and with the same weights.
 
-    python benchmarks/decoding.py --peers .venv-peers/bin/python [--size 124M] [--rounds 5] [--only "batch 1"]
+    python -m benchmarks.decoding --peers .venv-peers/bin/python [--size 124M] [--rounds 5] [--only "batch 1"]
 
 Greedy decoding of `--tokens` tokens after prompts of 32, at batch 1 and 8; and reading a prompt of 512 tokens. Weights
 are random, the layers alternate between global and local attention as GPT-Neo's do. Hugging Face's `generate` runs
@@ -21,21 +21,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from meshes.compat import mtf  # noqa: F401  (first: it quiets TensorFlow's start-up)
+from gpt_mesh.meshes.compat import mtf  # noqa: F401  (first: it quiets TensorFlow's start-up)
 
 import numpy as np
 
 from benchmarks import machine
 from benchmarks.turns import Competitor, contest, take_turns
-from config import Config, parse_config
-from generation.decoder import Decoder
-from meshes.devices import choose_devices
-from meshes.layouts import plan_mesh
-from models.dims import layout_tensors
-from sample import Request
-from training.engine import Engine
+from gpt_mesh.config import Config, parse_config
+from gpt_mesh.engine.engine import Engine
+from gpt_mesh.generation.decoder import Decoder
+from gpt_mesh.meshes.devices import choose_devices
+from gpt_mesh.meshes.layouts import plan_mesh
+from gpt_mesh.models.dims import layout_tensors
+from gpt_mesh.sample import Request
 
 SIZES: dict[str, dict[str, int]] = {
     "124M": {"n_embd": 768, "n_head": 12, "n_layer": 12, "n_ctx": 2048, "n_vocab": 50257},

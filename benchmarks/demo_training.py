@@ -1,6 +1,6 @@
 """What the demo's training takes: peak memory of its process, and tokens per second, alone on the machine.
 
-    python benchmarks/demo_training.py [--steps 60]
+    python -m benchmarks.demo_training [--steps 60]
 
 Trains the model of configs/demo.json by `main.py`, in a process of its own and a temporary folder, without evaluating.
 Makes the demo's data first where it is not there. Memory is the most the process held at once (resident set), beside
@@ -18,8 +18,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from examples.demo import collect_text, encode, train_tokenizer
 from examples.layout import Demo, read_json_lines, set_up
@@ -55,7 +53,7 @@ def measure(demo: Demo, steps: int) -> dict[str, float]:
         (folder / "demo.json").write_text(json.dumps(values))
         peak = peak_memory("main.py", "--model", str(folder / "demo.json"))
         rates = [row["tokens_per_second"] for row in read_json_lines(folder / "model" / "metrics.jsonl")]
-    imported = peak_memory("-c", "import api")
+    imported = peak_memory("-c", "from gpt_mesh import api")
     low, median, high = statistics.quantiles([rate for rate in rates if rate], n=4)
     return {
         "peak_megabytes": peak / 1e6,

@@ -1,6 +1,6 @@
 """How fast and in how much memory create_tfrecords.py encodes, beside the `tokenizers` library alone.
 
-    python benchmarks/encoding.py [--megabytes 20] [--repeats 5] [--memory 10 100 1000]
+    python -m benchmarks.encoding [--megabytes 20] [--repeats 5] [--memory 10 100 1000]
 
 The corpus: Python sources of this interpreter, lines drawn at random into JSON documents of log-normal length (median
 4 kB). Speed: `Tokenizer.encode_batch` over the documents, in memory, on the same cores, against the whole script from a
@@ -28,16 +28,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from benchmarks import machine
-from data.encoders import Encoder, load_encoder
-from data.encoding import Recipe, encode_pieces
-from data.manifest import SplitState
-from data.reading import Piece, Selection, read_corpus
-from data.shards import Documents, Split
-from data.sources import file_sources
-from data.train_tokenizer import save, train_tokenizer
+from gpt_mesh.data.encoders import Encoder, load_encoder
+from gpt_mesh.data.encoding import Recipe, encode_pieces
+from gpt_mesh.data.manifest import SplitState
+from gpt_mesh.data.reading import Piece, Selection, read_corpus
+from gpt_mesh.data.shards import Documents, Split
+from gpt_mesh.data.sources import file_sources
+from gpt_mesh.data.train_tokenizer import save, train_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 MEDIAN_BYTES = 4096

@@ -1,6 +1,6 @@
 """How fast lm-evaluation-harness runs on our checkpoints, beside its own Hugging Face backend on the same weights.
 
-    make peers-env && .venv-peers/bin/python benchmarks/evaluation.py [--width 256] [--layers 4] [--turns 3]
+    make peers-env && .venv-peers/bin/python -m benchmarks.evaluation [--width 256] [--layers 4] [--turns 3]
 
 Passages in the form of LAMBADA (the last word after its context: requests of many lengths) and texts in the form of
 WikiText (whole texts in rolling windows), both made of the Python sources of this interpreter; a GPT-Neo with random
@@ -17,17 +17,15 @@ import json
 import os
 import random
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
-import meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
+import gpt_mesh.meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
 
 import lm_eval
 import numpy as np
@@ -38,12 +36,12 @@ from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.encoding import documents
-from config import Config, load_config
-from evaluation.harness import HarnessModel
+from gpt_mesh.config import Config, load_config
+from gpt_mesh.harness import HarnessModel
+from gpt_mesh.training import report
 from tests.support.corpora import make_tokenizer
 from tests.support.models import enlarge_weights, make_engine
 from tests.support.peers.gpt_neo import load
-from training import report
 
 BATCH, N_CTX, N_VOCAB = 16, 512, 4096
 END = "<|endoftext|>"

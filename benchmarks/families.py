@@ -1,6 +1,6 @@
 """Each model family at the demo's size, on the demo's data: held-out scores and speed, beside the demo's own model.
 
-    python benchmarks/families.py [--steps 1000] [--only demo_linear demo_moe] [--json results.json]
+    python -m benchmarks.families [--steps 1000] [--only demo_linear demo_moe] [--json results.json]
 
 Trains configs/demo.json and its variants by `main.py`, each in a process of its own and a temporary folder, and
 evaluates it on the demo's held-out text. The masked model's scores are of the tokens it was asked to fill, not of the
@@ -19,13 +19,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from benchmarks.demo_training import make_data
-from config import load_config
 from examples.layout import read_json_lines, set_up
 from examples.screen import REPOSITORY
-from models.shapes import weight_count
+from gpt_mesh.config import load_config
+from gpt_mesh.models.shapes import weight_count
 
 FAMILIES = {
     "demo": "global and local attention",

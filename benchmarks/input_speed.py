@@ -1,6 +1,6 @@
 """How fast training batches are read and assembled: tokens per second of `TrainingData.batches`, alone on the machine.
 
-    python benchmarks/input_speed.py [--documents 20000] [--batch_size 8] [--n_ctx 2048] [--seconds 10]
+    python -m benchmarks.input_speed [--documents 20000] [--batch_size 8] [--n_ctx 2048] [--seconds 10]
 
 Writes a corpus of random ids below 50257 to a temporary folder, documents of log-normal length (median 512 tokens), and
 reads it as documents_random. Prints a table, which is kept in benchmarks/results/. On a machine that does other work
@@ -13,21 +13,18 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import sys
 import tempfile
 import time
 from pathlib import Path
 
+from gpt_mesh.meshes.compat import mtf  # noqa: F401  (first: it quiets TensorFlow's start-up)
+
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from meshes.compat import mtf  # noqa: F401  (first: it quiets TensorFlow's start-up)
-
 from benchmarks import machine
-from config import Config, parse_config
-from data.tfrecords import write_records
-from inputs import TrainingData
+from gpt_mesh.config import Config, parse_config
+from gpt_mesh.data.tfrecords import write_records
+from gpt_mesh.inputs import TrainingData
 
 N_VOCAB = 50257
 MEDIAN_LENGTH = 512

@@ -1,6 +1,6 @@
 """The fastest layout that fits, by the estimates, for models and numbers of devices: the table of docs/parallelism.md.
 
-    python benchmarks/layout_advice.py [--memory 24 80]
+    python -m benchmarks.layout_advice [--memory 24 80]
 
 Every model in bfloat16, with recompute_grad and microbatches of one sequence, and a vocabulary that divides.
 """
@@ -8,16 +8,12 @@ Every model in bfloat16, with recompute_grad and microbatches of one sequence, a
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from config import load_config, replace
-from meshes.limits import layout_text, shape_text
-from training.layout_search import Candidate, candidate, layouts, limits_of, mesh_shapes
-from training.metrics import human_bytes
+from gpt_mesh.config import load_config, replace
+from gpt_mesh.meshes.limits import layout_text, shape_text
+from gpt_mesh.planning.layout_search import Candidate, candidate, layouts, limits_of, mesh_shapes
+from gpt_mesh.planning.metrics import human_bytes
 
 MODELS = {
     "125 M": "gpt_neo_125M", "1.3 B": "gpt_neo_1-3B", "2.7 B": "gpt_neo_2-7B", "6.7 B": "gpt3_6-7B_256",

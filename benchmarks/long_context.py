@@ -1,6 +1,6 @@
 """How training grows with the context: linear attention beside global attention, peak memory and time a step.
 
-    python benchmarks/long_context.py [--contexts 1024 2048 4096 8192 16384] [--global_limit 4096] [--json results.json]
+    python -m benchmarks.long_context [--contexts 1024 2048 4096 8192 16384] [--global_limit 4096] [--json results.json]
 
 A model of two layers, 64 wide, one sequence of random tokens a step; each row in a process of its own. Global attention
 holds weights for each pair of positions and is left out above --global_limit. Memory is measured as in
@@ -17,10 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from benchmarks.training_memory import measure
-from training.metrics import human_bytes
+from gpt_mesh.planning.metrics import human_bytes
 
 STEPS = 4
 

@@ -1,7 +1,7 @@
 """Training on meshes: speed and memory against one device, beside PyTorch where it is installed.
 
-    python benchmarks/meshes.py --gpus 2 [--model 124M] [--torch "python3"]
-    python benchmarks/meshes.py --cpus 8
+    python -m benchmarks.meshes --gpus 2 [--model 124M] [--torch "python3"]
+    python -m benchmarks.meshes --cpus 8
 
 On GPUs: one row a layout, each in a process of its own, on random tokens: tokens/s of all devices together (median of
 blocks of steps without a pause between), the same per device against the one-device row, TensorFlow's count of the
@@ -26,16 +26,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from meshes.compat import mtf  # noqa: F401  (first: it quiets TensorFlow's start-up)
+from gpt_mesh.meshes.compat import mtf  # noqa: F401  (first: it quiets TensorFlow's start-up)
 
 import numpy as np
 import tensorflow as tf
 
-from config import parse_config
-from meshes.devices import MeshPlan, choose_devices
-from training.engine import Engine
+from gpt_mesh.config import parse_config
+from gpt_mesh.engine.engine import Engine
+from gpt_mesh.meshes.devices import MeshPlan, choose_devices
 
 PEER = Path(__file__).resolve().parent / "peers" / "torch_gpt.py"
 MODELS: dict[str, dict[str, Any]] = {

@@ -1,6 +1,6 @@
 """Draws the kept results of benchmarks for the README: how many times as fast as each peer, contest by contest.
 
-    python benchmarks/plots.py [benchmarks/results/*.json] [--output docs/images/speed.svg]
+    python -m benchmarks.plots [benchmarks/results/*.json] [--output docs/images/speed.svg]
 
 A bar is the median over rounds of our rate by the peer's in the same round, the line on it the lowest and the highest
 round (up to a fifth beyond the longest bar). The same results give the same file.
@@ -19,8 +19,6 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.machine import REPOSITORY, RESULTS
 

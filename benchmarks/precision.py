@@ -1,6 +1,6 @@
 """Training steps on a CPU in float32 and bfloat16, compiled or not, in turns in one process.
 
-    python benchmarks/precision.py [--width 256] [--layers 4] [--heads 4] [--context 256] [--batch 8] [--rounds 5]
+    python -m benchmarks.precision [--width 256] [--layers 4] [--heads 4] [--context 256] [--batch 8] [--rounds 5]
 
 Prints milliseconds a step (median, lowest and highest round) and keeps them in benchmarks/results/. With
 ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 in the environment oneDNN, which multiplies what is not compiled, leaves AMX alone.
@@ -10,21 +10,17 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from meshes.compat import mtf  # noqa: F401  (first: it quiets TensorFlow's start-up)
+from gpt_mesh.meshes.compat import mtf  # noqa: F401  (first: it quiets TensorFlow's start-up)
 
 import numpy as np
 import tensorflow as tf
 
 from benchmarks import machine
 from benchmarks.training_step import make_config
-from meshes.devices import MeshPlan
-from training.engine import Engine
+from gpt_mesh.engine.engine import Engine
+from gpt_mesh.meshes.devices import MeshPlan
 
 WAYS = {
     "float32, compiled": ("float32", True),

@@ -1,7 +1,7 @@
 """Peak memory and time of a forward pass of a shipped config at its full size, on a checkpoint of the published form.
 Weights are made up.
 
-    python benchmarks/published_size.py [--config gpt_neo_1-3B] [--folder /tmp]
+    python -m benchmarks.published_size [--config gpt_neo_1-3B] [--folder /tmp]
 
 It scores a short text with `main.py --score`: weights of the type that the published checkpoint has (bfloat16 for 1.3B,
 float32 for 2.7B), read into float32 masters, on the CPU. Leaves nothing in --folder.
@@ -13,14 +13,11 @@ import argparse
 import json
 import math
 import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 from benchmarks.conversion_memory import measured, show, write_tokenizer  # noqa: E402
 
 STORED = {"gpt_neo_1-3B": "bfloat16"}  # the type of the weights in the published checkpoint; the others': float32
@@ -53,14 +50,14 @@ def main() -> None:
 
 def make(root: Path, name: str) -> None:
     """The config with its checkpoint and a tokenizer, all in one folder."""
-    import meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
+    import gpt_mesh.meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
 
     import numpy as np
     import tensorflow as tf
 
-    from config import load_config
-    from interop.weights import weight_sizes
-    from training import checkpoint_stream
+    from gpt_mesh.config import load_config
+    from gpt_mesh.engine import checkpoint_stream
+    from gpt_mesh.interop.weights import weight_sizes
 
     shipped = json.loads((ROOT / "configs" / f"{name}.json").read_text())
     write_tokenizer(root)

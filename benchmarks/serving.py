@@ -1,6 +1,6 @@
 """Throughput of the server: the same requests one after another and by many clients at once; and its memory.
 
-    python benchmarks/serving.py [--clients 32] [--requests 64] [--tokens 64] [--prompt 32] [--memory 600]
+    python -m benchmarks.serving [--clients 32] [--requests 64] [--tokens 64] [--prompt 32] [--memory 600]
 
 Serves a model of GPT-2 small's shape (`--n_layer`, `--n_embd`, `--n_head` for another) with random weights, by
 `main.py --serve` in a process of its own. Each request has a prompt of its own of random tokens, a seed, and as many
@@ -30,19 +30,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from meshes.compat import mtf  # noqa: F401  (before TensorFlow, which it keeps quiet)
+from gpt_mesh.meshes.compat import mtf  # noqa: F401  (before TensorFlow, which it keeps quiet)
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from benchmarks import machine
-from config import load_config
-from data.encoders import TOKENIZER_FILE
-from meshes.devices import choose_devices
-from meshes.layouts import plan_mesh
-from models.dims import layout_tensors
-from training.engine import Engine
+from gpt_mesh.config import load_config
+from gpt_mesh.data.encoders import TOKENIZER_FILE
+from gpt_mesh.engine.engine import Engine
+from gpt_mesh.meshes.devices import choose_devices
+from gpt_mesh.meshes.layouts import plan_mesh
+from gpt_mesh.models.dims import layout_tensors
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

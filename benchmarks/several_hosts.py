@@ -1,6 +1,6 @@
 """What a training step costs on two processes of this machine against one process, with the same mesh.
 
-    python benchmarks/several_hosts.py [--models tiny 4M] [--steps 20]
+    python -m benchmarks.several_hosts [--models tiny 4M] [--steps 20]
 
 Both have the same virtual CPU devices, which share the machine's cores: the difference is what TensorFlow's runtime
 takes to start operations in another process and to send tensors through gRPC, here by the loopback interface. Random
@@ -23,8 +23,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 MODELS: dict[str, dict[str, Any]] = {
     "tiny": {"n_layer": 2, "n_embd": 64, "n_head": 4, "n_ctx": 64, "n_vocab": 2048, "train_batch_size": 8},
     "4M": {"n_layer": 4, "n_embd": 256, "n_head": 8, "n_ctx": 128, "n_vocab": 4096, "train_batch_size": 8},
@@ -46,15 +44,15 @@ def free_addresses() -> list[str]:
 
 def measure(model: str, mesh: str, hosts: int, steps: int) -> dict[str, float]:
     """Seconds a step and a save, and the last loss, in this process (and a worker's)."""
-    from meshes.compat import mtf  # noqa: F401  (first: it quiets TensorFlow's start-up)
+    from gpt_mesh.meshes.compat import mtf  # noqa: F401  (first: it quiets TensorFlow's start-up)
 
     import numpy as np
 
-    from api import make_plan
-    from cluster.addresses import Cluster
-    from cluster.chief import hosts_of
-    from config import parse_config
-    from training.engine import Engine
+    from gpt_mesh.api import make_plan
+    from gpt_mesh.cluster.addresses import Cluster
+    from gpt_mesh.cluster.chief import hosts_of
+    from gpt_mesh.config import parse_config
+    from gpt_mesh.engine.engine import Engine
 
     each, keys = MESHES[mesh]
     values = {"train_steps": 1000, "lr": 1e-3, "datasets": ["demo"], "model_path": "none", **MODELS[model], **keys}

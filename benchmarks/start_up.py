@@ -1,6 +1,6 @@
 """What a start takes until the first training step is done: imports, graph, lowering, compilation.
 
-    python benchmarks/start_up.py [--repeats 3]
+    python -m benchmarks.start_up [--repeats 3]
 
 Each row is a process of its own: the demo's model with nothing compiled before, the same again with what the first one
 left in the cache, and the shipped model of 1.3 billion parameters, built and lowered only, with nothing allocated.
@@ -23,11 +23,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 from unittest import mock
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 PARTS = ("import", "graph", "lowering", "first step")
 LARGE = "gpt_neo_1-3B"
@@ -57,15 +54,15 @@ def start(name: str, *, run: bool) -> Times:
     """In this process: the training step of a config, built, and run once if asked to."""
     watch = Stopwatch()
     with watch.part("import"):
-        from meshes.compat import mtf  # noqa: F401  (first: it quiets TensorFlow's start-up)
+        from gpt_mesh.meshes.compat import mtf  # noqa: F401  (first: it quiets TensorFlow's start-up)
 
         import numpy as np
         import tensorflow as tf
 
-        import model_fns
-        from config import load_config
-        from meshes.devices import MeshPlan
-        from training.engine import Engine
+        from gpt_mesh import model_fns
+        from gpt_mesh.config import load_config
+        from gpt_mesh.engine.engine import Engine
+        from gpt_mesh.meshes.devices import MeshPlan
     lower = model_fns._lower
 
     def timed_lower(*arguments: Any) -> Any:

@@ -1,6 +1,6 @@
 """Peak memory of training with each memory saver, measured beside the estimate that a run prints.
 
-    python benchmarks/training_memory.py [--device GPU:0] [--steps 4] [--json results.json]
+    python -m benchmarks.training_memory [--device GPU:0] [--steps 4] [--json results.json]
 
 Each row trains one small GPT (one of 124 million parameters on a GPU) for a few steps on random tokens, in a process of
 its own. On the CPU (Linux) the peak is the most resident memory at once from the second step on, less what the process
@@ -22,18 +22,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from meshes.compat import mtf  # noqa: F401  (first: it quiets TensorFlow's start-up)
+from gpt_mesh.meshes.compat import mtf  # noqa: F401  (first: it quiets TensorFlow's start-up)
 
 import numpy as np
 import tensorflow as tf
 
-from config import Config, parse_config
-from meshes.devices import MeshPlan
-from training.engine import Engine
-from training.memory import training_memory
-from training.metrics import human_bytes
+from gpt_mesh.config import Config, parse_config
+from gpt_mesh.engine.engine import Engine
+from gpt_mesh.meshes.devices import MeshPlan
+from gpt_mesh.planning.memory import training_memory
+from gpt_mesh.planning.metrics import human_bytes
 
 CPU_MODEL = {"n_layer": 6, "n_embd": 256, "n_head": 8, "n_ctx": 512, "n_vocab": 4096, "train_batch_size": 8}
 GPU_MODEL = {"n_layer": 12, "n_embd": 768, "n_head": 12, "n_ctx": 1024, "n_vocab": 50304, "train_batch_size": 16}

@@ -1,7 +1,7 @@
 """The speed of a training step beside PyTorch's and Hugging Face's, in turns on the same machine.
 
-    python benchmarks/training_step.py cpu --peers .venv-peers/bin/python
-    python benchmarks/training_step.py 124M --peers python3           (one GPU; also 124M-4096, 1.3B, 2.7B, local, …)
+    python -m benchmarks.training_step cpu --peers .venv-peers/bin/python
+    python -m benchmarks.training_step 124M --peers python3           (one GPU; also 124M-4096, 1.3B, 2.7B, local, …)
 
 Each competitor is a process of its own that trains on random tokens; they take turns, a block of steps each, and a
 ratio compares blocks of the same round. Prints tokens/s (median, lowest and highest block), the ratio to ours (median
@@ -22,19 +22,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from meshes.compat import mtf  # noqa: F401  (first: it quiets TensorFlow's start-up)
+from gpt_mesh.meshes.compat import mtf  # noqa: F401  (first: it quiets TensorFlow's start-up)
 
 import numpy as np
 import tensorflow as tf
 
 from benchmarks import machine
 from benchmarks.turns import Competitor, contest, take_turns
-from config import Config, parse_config
-from meshes.devices import MeshPlan, choose_devices
-from training.engine import Engine
-from training.metrics import device_peak, flops_per_token
+from gpt_mesh.config import Config, parse_config
+from gpt_mesh.engine.engine import Engine
+from gpt_mesh.meshes.devices import MeshPlan, choose_devices
+from gpt_mesh.planning.metrics import device_peak, flops_per_token
 
 GPT = {"n_embd": 768, "n_head": 12, "n_layer": 12, "n_ctx": 1024, "n_vocab": 50304, "train_batch_size": 16}
 XL = {"n_embd": 2048, "n_head": 16, "n_layer": 24, "n_ctx": 2048, "n_vocab": 50304, "train_batch_size": 8}

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from errors import InputError
+from gpt_mesh.errors import InputError
 
 # A name or an IPv4 address, or an IPv6 address in brackets; then the port.
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[A-Za-z0-9._-]+):([0-9]{1,5})")

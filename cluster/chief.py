@@ -16,15 +16,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-import meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
+import gpt_mesh.meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
 
 import tensorflow as tf
 
-from cluster.addresses import Cluster, host_and_port
-from cluster.host import PROTOCOL, connect, cpu_count, full_name, listen, log, own_devices, split_cpu, why
-from cluster.link import SILENCE_SECONDS, Link, LinkLost, Message
-from errors import InputError
-from meshes.devices import choose_devices
+from gpt_mesh.cluster.addresses import Cluster, host_and_port
+from gpt_mesh.cluster.host import PROTOCOL, connect, cpu_count, full_name, listen, log, own_devices, split_cpu, why
+from gpt_mesh.cluster.link import SILENCE_SECONDS, Link, LinkLost, Message
+from gpt_mesh.errors import InputError
+from gpt_mesh.meshes.devices import choose_devices
 
 CALL_SECONDS = 5.0
 ANSWER_SECONDS = 60.0

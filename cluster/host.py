@@ -8,13 +8,13 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
-import meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
+import gpt_mesh.meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
 
 import tensorflow as tf
 
-from cluster.addresses import Cluster, host_and_port
-from errors import InputError
-from meshes.devices import parse_device
+from gpt_mesh.cluster.addresses import Cluster, host_and_port
+from gpt_mesh.errors import InputError
+from gpt_mesh.meshes.devices import parse_device
 
 JOB = "worker"  # what TensorFlow calls all hosts, the chief too
 PROTOCOL = 1  # of the messages between hosts

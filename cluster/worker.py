@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
-import meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
+import gpt_mesh.meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
 
 import tensorflow as tf
 
-from cluster.addresses import Cluster
-from cluster.host import PROTOCOL, listen, log, own_devices, reach, start_server
-from cluster.link import Link, LinkLost, Message
-from errors import InputError
+from gpt_mesh.cluster.addresses import Cluster
+from gpt_mesh.cluster.host import PROTOCOL, listen, log, own_devices, reach, start_server
+from gpt_mesh.cluster.link import Link, LinkLost, Message
+from gpt_mesh.errors import InputError
 
 HELLO_SECONDS = 10.0  # a caller that says nothing for so long is not the chief
 REACH_SECONDS = 5.0

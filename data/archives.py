@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import IO, cast
 
-from data import storage
-from data.progress import Share
-from errors import InputError
+from gpt_mesh.errors import InputError
+from gpt_mesh.storage import files as storage
+from gpt_mesh.storage.byte_progress import Share
 
 Progress = Callable[[int], object]
 Member = tuple[str, Iterator[bytes]]

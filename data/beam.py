@@ -23,15 +23,15 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from data import storage
-from data.account import Account
-from data.encoding import Document, Recipe, Task, encode, join, tasks
-from data.manifest import Manifest, Shard, load_manifest
-from data.output import Output
-from data.reading import Place, Selection, read_corpus
-from data.shards import OpenShard, Packer, Record, admit
-from data.sources import Source
-from errors import InputError
+from gpt_mesh.data.account import Account
+from gpt_mesh.data.encoding import Document, Recipe, Task, encode, join, tasks
+from gpt_mesh.data.manifest import Manifest, Shard, load_manifest
+from gpt_mesh.data.output import Output
+from gpt_mesh.data.reading import Place, Selection, read_corpus
+from gpt_mesh.data.shards import OpenShard, Packer, Record, admit
+from gpt_mesh.data.sources import Source
+from gpt_mesh.errors import InputError
+from gpt_mesh.storage import files as storage
 
 TaskKey = tuple[int, int]
 """Number of a source, number of a task within it, both from 0: keys compare in reading order."""

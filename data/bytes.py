@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import pre_tokenizers
 
-from data.encoders import Encoder
-from errors import InputError
+from gpt_mesh.data.encoders import Encoder
+from gpt_mesh.errors import InputError
 
 
 def byte_lengths(encoder: Encoder) -> NDArray[np.int64]:

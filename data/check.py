@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from config import Config, DatasetConfig, DatasetUse
-from data.corpus import Corpus, data_files, load_indexes
-from data.encoders import Encoder, load_encoder
-from data.manifest import unlike_manifests
-from data.tfrecords import RecordIndex
-from data.tokenizer_check import tokenizer_misfits, wrong_tokenizer
-from errors import InputError
+from gpt_mesh.config import Config, DatasetConfig, DatasetUse
+from gpt_mesh.data.corpus import Corpus, data_files, load_indexes
+from gpt_mesh.data.encoders import Encoder, load_encoder
+from gpt_mesh.data.manifest import unlike_manifests
+from gpt_mesh.data.tfrecords import RecordIndex
+from gpt_mesh.data.tokenizer_check import tokenizer_misfits, wrong_tokenizer
+from gpt_mesh.errors import InputError
 
 _SAMPLES = 3
 _SAMPLE_TOKENS = 48

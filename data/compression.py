@@ -13,8 +13,8 @@ from typing import Protocol
 
 import zstandard
 
-from data import storage
-from errors import InputError
+from gpt_mesh.errors import InputError
+from gpt_mesh.storage import files as storage
 
 _OUTPUT_BYTES = 1 << 20  # decompressed at a time: a block of zeros can hold thousands of times its size
 _MAX_WINDOW = 1 << 31  # `zstd --long=31`

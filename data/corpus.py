@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from config import DatasetConfig
-from data import storage
-from data.manifest import manifests_of
-from data.megatron import data_file, index_path, is_pair, load_pair
-from data.progress import Progress
-from data.tfrecords import RecordError, RecordIndex, load_index, parse_records, read_records
-from errors import InputError
+from gpt_mesh.config import DatasetConfig
+from gpt_mesh.data.manifest import manifests_of
+from gpt_mesh.data.megatron import data_file, index_path, is_pair, load_pair
+from gpt_mesh.data.tfrecords import RecordError, RecordIndex, load_index, parse_records, read_records
+from gpt_mesh.errors import InputError
+from gpt_mesh.storage import files as storage
+from gpt_mesh.storage.byte_progress import Progress
 
 Ints = NDArray[np.int64]
 

@@ -21,26 +21,28 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
-if __name__ in ("__main__", "__mp_main__"):  # run as a file: import from the repository, not from this folder
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+if not __package__:  # run as a file: its checkout is the package
+    import runpy
+
+    runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir, "gpt_mesh.py"))
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data import storage
-from data.account import nothing_written
-from data.bytes import byte_lengths
-from data.cleaning import Cleaning
-from data.dataset_file import files_glob, write_dataset_config
-from data.encoders import GPT2, Encoder, load_encoder
-from data.encoding import Recipe, encode_pieces
-from data.manifest import InputFacts, Manifest, SplitState, TokenizerFacts, shard_pattern
-from data.output import Output, check_free, locked
-from data.progress import Progress
-from data.reading import Selection, read_corpus
-from data.shards import Chunks, Documents, Packer, Split
-from data.sources import Source, add_source_flags, open_sources
-from errors import InputError
+from gpt_mesh.data.account import nothing_written
+from gpt_mesh.data.bytes import byte_lengths
+from gpt_mesh.data.cleaning import Cleaning
+from gpt_mesh.data.dataset_file import files_glob, write_dataset_config
+from gpt_mesh.data.encoders import GPT2, Encoder, load_encoder
+from gpt_mesh.data.encoding import Recipe, encode_pieces
+from gpt_mesh.data.manifest import InputFacts, Manifest, SplitState, TokenizerFacts, shard_pattern
+from gpt_mesh.data.output import Output, check_free, locked
+from gpt_mesh.data.reading import Selection, read_corpus
+from gpt_mesh.data.shards import Chunks, Documents, Packer, Split
+from gpt_mesh.data.sources import Source, add_source_flags, open_sources
+from gpt_mesh.errors import InputError
+from gpt_mesh.storage import files as storage
+from gpt_mesh.storage.byte_progress import Progress
 
 
 def create_tfrecords(flags: argparse.Namespace) -> None:
@@ -87,7 +89,7 @@ def _write(
     try:
         if flags.runner:
             logging.disable(logging.WARNING)  # Beam warns of parts of it that are not installed
-            from data.beam import run_pipeline  # only this needs apache_beam
+            from gpt_mesh.data.beam import run_pipeline  # only this needs apache_beam
 
             logging.disable(logging.NOTSET)
             run_pipeline(flags.runner, flags.runner_arg, sources, recipe, new_packer, output)

@@ -6,10 +6,10 @@ import glob
 import json
 import os
 
-from data import storage
-from data.encoders import Encoder
-from data.manifest import Manifest, shard_pattern
-from errors import InputError
+from gpt_mesh.data.encoders import Encoder
+from gpt_mesh.data.manifest import Manifest, shard_pattern
+from gpt_mesh.errors import InputError
+from gpt_mesh.storage import files as storage
 
 
 def files_glob(folder: str, prefix: str) -> str:

@@ -19,14 +19,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO
 
-from data import storage
-from data.archives import BlockReader, dat_members, is_tar, tar_members, zip_members
-from data.compression import ENDINGS, decompressed
-from data.json_documents import begins_with_object, lines, lines_or_array
-from data.parquet import parquet_documents
-from data.pieces import cut
-from data.text import AS_IT_STANDS, Reading, decoded
-from errors import InputError
+from gpt_mesh.data.archives import BlockReader, dat_members, is_tar, tar_members, zip_members
+from gpt_mesh.data.compression import ENDINGS, decompressed
+from gpt_mesh.data.json_documents import begins_with_object, lines, lines_or_array
+from gpt_mesh.data.parquet import parquet_documents
+from gpt_mesh.data.pieces import cut
+from gpt_mesh.data.text import AS_IT_STANDS, Reading, decoded
+from gpt_mesh.errors import InputError
+from gpt_mesh.storage import files as storage
 
 Progress = Callable[[int], object]
 Documents = Iterator[Iterable[str]]

@@ -17,9 +17,9 @@ from functools import cached_property
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from data import storage
-from data.pieces import CUT
-from errors import InputError
+from gpt_mesh.data.pieces import CUT
+from gpt_mesh.errors import InputError
+from gpt_mesh.storage import files as storage
 
 END_OF_TEXT = "<|endoftext|>"
 PADDING = "<|padding|>"

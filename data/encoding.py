@@ -16,10 +16,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from data.cleaning import Cleaning
-from data.encoders import Encoder
-from data.reading import Origin, Piece
-from errors import InputError
+from gpt_mesh.data.cleaning import Cleaning
+from gpt_mesh.data.encoders import Encoder
+from gpt_mesh.data.reading import Origin, Piece
+from gpt_mesh.errors import InputError
 
 Ids = npt.NDArray[np.int32]
 

@@ -6,8 +6,8 @@ import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
-from data import storage
-from errors import InputError
+from gpt_mesh.errors import InputError
+from gpt_mesh.storage import files as storage
 
 FILE_TYPES = ("txt", "jsonl", "ndjson", "gz", "xz", "bz2", "zst", "zip", "tar", "tgz", "parquet")
 """Endings looked for in a folder when none are asked for. Not json: settings and tokenizers are .json files too."""

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from data.archives import BlockReader
-from data.text import Reading, decoded, text_of
-from errors import InputError
+from gpt_mesh.data.archives import BlockReader
+from gpt_mesh.data.text import Reading, decoded, text_of
+from gpt_mesh.errors import InputError
 
 _HEAD_BYTES = 1 << 16
 _SPACE = " \t\r\n"

@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from data import storage
-from data.account import Account
-from data.reading import Place, Position
-from errors import InputError
+from gpt_mesh.data.account import Account
+from gpt_mesh.data.reading import Place, Position
+from gpt_mesh.errors import InputError
+from gpt_mesh.storage import files as storage
 
 SUFFIX = ".manifest.json"
 _VERSION = 1

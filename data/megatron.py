@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data import storage
-from data.tfrecords import INDEX_SUFFIX, RecordIndex
-from errors import InputError
+from gpt_mesh.data.tfrecords import INDEX_SUFFIX, RecordIndex
+from gpt_mesh.errors import InputError
+from gpt_mesh.storage import files as storage
 
 _MAPPED, _FAIRSEQ = b"MMIDIDX\0\0", b"TNTIDX\0\0"
 _TYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}  # 6 and 7 are floats

@@ -7,7 +7,7 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
-from data.permutation import derive_key, permute
+from gpt_mesh.data.permutation import derive_key, permute
 
 BLOCK = 10_000
 

@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
-from data import storage
-from data.manifest import Manifest, load_manifest, manifest_names, manifest_path, shard_pattern
-from data.tfrecords import INDEX_SUFFIX
-from errors import InputError
+from gpt_mesh.data.manifest import Manifest, load_manifest, manifest_names, manifest_path, shard_pattern
+from gpt_mesh.data.tfrecords import INDEX_SUFFIX
+from gpt_mesh.errors import InputError
+from gpt_mesh.storage import files as storage
 
 
 class Output:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-from data import storage
-from data.progress import Share
-from data.text import Reading, text_of, utf8
-from errors import InputError
+from gpt_mesh.data.text import Reading, text_of, utf8
+from gpt_mesh.errors import InputError
+from gpt_mesh.storage import files as storage
+from gpt_mesh.storage.byte_progress import Share
 
 _ROWS = 256  # turned into Python strings at a time
 

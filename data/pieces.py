@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from errors import InputError
+from gpt_mesh.errors import InputError
 
 LONGEST = 1 << 24
 """Characters that a document may have without a place to cut it: each takes some 200 bytes of memory to encode."""

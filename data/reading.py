@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from data.digests import DIGEST_BYTES, DigestSet
-from data.sources import Source
+from gpt_mesh.data.digests import DIGEST_BYTES, DigestSet
+from gpt_mesh.data.sources import Source
 
 
 class Place(NamedTuple):

@@ -10,13 +10,13 @@ from typing import IO, NamedTuple, Protocol
 
 import numpy as np
 
-from data import storage
-from data.account import Account
-from data.encoding import Document, Ids
-from data.manifest import Shard, SplitState
-from data.reading import Place, Position
-from data.tfrecords import framed
-from errors import InputError
+from gpt_mesh.data.account import Account
+from gpt_mesh.data.encoding import Document, Ids
+from gpt_mesh.data.manifest import Shard, SplitState
+from gpt_mesh.data.reading import Place, Position
+from gpt_mesh.data.tfrecords import framed
+from gpt_mesh.errors import InputError
+from gpt_mesh.storage import files as storage
 
 _LARGEST_RECORD = (1 << 31) - 1  # bytes: of a protobuf, which a record is
 

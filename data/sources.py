@@ -6,13 +6,13 @@ import argparse
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from data import storage
-from data.documents import Progress, read_documents, read_pieces
-from data.files import FILE_TYPES, find_files
-from data.pieces import cut
-from data.text import AS_IT_STANDS, Reading
-from data.tfds import check_name, tfds_documents, tfds_size
-from errors import InputError
+from gpt_mesh.data.documents import Progress, read_documents, read_pieces
+from gpt_mesh.data.files import FILE_TYPES, find_files
+from gpt_mesh.data.pieces import cut
+from gpt_mesh.data.text import AS_IT_STANDS, Reading
+from gpt_mesh.data.tfds import check_name, tfds_documents, tfds_size
+from gpt_mesh.errors import InputError
+from gpt_mesh.storage import files as storage
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from errors import InputError
+from gpt_mesh.errors import InputError
 
 Errors = Literal["strict", "replace"]
 

@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from data import storage
-from data.text import Reading, text_of, utf8
-from errors import InputError
+from gpt_mesh.data.text import Reading, text_of, utf8
+from gpt_mesh.errors import InputError
+from gpt_mesh.storage import files as storage
 
 _NAME = re.compile(r"(?P<name>[\w.]+)(:(?P<config>[^/:]+))?(:(?P<version>[\d.]+))?/(?P<split>[^/]+)")
 

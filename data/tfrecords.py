@@ -19,8 +19,8 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from data import storage
-from errors import InputError
+from gpt_mesh.errors import InputError
+from gpt_mesh.storage import files as storage
 
 FEATURE = "text"
 INDEX_SUFFIX = ".index"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from config import Config, DatasetUse
-from data.corpus import data_files
-from data.encoders import Encoder
-from data.manifest import TokenizerFacts, manifests_of
-from errors import InputError
+from gpt_mesh.config import Config, DatasetUse
+from gpt_mesh.data.corpus import data_files
+from gpt_mesh.data.encoders import Encoder
+from gpt_mesh.data.manifest import TokenizerFacts, manifests_of
+from gpt_mesh.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -13,17 +13,19 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-if __name__ in ("__main__", "__mp_main__"):  # run as a file: import from the repository, not from this folder
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+if not __package__:  # run as a file: its checkout is the package
+    import runpy
+
+    runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir, "gpt_mesh.py"))
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from data import storage
-from data.encoders import END_OF_TEXT, PADDING, TOKENIZER_FILE, byte_level_bpe
-from data.progress import Progress
-from data.sources import Source, add_source_flags, open_sources
-from data.storage import make_folder
-from errors import InputError
+from gpt_mesh.data.encoders import END_OF_TEXT, PADDING, TOKENIZER_FILE, byte_level_bpe
+from gpt_mesh.data.sources import Source, add_source_flags, open_sources
+from gpt_mesh.errors import InputError
+from gpt_mesh.storage import files as storage
+from gpt_mesh.storage.byte_progress import Progress
+from gpt_mesh.storage.files import make_folder
 
 SPECIAL_TOKENS = (END_OF_TEXT, PADDING)
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from data.corpus import Corpus, Ints, Pieces
+from gpt_mesh.data.corpus import Corpus, Ints, Pieces
 
 PAD_ID = 0  # fills what carries no weight; any id would do
 

@@ -1,3 +1,3 @@
 """Held-out scores."""
 
-from meshes import compat as compat  # before TensorFlow, which it keeps quiet
+from gpt_mesh.meshes import compat as compat  # before TensorFlow, which it keeps quiet

@@ -5,15 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
-from config import Config
-from data import storage
-from data.encoders import Encoder
-from errors import InputError
-from evaluation import sources
-from evaluation.statistics import Metrics
-from evaluation.validation import common_encoder
-from inputs import check_stride
-from training.engine import Engine
+from gpt_mesh.config import Config
+from gpt_mesh.data.encoders import Encoder
+from gpt_mesh.engine.engine import Engine
+from gpt_mesh.errors import InputError
+from gpt_mesh.evaluation import sources
+from gpt_mesh.evaluation.statistics import Metrics
+from gpt_mesh.evaluation.validation import common_encoder
+from gpt_mesh.inputs import check_stride
+from gpt_mesh.storage import files as storage
 
 
 class FileTask(ABC):

@@ -7,15 +7,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from data import compression, storage
-from data.documents import read_documents
-from data.encoders import Encoder
-from errors import InputError
-from evaluation import sources
-from evaluation.file_task import FileTask
-from evaluation.spans import SpanScorer, ending
-from evaluation.statistics import Metrics, exponential, ratio, with_error
-from training.engine import Engine
+from gpt_mesh.data import compression
+from gpt_mesh.data.documents import read_documents
+from gpt_mesh.data.encoders import Encoder
+from gpt_mesh.engine.engine import Engine
+from gpt_mesh.errors import InputError
+from gpt_mesh.evaluation import sources
+from gpt_mesh.evaluation.file_task import FileTask
+from gpt_mesh.evaluation.spans import SpanScorer, ending
+from gpt_mesh.evaluation.statistics import Metrics, exponential, ratio, with_error
+from gpt_mesh.storage import files as storage
 
 ENDINGS = (".jsonl", ".ndjson", ".json", ".parquet")
 

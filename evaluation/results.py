@@ -7,9 +7,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from config import Config
-from evaluation.statistics import Metrics
-from evaluation.tasks import Task
+from gpt_mesh.config import Config
+from gpt_mesh.evaluation.statistics import Metrics
+from gpt_mesh.evaluation.tasks import Task
 
 ERROR = "_stderr"
 

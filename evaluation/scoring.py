@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from meshes.compat import mtf  # noqa: F401  (before TensorFlow, which it keeps quiet)
+from gpt_mesh.meshes.compat import mtf  # noqa: F401  (before TensorFlow, which it keeps quiet)
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-import model_fns
-from sample import padded_width
-from training.engine import Engine
+from gpt_mesh import model_fns
+from gpt_mesh.engine.engine import Engine
+from gpt_mesh.sample import padded_width
 
 # Most that the logits of one call may take, [batch, positions, n_vocab] in float32, where the batch can be smaller.
 LOGITS_BYTES = 256 * 2**20

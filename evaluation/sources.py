@@ -14,11 +14,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from data import storage
-from data.encoders import Encoder
-from errors import InputError
-from meshes.compiled_cache import cache_root
-from training.progress import Progress, log
+from gpt_mesh.data.encoders import Encoder
+from gpt_mesh.errors import InputError
+from gpt_mesh.meshes.compiled_cache import cache_root
+from gpt_mesh.storage import files as storage
+from gpt_mesh.storage.progress import Progress, log
 
 _SECONDS = 10.0  # without an answer
 _BLOCK = 1 << 20

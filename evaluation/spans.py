@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from training.engine import Engine
-from training.progress import track
+from gpt_mesh.engine.engine import Engine
+from gpt_mesh.storage.progress import track
 
 STEP = 16  # widths are multiples of it
 

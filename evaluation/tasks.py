@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from config import Config
-from errors import InputError
-from evaluation.file_task import FileTask
-from evaluation.lambada import Lambada
-from evaluation.statistics import Metrics
-from evaluation.validation import Validation
-from evaluation.wikitext import WikiText
-from training.engine import Engine
+from gpt_mesh.config import Config
+from gpt_mesh.engine.engine import Engine
+from gpt_mesh.errors import InputError
+from gpt_mesh.evaluation.file_task import FileTask
+from gpt_mesh.evaluation.lambada import Lambada
+from gpt_mesh.evaluation.statistics import Metrics
+from gpt_mesh.evaluation.validation import Validation
+from gpt_mesh.evaluation.wikitext import WikiText
 
 FILE_TASKS: dict[str, type[FileTask]] = {task.name: task for task in (Lambada, WikiText)}
 TASKS = (Validation.name, *FILE_TASKS)

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from config import Config
-from data.bytes import byte_lengths
-from data.corpus import Ints
-from data.encoders import Encoder, load_encoder
-from data.tokenizer_check import tokenizers_of
-from errors import InputError
-from evaluation.statistics import Metrics, token_metrics
-from inputs import EvaluationData, Tokens, Weights, count_bytes
-from training.engine import Engine
-from training.progress import log, track
+from gpt_mesh.config import Config
+from gpt_mesh.data.bytes import byte_lengths
+from gpt_mesh.data.corpus import Ints
+from gpt_mesh.data.encoders import Encoder, load_encoder
+from gpt_mesh.data.tokenizer_check import tokenizers_of
+from gpt_mesh.engine.engine import Engine
+from gpt_mesh.errors import InputError
+from gpt_mesh.evaluation.statistics import Metrics, token_metrics
+from gpt_mesh.inputs import EvaluationData, Tokens, Weights, count_bytes
+from gpt_mesh.storage.progress import log, track
 
 
 class Validation:

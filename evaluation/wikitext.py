@@ -11,16 +11,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from data import storage
-from data.documents import read_documents
-from data.encoders import Encoder
-from data.text import Reading
-from errors import InputError
-from evaluation import sources
-from evaluation.file_task import FileTask
-from evaluation.spans import SpanScorer, rolling
-from evaluation.statistics import Metrics, exponential, ratio, scaled, token_metrics, with_error
-from training.engine import Engine
+from gpt_mesh.data.documents import read_documents
+from gpt_mesh.data.encoders import Encoder
+from gpt_mesh.data.text import Reading
+from gpt_mesh.engine.engine import Engine
+from gpt_mesh.errors import InputError
+from gpt_mesh.evaluation import sources
+from gpt_mesh.evaluation.file_task import FileTask
+from gpt_mesh.evaluation.spans import SpanScorer, rolling
+from gpt_mesh.evaluation.statistics import Metrics, exponential, ratio, scaled, token_metrics, with_error
+from gpt_mesh.storage import files as storage
 
 TEST_FILE = re.compile(r"(^|/)wiki\.test\.(raw|tokens)$")
 

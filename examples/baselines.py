@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from data.encoders import Encoder
+from gpt_mesh.data.encoders import Encoder
 
 
 def gzip_bits(held_out: bytes) -> float:

@@ -1,6 +1,6 @@
 """A language model from raw text to written text, in minutes, on any machine with Python: no download, no GPU.
 
-    python examples/demo.py
+    python -m examples.demo
 
 Learns Python from the sources of the standard library: splits them into training and held-out files, trains a
 tokenizer, encodes the text, trains the GPT of configs/demo.json, measures it in bits per byte of the held-out text
@@ -21,15 +21,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-if __name__ == "__main__":  # run as a file: import from the repository, not from this folder
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
-from data.encoders import load_encoder
-from data.manifest import load_manifest
-from errors import InputError
 from examples import baselines, standard_library
 from examples.layout import SMOKE_FILES, Demo, read_json_lines, set_up, write_json
 from examples.screen import REPOSITORY, run, say, section, short, table
+from gpt_mesh.data.encoders import load_encoder
+from gpt_mesh.data.manifest import load_manifest
+from gpt_mesh.errors import InputError
 
 CHECKPOINTS = 5  # and evaluations along the way
 # Not ending in a space: a tokenizer makes it part of the word that follows.

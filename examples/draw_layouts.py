@@ -1,6 +1,6 @@
 """Draws docs/images/layout_*.svg: which part of each tensor each device holds, under three layouts.
 
-python examples/draw_layouts.py
+python -m examples.draw_layouts
 """
 
 from __future__ import annotations

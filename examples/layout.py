@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.encoders import TOKENIZER_FILE
 from examples.screen import REPOSITORY
+from gpt_mesh.data.encoders import TOKENIZER_FILE
 
 # --smoke: everything at its smallest, in which only the steps from one to the next are of interest.
 SMOKE = {

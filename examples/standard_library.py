@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from errors import InputError
+from gpt_mesh.errors import InputError
 
 HELD_OUT_SHARE = 0.05
 SMALLEST = 1000

@@ -10,10 +10,12 @@ import os
 import signal
 import sys
 
-if __name__ == "__main__":  # run as a file: import from the repository, not from this folder
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+if not __package__:  # run as a file: its checkout is the package
+    import runpy
 
-import main
+    runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir, "gpt_mesh.py"))
+
+from gpt_mesh import main
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 

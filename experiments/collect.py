@@ -12,7 +12,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-from experiments.stream import COUNTS, parse_row
+from gpt_mesh.experiments.stream import COUNTS, parse_row
 
 POINTS = 2000  # of a curve: more than a screen has
 SAMPLE_CHARACTERS = 20_000

@@ -10,14 +10,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import main
-from config import Config, load_config
-from data import storage
-from errors import InputError
-from experiments.console import log
-from experiments.mongo import Mongo
-from experiments.signals import Signals
-from experiments.supervisor import Plan
+from gpt_mesh import main
+from gpt_mesh.config import Config, load_config
+from gpt_mesh.errors import InputError
+from gpt_mesh.experiments.console import log
+from gpt_mesh.experiments.mongo import Mongo
+from gpt_mesh.experiments.signals import Signals
+from gpt_mesh.experiments.supervisor import Plan
+from gpt_mesh.storage import files as storage
 
 OUTBOX = "outbox"
 
@@ -30,8 +30,8 @@ def run(flags: argparse.Namespace) -> int:
     """
     config = load_config(flags.main.model)
     observers = _observers(flags, config)
-    from experiments.tensorboard import tensorboard
-    from experiments.tracking import track
+    from gpt_mesh.experiments.tensorboard import tensorboard
+    from gpt_mesh.experiments.tracking import track
 
     directory = config.training.model_path
     training = main.run_mode(flags.main) is main.train
@@ -58,8 +58,8 @@ def run(flags: argparse.Namespace) -> int:
 
 def _observers(flags: argparse.Namespace, config: Config) -> list[Any]:
     """The local directory first, which numbers the run; then whatever else was asked for."""
-    from experiments.guarded import Guarded
-    from experiments.observers import LocalObserver, MlflowObserver, QueueObserver, WandbObserver
+    from gpt_mesh.experiments.guarded import Guarded
+    from gpt_mesh.experiments.observers import LocalObserver, MlflowObserver, QueueObserver, WandbObserver
 
     directory = _sacred_dir(flags, config)
     observers: list[Any] = [Guarded(LocalObserver(directory), f"--sacred_dir {directory}", ours=True)]
@@ -93,7 +93,7 @@ def _sacred_dir(flags: argparse.Namespace, config: Config) -> str:
 
 def deliver(flags: argparse.Namespace) -> int:
     """Send what could not be sent when it was reported; status 1 while something still waits."""
-    from experiments.observers import deliver_left_behind
+    from gpt_mesh.experiments.observers import deliver_left_behind
 
     if flags.mongo_url is None:
         raise InputError("--deliver: --mongo_url is missing, or SACRED_MONGO_URL in the environment")

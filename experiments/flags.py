@@ -7,7 +7,7 @@ import os
 import re
 import sys
 
-import main
+from gpt_mesh import main
 
 HEARTBEAT_SECONDS = 1800.0
 MAX_RESTARTS = 3

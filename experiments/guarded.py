@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from errors import InputError
-from experiments.console import log
-from experiments.sacred_import import import_sacred
+from gpt_mesh.errors import InputError
+from gpt_mesh.experiments.console import log
+from gpt_mesh.experiments.sacred_import import import_sacred
 
 import_sacred()
 

@@ -14,8 +14,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from errors import InputError
-from experiments.outbox import Event, Rejected, Unreachable
+from gpt_mesh.errors import InputError
+from gpt_mesh.experiments.outbox import Event, Rejected, Unreachable
 
 FORMAT = "MongoObserver-0.7.0"
 DATABASE = "sacred"

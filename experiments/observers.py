@@ -11,12 +11,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from errors import InputError
-from experiments.console import log
-from experiments.guarded import Metrics
-from experiments.mongo import Mongo
-from experiments.outbox import Postman, Unreachable, left_behind, new_outbox
-from experiments.sacred_import import import_sacred
+from gpt_mesh.errors import InputError
+from gpt_mesh.experiments.console import log
+from gpt_mesh.experiments.guarded import Metrics
+from gpt_mesh.experiments.mongo import Mongo
+from gpt_mesh.experiments.outbox import Postman, Unreachable, left_behind, new_outbox
+from gpt_mesh.experiments.sacred_import import import_sacred
 
 import_sacred()
 

@@ -10,9 +10,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from errors import InputError
-from experiments.collect import Run, find_runs
-from experiments.console import log
+from gpt_mesh.errors import InputError
+from gpt_mesh.experiments.collect import Run, find_runs
+from gpt_mesh.experiments.console import log
 
 PAGE = Path(__file__).with_name("page")
 

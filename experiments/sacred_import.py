@@ -10,7 +10,7 @@ import types
 import warnings
 from typing import Any
 
-from errors import InputError
+from gpt_mesh.errors import InputError
 
 
 def import_sacred() -> Any:

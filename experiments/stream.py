@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from data import storage
+from gpt_mesh.storage import files as storage
 
 Row = dict[str, Any]
 # Numbers in a row that say where it stands and how much was scored, which is the same each time: no metrics.

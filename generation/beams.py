@@ -7,10 +7,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from config import GenerationSettings
-from errors import InputError
-from generation.decoder import Batches
-from sample import Request
+from gpt_mesh.config import GenerationSettings
+from gpt_mesh.errors import InputError
+from gpt_mesh.generation.decoder import Batches
+from gpt_mesh.sample import Request
 
 
 @dataclass(frozen=True, order=True)

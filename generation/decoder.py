@@ -15,11 +15,11 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-import sample
-from errors import InputError
-from models.next_token import CONTROL_TYPES, Controls
-from sample import Generates, Inputs, Request, attention_kinds, build_advance, build_prefill
-from training.engine import Engine, MeshFunction
+from gpt_mesh import sample
+from gpt_mesh.engine.engine import Engine, MeshFunction
+from gpt_mesh.errors import InputError
+from gpt_mesh.models.next_token import CONTROL_TYPES, Controls
+from gpt_mesh.sample import Generates, Inputs, Request, attention_kinds, build_advance, build_prefill
 
 CHUNK = 32  # tokens of one call at most: what is copied around them once weighs little then
 LEAST_ROOM = 256  # positions: less saves nothing that matters, and each size is compiled

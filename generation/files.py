@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from config import GenerationSettings, generation_settings
-from errors import InputError
-from generation.generator import Generator
-from generation.requests import (
+from gpt_mesh.config import GenerationSettings, generation_settings
+from gpt_mesh.errors import InputError
+from gpt_mesh.generation.generator import Generator
+from gpt_mesh.generation.requests import (
     HALF,
     NO_BEGINNING,
     Generated,

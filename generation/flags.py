@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from typing import get_type_hints
 
-from config import Config, GenerationSettings, generation_settings
+from gpt_mesh.config import Config, GenerationSettings, generation_settings
 
 OTHER_NAMES = {"entmax": "entmax_sampling"}  # a flag that is older than its key
 

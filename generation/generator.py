@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from data.encoders import Encoder
-from errors import InputError
-from generation import beams
-from generation.decoder import CHUNK, Batches
-from generation.requests import (
+from gpt_mesh.data.encoders import Encoder
+from gpt_mesh.errors import InputError
+from gpt_mesh.generation import beams
+from gpt_mesh.generation.decoder import CHUNK, Batches
+from gpt_mesh.generation.requests import (
     HALF,
     NO_BEGINNING,
     Event,
@@ -19,9 +19,9 @@ from generation.requests import (
     half_character,
     wrong_token,
 )
-from generation.writer import Writer
-from sample import Request, fit_prompt
-from training.progress import log
+from gpt_mesh.generation.writer import Writer
+from gpt_mesh.sample import Request, fit_prompt
+from gpt_mesh.storage.progress import log
 
 MAX_BATCH = 32
 STREAM_CHUNK = 4  # tokens between two events: at reading speed, and each call costs little beside four tokens

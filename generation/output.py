@@ -6,12 +6,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from config import GenerationSettings
-from errors import InputError
-from generation.files import Line, as_json, continuations, is_json
-from generation.generator import Generator
-from generation.requests import GenerationRequest
-from training.progress import alive, track
+from gpt_mesh.config import GenerationSettings
+from gpt_mesh.errors import InputError
+from gpt_mesh.generation.files import Line, as_json, continuations, is_json
+from gpt_mesh.generation.generator import Generator
+from gpt_mesh.generation.requests import GenerationRequest
+from gpt_mesh.storage.progress import alive, track
 
 
 @dataclass(frozen=True)

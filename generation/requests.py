@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from config import GenerationSettings
+from gpt_mesh.config import GenerationSettings
 
 FinishReason = Literal["stop", "length", "cancelled"]
 NO_BEGINNING = "an empty prompt: the tokenizer has no end-of-text token to begin from; give some text"

@@ -7,10 +7,10 @@ import json
 import sys
 from typing import TextIO
 
-from config import GenerationSettings, generation_settings
-from errors import InputError
-from generation.generator import Generator
-from generation.requests import GenerationRequest
+from gpt_mesh.config import GenerationSettings, generation_settings
+from gpt_mesh.errors import InputError
+from gpt_mesh.generation.generator import Generator
+from gpt_mesh.generation.requests import GenerationRequest
 
 HELP = """A line is continued; end it with \\ to go on in the next. Ctrl-C stops the text, Ctrl-D ends the session.
 /more           continue the text so far

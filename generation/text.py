@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from data.encoders import Encoder
+from gpt_mesh.data.encoders import Encoder
 
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 # A character has at most four bytes, so of byte-level tokens the last three can be an unfinished one.

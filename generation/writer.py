@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from config import GenerationSettings
-from data.encoders import Encoder
-from generation.decoder import News
-from generation.requests import Event, FinishReason, TokenLogprob
-from generation.text import TextStream
+from gpt_mesh.config import GenerationSettings
+from gpt_mesh.data.encoders import Encoder
+from gpt_mesh.generation.decoder import News
+from gpt_mesh.generation.requests import Event, FinishReason, TokenLogprob
+from gpt_mesh.generation.text import TextStream
 
 
 class Writer:

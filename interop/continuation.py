@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from meshes.compat import mtf
+from gpt_mesh.meshes.compat import mtf
 
 import tensorflow as tf
 
-from config import Config
-from interop.branches import apart, at_least, sizes_to
-from meshes.placement import PlacementMesh
-from meshes.variables import VariableStore
-from models.next_token import Controls
-from sample import Inputs, attention_kinds, build_advance, build_prefill
+from gpt_mesh.config import Config
+from gpt_mesh.interop.branches import apart, at_least, sizes_to
+from gpt_mesh.meshes.placement import PlacementMesh
+from gpt_mesh.meshes.variables import VariableStore
+from gpt_mesh.models.next_token import Controls
+from gpt_mesh.sample import Inputs, attention_kinds, build_advance, build_prefill
 
 GROUP = 8  # rows that go on together: a step reads all weights, for one row or for eight
 CHUNK = 32  # tokens between two mergers of new keys and values with the older ones

@@ -16,17 +16,18 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from config import Config
-from data.encoders import Encoder
-from data.progress import Progress
-from errors import InputError
-from evaluation.validation import required_encoder
-from interop import gpt_neo_config, model_card, output_folder, tokenizer_files
-from interop.names import VOCABULARY, Counterpart, counterparts, is_finite
-from interop.shards import SAFETENSORS, read_json
-from interop.tokenizer_files import write_json
-from interop.weights import CheckpointWeights, weight_sizes
-from training import checkpoints
+from gpt_mesh.config import Config
+from gpt_mesh.data.encoders import Encoder
+from gpt_mesh.engine import checkpoints
+from gpt_mesh.errors import InputError
+from gpt_mesh.evaluation.validation import required_encoder
+from gpt_mesh.interop import gpt_neo_config, model_card, tokenizer_files
+from gpt_mesh.interop.names import VOCABULARY, Counterpart, counterparts, is_finite
+from gpt_mesh.interop.shards import SAFETENSORS, read_json
+from gpt_mesh.interop.tokenizer_files import write_json
+from gpt_mesh.interop.weights import CheckpointWeights, weight_sizes
+from gpt_mesh.storage import output_folder
+from gpt_mesh.storage.byte_progress import Progress
 
 DTYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 SHARD_BYTES = 2_000_000_000

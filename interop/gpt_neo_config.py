@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from config import Config
-from errors import InputError
+from gpt_mesh.config import Config
+from gpt_mesh.errors import InputError
 
 LAYER_NORM_EPSILON = 1e-5
 

@@ -1,7 +1,7 @@
 """Models in Hugging Face's format, in and out.
 
-    python3 -m interop.huggingface import FOLDER --name NAME
-    python3 -m interop.huggingface export MODEL FOLDER
+    python3 -m gpt_mesh.interop.huggingface import FOLDER --name NAME
+    python3 -m gpt_mesh.interop.huggingface export MODEL FOLDER
 
 The first makes a checkpoint and configs of a GPT-Neo's folder (config.json, safetensors or .bin files, a tokenizer):
 `main.py --model NAME` trains and samples it. The second makes such a folder of a checkpoint. docs/huggingface.md has
@@ -14,19 +14,19 @@ import argparse
 import re
 import sys
 
-import meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
+import gpt_mesh.meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
 
-from errors import InputError
-from interop.export_model import DTYPES, SHARD_BYTES, export_model
-from interop.import_model import import_model
-from training import runs
-from training.progress import log, set_up_logging
+from gpt_mesh.errors import InputError
+from gpt_mesh.interop.export_model import DTYPES, SHARD_BYTES, export_model
+from gpt_mesh.interop.import_model import import_model
+from gpt_mesh.storage.progress import log, set_up_logging
+from gpt_mesh.training import runs
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The flags; wrong ones end the program with status 2."""
     parser = argparse.ArgumentParser(
-        prog="python3 -m interop.huggingface", description="Models in Hugging Face's format, in and out."
+        prog="python3 -m gpt_mesh.interop.huggingface", description="Models in Hugging Face's format, in and out."
     )
     actions = parser.add_subparsers(dest="action", required=True)
     read = actions.add_parser("import", help="a Hugging Face GPT-Neo as a checkpoint with its configs")

@@ -12,16 +12,17 @@ from typing import Any
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from config import load_config
-from data import storage
-from data.dataset_file import relative_to_config
-from data.encoders import Encoder, load_encoder
-from data.progress import Progress
-from errors import InputError
-from interop import tokenizer_files
-from interop.weights import HuggingFaceWeights
-from training import checkpoint_stream, checkpoints, report
-from training.progress import log
+from gpt_mesh.config import load_config
+from gpt_mesh.data.dataset_file import relative_to_config
+from gpt_mesh.data.encoders import Encoder, load_encoder
+from gpt_mesh.engine import checkpoint_stream, checkpoints
+from gpt_mesh.errors import InputError
+from gpt_mesh.interop import tokenizer_files
+from gpt_mesh.interop.weights import HuggingFaceWeights
+from gpt_mesh.storage import files as storage
+from gpt_mesh.storage.byte_progress import Progress
+from gpt_mesh.storage.progress import log
+from gpt_mesh.training import report
 
 # For fine-tuning: what a config needs and a model's folder does not say.
 _TRAINING = {
@@ -94,7 +95,7 @@ def import_model(
         report.write_config(load_config(config))
     except (tf.errors.OpError, OSError) as error:
         raise InputError(
-            f"{model_path}: cannot be written ({report.reason(error)}); make room, or name another --model_path"
+            f"{model_path}: cannot be written ({storage.reason(error)}); make room, or name another --model_path"
         ) from None
     return Imported(checkpoint, config, dataset_config, kept)
 

@@ -9,13 +9,13 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from config import Config
-from data.encoders import Encoder
-from errors import InputError
-from interop.names import VOCABULARY
-from interop.weights import Weights, local_tokenizer, open_weights, weight_sizes
-from training.checkpoints import is_slot
-from training.progress import log
+from gpt_mesh.config import Config
+from gpt_mesh.data.encoders import Encoder
+from gpt_mesh.engine.checkpoints import is_slot
+from gpt_mesh.errors import InputError
+from gpt_mesh.interop.names import VOCABULARY
+from gpt_mesh.interop.weights import Weights, local_tokenizer, open_weights, weight_sizes
+from gpt_mesh.storage.progress import log
 
 POSITIONS = "gpt2/wpe"
 # What makes the same weights another model. Those of shapes alone are not here.
@@ -42,6 +42,10 @@ class InitFrom:
     resize_vocab: bool = False
     extend_context: bool = False
 
+    def open(self, config: Config) -> InitialWeights:
+        """The weights, known to fit a config. Raises InputError where they do not."""
+        return InitialWeights(self, config)
+
 
 class InitialWeights:
     """Given weights, known to fit a config."""
@@ -59,6 +63,11 @@ class InitialWeights:
         self._check_shapes()
         if init.keep_optimizer and not any(is_slot(name) for name in self.weights.shapes):
             raise InputError(f"--keep_optimizer: {self.weights.source} has no optimizer state; leave the flag out")
+
+    @property
+    def source(self) -> str:
+        """Where the weights were read."""
+        return self.weights.source
 
     def fill(self, variables: Mapping[str, tf.Variable]) -> None:
         """Give every weight, and with `keep_optimizer` every slot, its value, one at a time.

@@ -7,9 +7,9 @@ import json
 
 import tensorflow as tf
 
-from config import Config
-from models.shapes import weight_count
-from training import checkpoints
+from gpt_mesh.config import Config
+from gpt_mesh.engine import checkpoints
+from gpt_mesh.models.shapes import weight_count
 
 
 def text(config: Config, checkpoint: str, name: str, n_vocab: int, licence: str | None) -> str:

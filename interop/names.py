@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from config import ModelConfig
+from gpt_mesh.config import ModelConfig
 
 PREFIX = "transformer."  # of a GPTNeoForCausalLM's names; a bare GPTNeoModel has none
 HEAD = "lm_head.weight"

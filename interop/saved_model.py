@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 
-import meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
+import gpt_mesh.meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
 
 import tensorflow as tf
 
-from config import Config
-from data.encoders import Encoder
-from errors import InputError
-from interop import output_folder
-from interop.signatures import Signatures
-from interop.tokenizer_files import write_json
-from meshes.variables import VariableStore
-from training.progress import alive
+from gpt_mesh.config import Config
+from gpt_mesh.data.encoders import Encoder
+from gpt_mesh.errors import InputError
+from gpt_mesh.interop.signatures import Signatures
+from gpt_mesh.interop.tokenizer_files import write_json
+from gpt_mesh.meshes.variables import VariableStore
+from gpt_mesh.storage import output_folder
+from gpt_mesh.storage.progress import alive
 
 EXTRA = "assets.extra"  # where a SavedModel keeps what is no part of its graph
 FILES = ("assets", EXTRA, "fingerprint.pb", "saved_model.pb", "variables")

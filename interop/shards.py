@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from data import storage
-from errors import InputError
-from interop.torch_files import TorchFile
+from gpt_mesh.errors import InputError
+from gpt_mesh.interop.torch_files import TorchFile
+from gpt_mesh.storage import files as storage
 
 SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"
 

@@ -11,16 +11,16 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
+import gpt_mesh.meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
 
 import tensorflow as tf
 
-import model_fns
-from config import Config
-from interop.branches import apart, at_least
-from interop.continuation import Continuation, ReadingMesh, lengths_of, to_length
-from meshes.variables import VariableStore
-from models.next_token import Controls
+from gpt_mesh import model_fns
+from gpt_mesh.config import Config
+from gpt_mesh.interop.branches import apart, at_least
+from gpt_mesh.interop.continuation import Continuation, ReadingMesh, lengths_of, to_length
+from gpt_mesh.meshes.variables import VariableStore
+from gpt_mesh.models.next_token import Controls
 
 SEED_STRIDE = 7919  # between the seeds of rows that share one, as in `api.Model.generate`
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from tokenizers import models
 
-from data.encoders import PADDING, Encoder, load_encoder
-from errors import InputError
+from gpt_mesh.data.encoders import PADDING, Encoder, load_encoder
+from gpt_mesh.errors import InputError
 
 WHOLE = "tokenizer.json"
 # What a folder may hold beside it, for other programs.

@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from errors import InputError
+from gpt_mesh.errors import InputError
 
 MAX_PICKLE = 64 << 20  # bytes; that of a model with a thousand layers has one or two million
 

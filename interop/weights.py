@@ -10,15 +10,16 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from config import Config, ModelConfig, parse_model
-from data.encoders import Encoder, load_encoder
-from errors import InputError
-from interop import gpt_neo_config, tokenizer_files
-from interop.names import PREFIX, counterparts, is_buffer, is_finite
-from interop.shards import Shards, read_json
-from models.shapes import weight_shapes
-from training import checkpoints, runs
-from training.progress import log
+from gpt_mesh.config import Config, ModelConfig, parse_model
+from gpt_mesh.data.encoders import Encoder, load_encoder
+from gpt_mesh.engine import checkpoints
+from gpt_mesh.errors import InputError
+from gpt_mesh.interop import gpt_neo_config, tokenizer_files
+from gpt_mesh.interop.names import PREFIX, counterparts, is_buffer, is_finite
+from gpt_mesh.interop.shards import Shards, read_json
+from gpt_mesh.models.shapes import weight_shapes
+from gpt_mesh.storage.progress import log
+from gpt_mesh.training import runs
 
 
 class Weights(Protocol):

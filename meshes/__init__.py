@@ -3,4 +3,4 @@
 Whatever is imported from here finds mesh-tensorflow working: `compat` comes first.
 """
 
-from meshes import compat as compat
+from gpt_mesh.meshes import compat as compat

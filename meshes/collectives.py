@@ -20,7 +20,7 @@ from typing import ClassVar
 
 import tensorflow as tf
 
-from meshes import compat
+from gpt_mesh.meshes import compat
 
 Groups = Sequence[Sequence[int]]
 

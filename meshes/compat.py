@@ -28,8 +28,8 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-from errors import InputError
-from meshes import compiled_cache, processor, xla_flags
+from gpt_mesh.errors import InputError
+from gpt_mesh.meshes import compiled_cache, processor, xla_flags
 
 if importlib.util.find_spec("tensorflow") is None:
     raise InputError(f"{sys.executable}: has no TensorFlow; run `make venv`, then use .venv/bin/python in its place")

@@ -6,15 +6,15 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from meshes.compat import mtf
+from gpt_mesh.meshes.compat import mtf
 
 import tensorflow as tf
 
-from errors import InputError
-from meshes import compat
-from meshes.placement import PlacementMesh
-from meshes.spmd import Program, SpmdMesh
-from meshes.variables import VariableStore
+from gpt_mesh.errors import InputError
+from gpt_mesh.meshes import compat
+from gpt_mesh.meshes.placement import PlacementMesh
+from gpt_mesh.meshes.spmd import Program, SpmdMesh
+from gpt_mesh.meshes.variables import VariableStore
 
 OPTIMIZER_PART = "optimizer_part"  # the dimension of optimizer state that is cut as the batch is
 

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator
 
-from meshes.limits import ACTIVATION_DIMENSIONS, Limits, Rules, Sizes, shapes_of
+from gpt_mesh.meshes.limits import ACTIVATION_DIMENSIONS, Limits, Rules, Sizes, shapes_of
 
 # Beyond so many changes it is another layout, not a corrected one.
 MOST_CHANGES = 3

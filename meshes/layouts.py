@@ -6,13 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from meshes.compat import mtf
+from gpt_mesh.meshes.compat import mtf
 
-from config import Config
-from errors import InputError
-from meshes.devices import MeshPlan
-from meshes.fitting import fit_sizes, nearest
-from meshes.limits import Limits, as_keys, shape_text
+from gpt_mesh.config import Config
+from gpt_mesh.errors import InputError
+from gpt_mesh.meshes.devices import MeshPlan
+from gpt_mesh.meshes.fitting import fit_sizes, nearest
+from gpt_mesh.meshes.limits import Limits, as_keys, shape_text
 
 
 def plan_mesh(

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from meshes.compat import mtf
+from gpt_mesh.meshes.compat import mtf
 
-from config import TENSOR_DIMENSIONS
+from gpt_mesh.config import TENSOR_DIMENSIONS
 
 Sizes = Mapping[str, int]
 Rules = Mapping[str, str]

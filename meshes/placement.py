@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from meshes.compat import mtf
+from gpt_mesh.meshes.compat import mtf
 
 import tensorflow as tf
 from mesh_tensorflow import placement_mesh_impl
 
-from meshes import products
-from meshes.variables import VariableStore, regions
+from gpt_mesh.meshes import products
+from gpt_mesh.meshes.variables import VariableStore, regions
 
 
 class PlacementMesh(placement_mesh_impl.PlacementMeshImpl):

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import math
 
-from meshes.compat import mtf  # noqa: F401  (before TensorFlow, which it keeps quiet)
+from gpt_mesh.meshes.compat import mtf  # noqa: F401  (before TensorFlow, which it keeps quiet)
 
 import tensorflow as tf
 
-from meshes import native
+from gpt_mesh.meshes import native
 
 LEAST_ELEMENTS = 2**16  # of a matrix: smaller ones lie in a cache, and are done before a second thread has begun
 LEAST_OF_ALL = 2**12  # of the matrices of a batch, for which XLA's products take longer still

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from meshes.compat import mtf
+from gpt_mesh.meshes.compat import mtf
 
 import tensorflow as tf
 
-from meshes import compat
-from meshes.collectives import Collectives
-from meshes.variables import VariableStore, regions
+from gpt_mesh.meshes import compat
+from gpt_mesh.meshes.collectives import Collectives
+from gpt_mesh.meshes.variables import VariableStore, regions
 
 
 class Program:

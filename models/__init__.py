@@ -1,3 +1,3 @@
 """The model, as mesh-tensorflow layers."""
 
-from meshes import compat as compat  # before TensorFlow, which it keeps quiet
+from gpt_mesh.meshes import compat as compat  # before TensorFlow, which it keeps quiet

@@ -12,13 +12,13 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from meshes.compat import mtf
+from gpt_mesh.meshes.compat import mtf
 
 import tensorflow as tf
 
-from meshes import native
-from models.context import Context
-from models.kernels import kernel
+from gpt_mesh.meshes import native
+from gpt_mesh.models.context import Context
+from gpt_mesh.models.kernels import kernel
 
 ElementFunction = Callable[[tf.Tensor], tf.Tensor]
 

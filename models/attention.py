@@ -9,16 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import ModuleType
 
-from meshes.compat import mtf
+from gpt_mesh.meshes.compat import mtf
 
 import tensorflow as tf
 
-from meshes import products
-from models import cpu_attention, flash_attention, linear_attention, local_attention
-from models.cache import Cache, Decode, Place, State
-from models.context import Context, constant
-from models.kernels import kernel
-from models.positions import rotate
+from gpt_mesh.meshes import products
+from gpt_mesh.models import cpu_attention, flash_attention, linear_attention, local_attention
+from gpt_mesh.models.cache import Cache, Decode, Place, State
+from gpt_mesh.models.context import Context, constant
+from gpt_mesh.models.kernels import kernel
+from gpt_mesh.models.positions import rotate
 
 MASKED = -1e10  # finite, so that a masked score minus a masked maximum is not NaN
 

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from meshes.compat import mtf
+from gpt_mesh.meshes.compat import mtf
 
-from models.context import Context
-from models.kernels import kernel
+from gpt_mesh.models.context import Context
+from gpt_mesh.models.kernels import kernel
 
 import tensorflow as tf  # isort: skip  (after compat, which quiets its start-up)
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from meshes.compat import mtf
+from gpt_mesh.meshes.compat import mtf
 
 import tensorflow as tf
 
-from config import ModelConfig
-from models.dims import Dims
-from models.dropout import dropout
+from gpt_mesh.config import ModelConfig
+from gpt_mesh.models.dims import Dims
+from gpt_mesh.models.dropout import dropout
 
 Initializer = Callable[..., tf.Tensor]
 

@@ -4,7 +4,7 @@ sees.
 
 from __future__ import annotations
 
-from meshes import native
+from gpt_mesh.meshes import native
 
 import tensorflow as tf  # isort: skip  (after compat, which quiets its start-up)
 

@@ -35,9 +35,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from meshes.compat import mtf
+from gpt_mesh.meshes.compat import mtf
 
-from config import ModelConfig
+from gpt_mesh.config import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import zlib
 from typing import Any
 
-from meshes.compat import mtf
+from gpt_mesh.meshes.compat import mtf
 
 import tensorflow as tf
 
-from models import kernels
+from gpt_mesh.models import kernels
 
 
 def dropout(x: mtf.Tensor, rate: float, seed: mtf.Tensor, site: str) -> mtf.Tensor:

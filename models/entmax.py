@@ -9,12 +9,12 @@ the steps never overshoot, and they end on the root to the last digits of the nu
 
 from __future__ import annotations
 
-from meshes.compat import mtf
+from gpt_mesh.meshes.compat import mtf
 
 import tensorflow as tf
 
-from models.context import Context
-from models.kernels import kernel
+from gpt_mesh.models.context import Context
+from gpt_mesh.models.kernels import kernel
 
 # Halving the distance to the root reaches the flattest 10^6 scores in 10 steps; then digits double.
 MAX_STEPS = 60

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from meshes.compat import mtf
+from gpt_mesh.meshes.compat import mtf
 
-from models.activations import activate, activate_biased
-from models.context import Context, constant
+from gpt_mesh.models.activations import activate, activate_biased
+from gpt_mesh.models.context import Context, constant
 
 
 def feed_forward(ctx: Context, x: mtf.Tensor, name: str) -> mtf.Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from meshes import compat
+from gpt_mesh.meshes import compat
 
 import tensorflow as tf  # isort: skip  (after compat, which quiets its start-up)
 

@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from meshes.compat import mtf
+from gpt_mesh.meshes.compat import mtf
 
 import tensorflow as tf
 
-from models import kernels
-from models.attention import attention
-from models.cache import Cache, FullPass
-from models.context import Context, constant
-from models.feed_forward import feed_forward
-from models.moe import Balance, mixture_of_experts
-from models.norms import norm
-from models.positions import position_embedding
+from gpt_mesh.models import kernels
+from gpt_mesh.models.attention import attention
+from gpt_mesh.models.cache import Cache, FullPass
+from gpt_mesh.models.context import Context, constant
+from gpt_mesh.models.feed_forward import feed_forward
+from gpt_mesh.models.moe import Balance, mixture_of_experts
+from gpt_mesh.models.norms import norm
+from gpt_mesh.models.positions import position_embedding
 
 
 @dataclass(frozen=True)

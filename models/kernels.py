@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from meshes.compat import mtf
+from gpt_mesh.meshes.compat import mtf
 
 import tensorflow as tf
 
-from meshes import compat
+from gpt_mesh.meshes import compat
 
 SliceFunction = Callable[..., Any]
 

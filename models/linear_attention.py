@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from meshes.compat import mtf
+from gpt_mesh.meshes.compat import mtf
 
 import tensorflow as tf
 
-from models.cache import Cache, Decode, Prefill, State
-from models.context import Context
-from models.kernels import kernel
+from gpt_mesh.models.cache import Cache, Decode, Prefill, State
+from gpt_mesh.models.context import Context
+from gpt_mesh.models.kernels import kernel
 
 CHUNK = 128
 EPSILON = 1e-6

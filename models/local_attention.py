@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
+import gpt_mesh.meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
 
 import tensorflow as tf
 

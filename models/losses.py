@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from meshes.compat import mtf
+from gpt_mesh.meshes.compat import mtf
 
 import tensorflow as tf
 
-from models.context import Context
-from models.kernels import kernel
+from gpt_mesh.models.context import Context
+from gpt_mesh.models.kernels import kernel
 
 
 def cross_entropy(ctx: Context, logits: mtf.Tensor, labels: mtf.Tensor) -> tuple[mtf.Tensor, mtf.Tensor]:

@@ -17,15 +17,15 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from meshes.compat import mtf
+from gpt_mesh.meshes.compat import mtf
 
 import tensorflow as tf
 
-from models.activations import activate
-from models.context import Context
-from models.dims import whole
-from models.dropout import Draw
-from models.kernels import kernel
+from gpt_mesh.models.activations import activate
+from gpt_mesh.models.context import Context
+from gpt_mesh.models.dims import whole
+from gpt_mesh.models.dropout import Draw
+from gpt_mesh.models.kernels import kernel
 
 LEAST_CAPACITY = 4  # tokens of a group; in a small group the even split is too small for chance fluctuations
 

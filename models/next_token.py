@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from meshes.compat import mtf  # noqa: F401  (before TensorFlow, which it keeps quiet)
+from gpt_mesh.meshes.compat import mtf  # noqa: F401  (before TensorFlow, which it keeps quiet)
 
 import tensorflow as tf
 
-from models import entmax
-from models.dropout import mixed_key, uniform
+from gpt_mesh.models import entmax
+from gpt_mesh.models.dropout import mixed_key, uniform
 
 
 class Controls(NamedTuple):

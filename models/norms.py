@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from meshes.compat import mtf
+from gpt_mesh.meshes.compat import mtf
 
 import tensorflow as tf
 
-from meshes import native
-from models.context import Context, constant
-from models.kernels import kernel
+from gpt_mesh.meshes import native
+from gpt_mesh.models.context import Context, constant
+from gpt_mesh.models.kernels import kernel
 
 EPSILON = 1e-5
 CONSTANTS = {"epsilon": EPSILON}  # of native/layer_norm.c

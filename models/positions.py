@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from meshes.compat import mtf
+from gpt_mesh.meshes.compat import mtf
 
 import tensorflow as tf
 
-from models.cache import Cache
-from models.context import Context
-from models.dims import whole
-from models.kernels import embedding_lookup, kernel
+from gpt_mesh.models.cache import Cache
+from gpt_mesh.models.context import Context
+from gpt_mesh.models.dims import whole
+from gpt_mesh.models.kernels import embedding_lookup, kernel
 
 ROTARY_BASE = 10000.0
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from meshes.compat import mtf
+from gpt_mesh.meshes.compat import mtf
 
-from config import ModelConfig
-from models import gpt
-from models.context import Context
-from models.dims import Dims
+from gpt_mesh.config import ModelConfig
+from gpt_mesh.models import gpt
+from gpt_mesh.models.context import Context
+from gpt_mesh.models.dims import Dims
 
 import tensorflow as tf  # isort: skip
 

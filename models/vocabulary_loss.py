@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from meshes.compat import mtf
+from gpt_mesh.meshes.compat import mtf
 
 import tensorflow as tf
 
-from meshes import native
-from models import kernels
-from models.context import Context
+from gpt_mesh.meshes import native
+from gpt_mesh.models import kernels
+from gpt_mesh.models.context import Context
 
 # Scores of a piece, in bytes of float32. On a CPU a piece is to stay in its caches; on a GPU each further piece reads
 # and writes the weights' gradient once more.

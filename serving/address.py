@@ -8,7 +8,7 @@ import re
 import socket
 from typing import Any
 
-from errors import InputError
+from gpt_mesh.errors import InputError
 
 DEFAULT_ADDRESS = "127.0.0.1:8000"
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from evaluation.scoring import TokenScores
-from generation.requests import Event, TokenLogprob
-from serving.token_text import TokenText, continues, whole_characters
+from gpt_mesh.evaluation.scoring import TokenScores
+from gpt_mesh.generation.requests import Event, TokenLogprob
+from gpt_mesh.serving.token_text import TokenText, continues, whole_characters
 
 
 class Logprobs:

@@ -19,15 +19,15 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from config import GenerationSettings
-from data.encoders import Encoder
-from serving.answers import Answer
-from serving.completions import CompletionRequest, Limits, parse, read_json
-from serving.errors import ApiError
-from serving.jobs import Job, Prompts
-from serving.token_text import TokenText
-from serving.worker import Worker
-from training.progress import log
+from gpt_mesh.config import GenerationSettings
+from gpt_mesh.data.encoders import Encoder
+from gpt_mesh.serving.answers import Answer
+from gpt_mesh.serving.completions import CompletionRequest, Limits, parse, read_json
+from gpt_mesh.serving.errors import ApiError
+from gpt_mesh.serving.jobs import Job, Prompts
+from gpt_mesh.serving.token_text import TokenText
+from gpt_mesh.serving.worker import Worker
+from gpt_mesh.storage.progress import log
 
 PAGE = Path(__file__).with_name("page.html")
 # The page loads nothing from elsewhere, and may not be framed.

@@ -16,10 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from config import GenerationSettings, generation_settings
-from errors import InputError
-from generation.requests import HALF, half_character
-from serving.errors import ApiError, invalid
+from gpt_mesh.config import GenerationSettings, generation_settings
+from gpt_mesh.errors import InputError
+from gpt_mesh.generation.requests import HALF, half_character
+from gpt_mesh.serving.errors import ApiError, invalid
 
 DEFAULT_MAX_TOKENS = 16  # as OpenAI's interface has it
 MOST_LOGPROBS = 5

@@ -6,15 +6,15 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-from data.encoders import Encoder
-from evaluation.scoring import TokenScores
-from generation.requests import GenerationRequest
-from serving import answers
-from serving.answers import Answer, Logprobs, Text
-from serving.completions import DEFAULT_MAX_TOKENS, CompletionRequest, Limits, encode
-from serving.errors import ApiError, invalid
-from serving.token_text import TokenText
-from serving.worker import News, Task, Worker
+from gpt_mesh.data.encoders import Encoder
+from gpt_mesh.evaluation.scoring import TokenScores
+from gpt_mesh.generation.requests import GenerationRequest
+from gpt_mesh.serving import answers
+from gpt_mesh.serving.answers import Answer, Logprobs, Text
+from gpt_mesh.serving.completions import DEFAULT_MAX_TOKENS, CompletionRequest, Limits, encode
+from gpt_mesh.serving.errors import ApiError, invalid
+from gpt_mesh.serving.token_text import TokenText
+from gpt_mesh.serving.worker import News, Task, Worker
 
 ALIVE_SECONDS = 15.0  # a stream without news says so this often, or a proxy may close it
 

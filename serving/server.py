@@ -10,26 +10,26 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
+import gpt_mesh.meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
 
 import tensorflow as tf
 
-import api
-from config import GenerationSettings
-from errors import InputError
-from evaluation.scoring import Scorer
-from generation.generator import Generator
-from generation.requests import Event, GenerationRequest
-from serving.address import is_loopback, url
-from serving.completions import MOST_LOGPROBS, Limits
-from serving.token_text import TokenText
-from serving.worker import Stream, Worker
-from training.progress import alive, log
+from gpt_mesh import api
+from gpt_mesh.config import GenerationSettings
+from gpt_mesh.errors import InputError
+from gpt_mesh.evaluation.scoring import Scorer
+from gpt_mesh.generation.generator import Generator
+from gpt_mesh.generation.requests import Event, GenerationRequest
+from gpt_mesh.serving.address import is_loopback, url
+from gpt_mesh.serving.completions import MOST_LOGPROBS, Limits
+from gpt_mesh.serving.token_text import TokenText
+from gpt_mesh.serving.worker import Stream, Worker
+from gpt_mesh.storage.progress import alive, log
 
 try:
     import uvicorn
 
-    from serving.app import App, Served
+    from gpt_mesh.serving.app import App, Served
 except ModuleNotFoundError as missing:
     if missing.name not in ("uvicorn", "starlette"):
         raise

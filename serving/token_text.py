@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from functools import cached_property
 
-from data.encoders import Encoder
+from gpt_mesh.data.encoders import Encoder
 
 UNBOUNDED = 2**31  # longer than any prompt: nothing is known
 

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from errors import InputError
-from evaluation.scoring import TokenScores
-from generation.requests import Event, GenerationRequest
-from serving.errors import ApiError, queue_full, shutting_down
-from training.progress import log
+from gpt_mesh.errors import InputError
+from gpt_mesh.evaluation.scoring import TokenScores
+from gpt_mesh.generation.requests import Event, GenerationRequest
+from gpt_mesh.serving.errors import ApiError, queue_full, shutting_down
+from gpt_mesh.storage.progress import log
 
 
 class Stream(Protocol):

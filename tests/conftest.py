@@ -11,12 +11,12 @@ if "GPT_MESH_CACHE" not in os.environ:  # what tests compile is shared by all pr
     os.environ["GPT_MESH_CACHE"] = tempfile.mkdtemp(prefix="gpt-mesh-tests-")
     atexit.register(shutil.rmtree, os.environ["GPT_MESH_CACHE"], ignore_errors=True)
 
-from meshes.compat import mtf  # noqa: F401  (first: it quiets TensorFlow's start-up)
+from gpt_mesh.meshes.compat import mtf  # noqa: F401  (first: it quiets TensorFlow's start-up)
 
 import pytest
 import tensorflow as tf
 
-import main
+from gpt_mesh import main
 from tests.support.runs import Run, Trained, Workspace, shared_workspace, trained_run
 
 # Before anything runs: TensorFlow fixes its devices when it first computes.

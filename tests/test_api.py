@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import api
-import model_fns
-from config import load_config, replace
-from errors import InputError
+from gpt_mesh import api, model_fns
+from gpt_mesh.config import load_config, replace
+from gpt_mesh.errors import InputError
 from tests.support.models import make_engine
 from tests.support.runs import (
     N_CTX,

@@ -32,7 +32,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_results_are_kept_with_command_machine_and_rounds(kept: Path) -> None:
     values = json.loads(kept.read_text())
-    assert values["command"] == "python benchmarks/x.py --peers .venv-peers/bin/python"
+    assert values["command"] == "python -m benchmarks.x --peers .venv-peers/bin/python"
     assert {"date", "processor", "gpus", "cores", "python", "tensorflow", "commit"} <= values["machine"].keys()
     assert values["results"]["training, tiny"]["ours"] == {
         "median": 20.0, "low": 10.0, "high": 90.0, "rates": [10.0, 20.0, 90.0]

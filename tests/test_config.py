@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import config
-from config import GROUPS, Config, load_config, parse_config, reference_page, replace
-from errors import InputError
+from gpt_mesh import config
+from gpt_mesh.config import GROUPS, Config, load_config, parse_config, reference_page, replace
+from gpt_mesh.errors import InputError
 
 ROOT = Path(config.__file__).parent
 SHIPPED = sorted(path.stem for path in (ROOT / "configs").glob("*.json"))
@@ -648,7 +648,10 @@ def test_activations_are_the_43() -> None:
 
 
 def test_imports_no_tensorflow() -> None:
-    script = "import config, sys; config.load_config('laptop'); sys.exit('tensorflow' in sys.modules)"
+    script = (
+        "import sys; from gpt_mesh.config import load_config; load_config('laptop')\n"
+        "sys.exit('tensorflow' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
 
 

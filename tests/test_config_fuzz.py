@@ -16,9 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import config
-from config import ALIASES, GROUPS, DatasetConfig, MoeParams, load_config, parse_config
-from errors import InputError
+from gpt_mesh import config
+from gpt_mesh.config import ALIASES, GROUPS, DatasetConfig, MoeParams, load_config, parse_config
+from gpt_mesh.errors import InputError
 from tests.support.random_configs import REMEDY
 
 MODEL_KEYS = sorted({*(name for group in GROUPS.values() for name in config._keys(group)), *ALIASES})

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from data.encoders import Encoder, load_encoder
-from data.sources import file_sources
-from data.train_tokenizer import save
-from data.train_tokenizer import train_tokenizer as train_bpe
-from errors import InputError
 from examples import baselines, demo
 from examples.layout import Demo, set_up
 from examples.screen import REPOSITORY, run, table
 from examples.standard_library import HELD_OUT_SHARE, Source, find_sources, repeated_share, split, write
+from gpt_mesh.data.encoders import Encoder, load_encoder
+from gpt_mesh.data.sources import file_sources
+from gpt_mesh.data.train_tokenizer import save
+from gpt_mesh.data.train_tokenizer import train_tokenizer as train_bpe
+from gpt_mesh.errors import InputError
 
 LINE = b"value = compute(first_argument, second_argument)\n"
 
@@ -168,9 +168,9 @@ class TestScreen:
 
 
 def run_smoke(folder: Path) -> str:
-    command = [sys.executable, str(REPOSITORY / "examples" / "demo.py"), "--smoke", "--output", str(folder)]
+    command = [sys.executable, "-m", "examples.demo", "--smoke", "--output", str(folder)]
     # From elsewhere than the repository: the demo needs no particular working directory.
-    done = subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

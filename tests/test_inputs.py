@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import check, corpus, progress, tfrecords
-from data.encoders import load_encoder
-from errors import InputError
-from inputs import EvaluationData, TrainingData, count_bytes, split
+from gpt_mesh.data import check, corpus, tfrecords
+from gpt_mesh.data.encoders import load_encoder
+from gpt_mesh.errors import InputError
+from gpt_mesh.inputs import EvaluationData, TrainingData, count_bytes, split
+from gpt_mesh.storage import byte_progress as progress
 from tests.support.corpora import (
     TEXTS,
     add_dataset,

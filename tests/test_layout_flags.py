@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-import main
+from gpt_mesh import main
 from tests.support.runs import ONE_LAYER, REPOSITORY, Run, Workspace, printed
 
 FOR_256: dict[str, Any] = {"mesh_shape": "x:64,y:4", "layout": "batch:x,heads:y,vocab:y", "train_batch_size": 4}

@@ -15,8 +15,11 @@ from typing import Any
 
 import pytest
 
-import main
-from data.encoders import load_encoder
+from gpt_mesh import main
+from gpt_mesh.data.encoders import load_encoder
+from gpt_mesh.engine import checkpoints
+from gpt_mesh.engine.engine import Engine
+from gpt_mesh.planning.metrics import JsonLines
 from tests.support.corpora import random_documents
 from tests.support.runs import (
     N_CTX,
@@ -31,9 +34,6 @@ from tests.support.runs import (
     printed,
     rows,
 )
-from training import checkpoints
-from training.engine import Engine
-from training.metrics import JsonLines
 
 
 @pytest.fixture

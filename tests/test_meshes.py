@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import pytest
 
+from gpt_mesh.engine.engine import Engine
 from tests.support.models import make_engine, tiny_config, train, unoptimised_graphs
-from training.engine import Engine
 
 STEPS = 20
 RELATIVE = 1e-5

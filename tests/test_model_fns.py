@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import model_fns
+from gpt_mesh import model_fns
+from gpt_mesh.engine.engine import Engine
 from tests.support import reference
 from tests.support.models import (
     ONE_LAYER,
@@ -21,7 +22,6 @@ from tests.support.models import (
     train,
     weights_of,
 )
-from training.engine import Engine
 
 DROPOUT = {"embed_dropout": 0.1, "attn_dropout": 0.2, "res_dropout": 0.1}
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-import main
 from examples import draw_layouts
+from gpt_mesh import main
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "parallelism.md").read_text()

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 
-from config import ACTIVATIONS
-from errors import InputError
+from gpt_mesh.config import ACTIVATIONS
+from gpt_mesh.errors import InputError
 from tests.support import random_configs
 from tests.support.lives import SOURCE, Accepted, accepted, live
 from tests.support.models import unoptimised_graphs

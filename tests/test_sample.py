@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from meshes import products
-from models import next_token
-from models.next_token import CONTROL_TYPES, Controls, choose
-from sample import Batch, Request, Sampler, fit_prompt
+from gpt_mesh.meshes import products
+from gpt_mesh.models import next_token
+from gpt_mesh.models.next_token import CONTROL_TYPES, Controls, choose
+from gpt_mesh.sample import Batch, Request, Sampler, fit_prompt
 from tests.support import reference
 from tests.support.models import ONE_LAYER, enlarge_weights, make_engine, tiny_config, weights_of
 from tests.support.statistics import chi_square_z

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import tensorflow as tf
 
-from config import load_config
-from meshes.devices import MeshPlan
-from models.shapes import weight_count
+from gpt_mesh.config import load_config
+from gpt_mesh.engine.engine import Engine
+from gpt_mesh.meshes.devices import MeshPlan
+from gpt_mesh.models.shapes import weight_count
+from gpt_mesh.planning.metrics import flops_per_token
 from tests.support.models import is_weight
 from tests.test_config import SHIPPED
-from training.engine import Engine
-from training.metrics import flops_per_token
 
 WHOLE = "gpt3_13B_256"
 

@@ -1,3 +1,3 @@
 """Runs: the loop, its engine, and what they need."""
 
-from meshes import compat as compat  # before TensorFlow, which it keeps quiet
+from gpt_mesh.meshes import compat as compat  # before TensorFlow, which it keeps quiet

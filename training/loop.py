@@ -5,35 +5,35 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import tensorflow as tf
 
-from cluster.chief import Hosts
-from config import Config
-from data.prefetch import Prefetcher
-from errors import InputError
-from evaluation.results import result_row
-from evaluation.statistics import Metrics
-from evaluation.tasks import tasks_of
-from evaluation.validation import Validation
-from inputs import TrainingData
-from interop.initial_weights import InitFrom, InitialWeights
-from meshes.devices import MeshPlan
-from sample import Sampler
-from training import checkpoints, report
-from training.engine import Engine
-from training.interrupts import Interrupts, termination_raises
-from training.interval import Interval
-from training.metrics import JsonLines, device_peak, flops_per_token
-from training.profiling import Profiler, Steps, part
-from training.progress import Progress, alive, log
-from training.samples import SampleWriter, predictions_path
-from training.saving import CheckpointWriter
+from gpt_mesh.cluster.chief import Hosts
+from gpt_mesh.config import Config
+from gpt_mesh.data.prefetch import Prefetcher
+from gpt_mesh.engine import checkpoints
+from gpt_mesh.engine.engine import Engine
+from gpt_mesh.errors import InputError
+from gpt_mesh.evaluation.results import result_row
+from gpt_mesh.evaluation.statistics import Metrics
+from gpt_mesh.evaluation.tasks import tasks_of
+from gpt_mesh.evaluation.validation import Validation
+from gpt_mesh.inputs import TrainingData
+from gpt_mesh.meshes.devices import MeshPlan
+from gpt_mesh.planning.metrics import JsonLines, device_peak, flops_per_token
+from gpt_mesh.sample import Sampler
+from gpt_mesh.storage.progress import Progress, alive, log
+from gpt_mesh.training import report
+from gpt_mesh.training.interrupts import Interrupts, termination_raises
+from gpt_mesh.training.interval import Interval
+from gpt_mesh.training.profiling import Profiler, Steps, part
+from gpt_mesh.training.samples import SampleWriter, predictions_path
+from gpt_mesh.training.saving import CheckpointWriter
 
 FETCH_SECONDS = 1.0  # how far the host may run ahead of the device
 STAGED = 2  # batches on the device before their steps: while one step runs, the copy for the one after the next
@@ -57,6 +57,28 @@ class TrainResult:
     evaluation: dict[str, float | None] | None
 
 
+class InitialValues(Protocol):
+    """Weights that a new run begins from, known to fit its config."""
+
+    @property
+    def source(self) -> str:
+        """Where they come from."""
+
+    def fill(self, variables: Mapping[str, tf.Variable]) -> None:
+        """Assign them to whole ("master") variables, by name."""
+
+
+class Beginning(Protocol):
+    """Where a new run's weights are to be read from."""
+
+    @property
+    def path(self) -> str:
+        """As the user named it."""
+
+    def open(self, config: Config) -> InitialValues:
+        """The weights. Raises InputError when they cannot be read, or do not fit the config."""
+
+
 class Trainer:
     """One training run in `model_path`, new or resumed."""
 
@@ -69,7 +91,7 @@ class Trainer:
         sacred_id: str | None = None,
         new: bool = False,
         hosts: Hosts | None = None,
-        init_from: InitFrom | None = None,
+        init_from: Beginning | None = None,
         profile: Steps | None = None,
     ) -> None:
         """Checks everything that can be wrong before the first step, and starts the hosts' devices after that.
@@ -107,19 +129,19 @@ class Trainer:
         self._restore()
         self.profiler = Profiler(self.directory, profile, self.step)
 
-    def _initial_weights(self, init_from: InitFrom | None) -> InitialWeights | None:
+    def _initial_weights(self, init_from: Beginning | None) -> InitialValues | None:
         """What a run without a checkpoint begins from, if that is given."""
         if init_from is None:
             return None
         if self.checkpoint is None:
-            return InitialWeights(init_from, self.config)
+            return init_from.open(self.config)
         log.info("--init_from %s is ignored: this run has begun and goes on from %s", init_from.path, self.checkpoint)
         return None
 
     def _restore(self) -> None:
         with alive("building the training step"):
             self.engine.create_variables(training=True)
-        self.begun_from = None if self.initial is None else self.initial.weights.source
+        self.begun_from = None if self.initial is None else self.initial.source
         if self.checkpoint is None:
             if self.initial is not None:
                 with alive("reading the initial weights"):

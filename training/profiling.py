@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from training.progress import log
+from gpt_mesh.storage.progress import log
 
 # Parts of a step on the host, as the training loop marks them (`part`), with what the table calls them.
 PARTS = {"read": "reading the batch", "train": "training step", "log": "fetching figures, logging"}

@@ -8,7 +8,6 @@ import errno
 import glob
 import json
 import os
-import re
 import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,14 +15,15 @@ from typing import Any
 import tensorflow as tf
 from tqdm import tqdm
 
-from config import GROUPS, Config, DatasetConfig
-from errors import InputError
-from meshes import processor
-from meshes.devices import MeshPlan
-from models.shapes import weight_count
-from training.memory import training_memory
-from training.metrics import JsonLines, flops_per_token, human_bytes
-from training.progress import log
+from gpt_mesh.config import GROUPS, Config, DatasetConfig
+from gpt_mesh.errors import InputError
+from gpt_mesh.meshes import processor
+from gpt_mesh.meshes.devices import MeshPlan
+from gpt_mesh.models.shapes import weight_count
+from gpt_mesh.planning.memory import training_memory
+from gpt_mesh.planning.metrics import JsonLines, flops_per_token, human_bytes
+from gpt_mesh.storage.files import reason
+from gpt_mesh.storage.progress import log
 
 
 def prepare_directory(config: Config) -> None:
@@ -69,12 +69,6 @@ def unwritable(config: Config, error: Exception) -> InputError:
 def _full(error: Exception) -> list[str]:
     """How the error says that the disk is full; empty if it does not."""
     return [text for text in map(os.strerror, (errno.ENOSPC, errno.EDQUOT)) if text in str(error)]
-
-
-def reason(error: Exception) -> str:
-    """What a failed file operation says, on one line, without TensorFlow's names of operations."""
-    line = str(getattr(error, "message", None) or getattr(error, "strerror", None) or error).splitlines()[0]
-    return re.sub(r"^\{\{.*?\}\} | \[Op:\w+\]$", "", line)
 
 
 def header(config: Config, plan: MeshPlan) -> list[str]:

@@ -7,9 +7,9 @@ import tempfile
 
 import tensorflow as tf
 
-from config import Config, load_config, replace
-from errors import InputError
-from training import checkpoints
+from gpt_mesh.config import Config, load_config, replace
+from gpt_mesh.engine import checkpoints
+from gpt_mesh.errors import InputError
 
 
 def find(name: str) -> tuple[Config, str | None]:

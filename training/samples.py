@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from config import Config
-from errors import InputError
-from evaluation.validation import common_encoder
-from sample import Generates, Request
-from training.progress import alive, log
+from gpt_mesh.config import Config
+from gpt_mesh.errors import InputError
+from gpt_mesh.evaluation.validation import common_encoder
+from gpt_mesh.sample import Generates, Request
+from gpt_mesh.storage.progress import alive, log
 
 
 class SampleWriter:

@@ -9,9 +9,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from config import Config
-from training import checkpoints, report
-from training.progress import alive
+from gpt_mesh.config import Config
+from gpt_mesh.engine import checkpoints
+from gpt_mesh.storage.progress import alive
+from gpt_mesh.training import report
 
 
 class CheckpointWriter:

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from turns import take_turns
 
 

@@ -1,6 +1,6 @@
 """A compact GPT in plain PyTorch, the peer that our training steps are measured beside.
 
-    python benchmarks/peers/torch_gpt.py --layers 12 --width 768 --heads 12 --context 1024 --vocab 50304 --batch 16 \
+    python -m benchmarks.peers.torch_gpt --layers 12 --width 768 --heads 12 --context 1024 --vocab 50304 --batch 16 \
         --gpus 2 [--compile]
 
 The usual choices for speed: bfloat16 autocast over float32 weights, `scaled_dot_product_attention`, fused AdamW,

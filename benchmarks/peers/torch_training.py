@@ -8,19 +8,14 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from peers.torch_gpt import GPT, training_step
+from torch import nn
 from turns import take_turns
 
 

@@ -22,11 +22,11 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 
-from meshes.compat import mtf  # noqa: F401  (before TensorFlow, which it keeps quiet)
+from gpt_mesh.meshes.compat import mtf  # noqa: F401  (before TensorFlow, which it keeps quiet)
 
 import tensorflow as tf
 
-from meshes import compat, compiled_cache
+from gpt_mesh.meshes import compat, compiled_cache
 
 FOLDER = Path(__file__).parent
 SOURCES, HEADERS = sorted(FOLDER.glob("*.c")), sorted(FOLDER.glob("*.h"))

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from cluster.addresses import Cluster, find_cluster, host_and_port
-from errors import InputError
+from gpt_mesh.cluster.addresses import Cluster, find_cluster, host_and_port
+from gpt_mesh.errors import InputError
 
 TWO = {"chief": ["node0:2222"], "worker": ["node1:2222", "node2:2223"]}
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-import api
-from cluster import chief, host, worker
-from cluster.addresses import Cluster
-from cluster.chief import ClusterHosts
-from config import load_config
-from errors import InputError
+from gpt_mesh import api
+from gpt_mesh.cluster import chief, host, worker
+from gpt_mesh.cluster.addresses import Cluster
+from gpt_mesh.cluster.chief import ClusterHosts
+from gpt_mesh.config import load_config
+from gpt_mesh.errors import InputError
 from tests.support.clusters import addresses
 from tests.support.runs import Workspace
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cluster.link import Link, LinkLost
+from gpt_mesh.cluster.link import Link, LinkLost
 
 
 @pytest.fixture

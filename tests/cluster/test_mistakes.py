@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-import main
+from gpt_mesh import main
 from tests.support.clusters import addresses
 from tests.support.runs import REPOSITORY, Workspace
 

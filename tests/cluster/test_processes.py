@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import main
+from gpt_mesh import main
 from tests.support.clusters import Host, addresses, run_of_two
 from tests.support.models import cpu_names
 from tests.support.runs import Workspace, different, losses

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from data.encoders import Encoder, load_encoder
-from data.sources import file_sources
-from data.train_tokenizer import save, train_tokenizer
+from gpt_mesh.data.encoders import Encoder, load_encoder
+from gpt_mesh.data.sources import file_sources
+from gpt_mesh.data.train_tokenizer import save, train_tokenizer
 
 
 @pytest.fixture(scope="session")

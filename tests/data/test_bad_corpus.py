@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 import zstandard
 
-from data.create_tfrecords import main
-from data.encoders import Encoder
-from data.manifest import load_manifest
-from data.tfrecords import load_index, parse_records, read_records
+from gpt_mesh.data.create_tfrecords import main
+from gpt_mesh.data.encoders import Encoder
+from gpt_mesh.data.manifest import load_manifest
+from gpt_mesh.data.tfrecords import load_index, parse_records, read_records
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = "".join(json.dumps({"text": f"document number {number}"}) + "\n" for number in range(40)).encode()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from data.create_tfrecords import main
+from gpt_mesh.data.create_tfrecords import main
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ROOT / os.environ.get("BEAM_VENV", ".venv-beam") / "bin" / "python"
@@ -122,9 +122,9 @@ def test_bad_text_is_one_line_and_nothing_stays(corpus: Path, tokenizer_path: st
 
 FAILS_AT_THE_END = """
 import os, sys
-import data.beam
-from data.create_tfrecords import main
-from errors import InputError
+import gpt_mesh.data.beam
+from gpt_mesh.data.create_tfrecords import main
+from gpt_mesh.errors import InputError
 
 def fail(_, folder, *rest):
     raise InputError(f"{len([name for name in os.listdir(folder) if name.endswith('.tfrecords')])} files were there")

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models
 
-from data.bytes import byte_lengths
-from data.encoders import Encoder, load_encoder
-from errors import InputError
+from gpt_mesh.data.bytes import byte_lengths
+from gpt_mesh.data.encoders import Encoder, load_encoder
+from gpt_mesh.errors import InputError
 from tests.support.corpora import END_OF_TEXT, PADDING, make_tokenizer
 
 

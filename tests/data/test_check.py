@@ -7,10 +7,10 @@ import json
 import pytest
 from tokenizers import Tokenizer
 
-from data.check import check_dataset
-from data.create_tfrecords import main as create_tfrecords
-from errors import InputError
-from inputs import TrainingData
+from gpt_mesh.data.check import check_dataset
+from gpt_mesh.data.create_tfrecords import main as create_tfrecords
+from gpt_mesh.errors import InputError
+from gpt_mesh.inputs import TrainingData
 from tests.support.corpora import (
     TEXTS,
     add_dataset,

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from data.cleaning import Cleaning, detokenize
+from gpt_mesh.data.cleaning import Cleaning, detokenize
 
 LINES = [
     "In 1990, some 1,200 people (most of them well-known) paid $3.5 million; half of it came back!",

@@ -14,17 +14,17 @@ import pytest
 import zstandard
 from tokenizers import Tokenizer, pre_tokenizers
 
-from config import parse_config
-from data import encoding
-from data.cleaning import Cleaning
-from data.create_tfrecords import main
-from data.encoders import Encoder
-from data.encoding import Recipe, encode_pieces
-from data.output import locked
-from data.reading import Selection, read_corpus
-from data.sources import file_sources
-from data.tfrecords import load_index, parse_records, read_records
-from errors import InputError
+from gpt_mesh.config import parse_config
+from gpt_mesh.data import encoding
+from gpt_mesh.data.cleaning import Cleaning
+from gpt_mesh.data.create_tfrecords import main
+from gpt_mesh.data.encoders import Encoder
+from gpt_mesh.data.encoding import Recipe, encode_pieces
+from gpt_mesh.data.output import locked
+from gpt_mesh.data.reading import Selection, read_corpus
+from gpt_mesh.data.sources import file_sources
+from gpt_mesh.data.tfrecords import load_index, parse_records, read_records
+from gpt_mesh.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [

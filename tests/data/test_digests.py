@@ -7,7 +7,7 @@ import hashlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.digests import DIGEST_BYTES, DigestSet
+from gpt_mesh.data.digests import DIGEST_BYTES, DigestSet
 
 
 def digest(number: int) -> bytes:

@@ -21,13 +21,13 @@ import zstandard
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from data import documents
-from data.documents import read_documents, read_pieces
-from data.files import find_files
-from data.progress import Share
-from data.sources import file_sources
-from data.text import Reading
-from errors import InputError
+from gpt_mesh.data import documents
+from gpt_mesh.data.documents import read_documents, read_pieces
+from gpt_mesh.data.files import find_files
+from gpt_mesh.data.sources import file_sources
+from gpt_mesh.data.text import Reading
+from gpt_mesh.errors import InputError
+from gpt_mesh.storage.byte_progress import Share
 
 DOCUMENTS = ["one\ntwo", "", "\N{SNOWMAN}\u2028\r\n", "x" * 100_000]
 

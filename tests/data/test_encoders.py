@@ -15,10 +15,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from data import encoders, pieces
-from data.encoders import Encoder, byte_level_bpe, load_encoder
-from data.pieces import cut
-from errors import InputError
+from gpt_mesh.data import encoders, pieces
+from gpt_mesh.data.encoders import Encoder, byte_level_bpe, load_encoder
+from gpt_mesh.data.pieces import cut
+from gpt_mesh.errors import InputError
 
 SPECIAL = "a<|endoftext|>b<|padding|>"
 

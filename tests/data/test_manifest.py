@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from config import Config
-from data.check import check_dataset
-from data.create_tfrecords import main
-from data.encoders import load_encoder
-from data.manifest import Manifest, load_manifest, manifests_of, text_bytes
-from data.tfrecords import load_index
-from errors import InputError
-from inputs import EvaluationData, TrainingData
+from gpt_mesh.config import Config
+from gpt_mesh.data.check import check_dataset
+from gpt_mesh.data.create_tfrecords import main
+from gpt_mesh.data.encoders import load_encoder
+from gpt_mesh.data.manifest import Manifest, load_manifest, manifests_of, text_bytes
+from gpt_mesh.data.tfrecords import load_index
+from gpt_mesh.errors import InputError
+from gpt_mesh.inputs import EvaluationData, TrainingData
 from tests.support.corpora import TEXTS, make_tokenizer, model_config
 
 

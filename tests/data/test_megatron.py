@@ -9,17 +9,18 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from meshes.compat import mtf  # noqa: F401  (first: it quiets TensorFlow's start-up)
+from gpt_mesh.meshes.compat import mtf  # noqa: F401  (first: it quiets TensorFlow's start-up)
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from data import megatron, storage
-from data.check import check_dataset
-from data.megatron import load_pair
-from errors import InputError
-from inputs import EvaluationData, TrainingData
+from gpt_mesh.data import megatron
+from gpt_mesh.data.check import check_dataset
+from gpt_mesh.data.megatron import load_pair
+from gpt_mesh.errors import InputError
+from gpt_mesh.inputs import EvaluationData, TrainingData
+from gpt_mesh.storage import files as storage
 from tests.support.corpora import add_dataset, make_tokenizer, model_config, numbered_documents
 
 CODES = {"uint8": 1, "int8": 2, "int16": 3, "int32": 4, "int64": 5, "float32": 7, "uint16": 8}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.mixture import BLOCK, Mixture, block_quotas
+from gpt_mesh.data.mixture import BLOCK, Mixture, block_quotas
 
 
 @settings(deadline=None)

@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from meshes.compat import mtf  # noqa: F401  (first: it quiets TensorFlow's start-up)
+from gpt_mesh.meshes.compat import mtf  # noqa: F401  (first: it quiets TensorFlow's start-up)
 
 import pytest
 import tensorflow as tf
 
-from data.documents import read_documents
-from data.text import Reading
+from gpt_mesh.data.documents import read_documents
+from gpt_mesh.data.text import Reading
 from tests.data.test_documents import DOCUMENTS, memory_below, message, tar, written
 
 pa = pytest.importorskip("pyarrow", reason="is in requirements-data.lock, which `make test` installs")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.permutation import derive_key, keyed_uint64, permute
+from gpt_mesh.data.permutation import derive_key, keyed_uint64, permute
 
 KEYS = st.integers(0, 2**64 - 1)
 
@@ -66,7 +66,7 @@ def test_an_index_outside_is_refused(index):
 
 
 def test_keys_are_the_same_in_another_process():
-    program = "from data.permutation import derive_key; print(derive_key('order', 1, 'pile'))"
+    program = "from gpt_mesh.data.permutation import derive_key; print(derive_key('order', 1, 'pile'))"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert int(found) == derive_key("order", 1, "pile")
 

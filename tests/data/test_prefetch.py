@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from data.prefetch import Prefetcher
+from gpt_mesh.data.prefetch import Prefetcher
 
 
 def prefetch_threads():

@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from config import DatasetConfig, parse_config
-from data import storage
-from data.corpus import data_files, load_corpus
-from data.create_tfrecords import main
-from data.manifest import load_manifest
-from errors import InputError
+from gpt_mesh.config import DatasetConfig, parse_config
+from gpt_mesh.data.corpus import data_files, load_corpus
+from gpt_mesh.data.create_tfrecords import main
+from gpt_mesh.data.manifest import load_manifest
+from gpt_mesh.errors import InputError
+from gpt_mesh.storage import files as storage
 
 ROOT = Path(__file__).resolve().parents[2]
 CHUNKS = ("--mode", "chunks", "--chunk_size", 33)

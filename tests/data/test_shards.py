@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import shards
-from data.account import Account
-from data.encoding import Document
-from data.manifest import SplitState
-from data.reading import Origin, Place, Position
-from data.shards import Chunks, Documents, Split
-from data.tfrecords import load_index, parse_records, read_records
-from errors import InputError
+from gpt_mesh.data import shards
+from gpt_mesh.data.account import Account
+from gpt_mesh.data.encoding import Document
+from gpt_mesh.data.manifest import SplitState
+from gpt_mesh.data.reading import Origin, Place, Position
+from gpt_mesh.data.shards import Chunks, Documents, Split
+from gpt_mesh.data.tfrecords import load_index, parse_records, read_records
+from gpt_mesh.errors import InputError
 
 DOCUMENT_IDS = st.lists(st.lists(st.integers(0, 99), max_size=30), max_size=20)
 

@@ -8,15 +8,15 @@ import sys
 import time
 from pathlib import Path
 
-from meshes.compat import mtf  # noqa: F401  (first: it quiets TensorFlow's start-up)
+from gpt_mesh.meshes.compat import mtf  # noqa: F401  (first: it quiets TensorFlow's start-up)
 
 import pytest
 import tensorflow as tf
 
-from data.create_tfrecords import main as create_tfrecords
-from data.sources import Source, add_source_flags, open_sources
-from data.train_tokenizer import main as train_tokenizer
-from errors import InputError
+from gpt_mesh.data.create_tfrecords import main as create_tfrecords
+from gpt_mesh.data.sources import Source, add_source_flags, open_sources
+from gpt_mesh.data.train_tokenizer import main as train_tokenizer
+from gpt_mesh.errors import InputError
 
 tfds = pytest.importorskip("tensorflow_datasets", reason="is not to be had on Python 3.10")
 

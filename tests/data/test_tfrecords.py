@@ -14,8 +14,7 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import storage
-from data.tfrecords import (
+from gpt_mesh.data.tfrecords import (
     INDEX_SUFFIX,
     RecordIndex,
     load_index,
@@ -24,7 +23,8 @@ from data.tfrecords import (
     serialize,
     write_records,
 )
-from errors import InputError
+from gpt_mesh.errors import InputError
+from gpt_mesh.storage import files as storage
 
 RECORDS = [[5, 300, 50256, 0], list(range(1000)), [], [1], [2**31, 2**62, 127, 128, 16383, 16384]]
 
@@ -105,8 +105,8 @@ def test_files_without_ids(tmp_path: Path, records: list[list[int]]) -> None:
 
 
 def test_scanning_goes_through_files_larger_than_one_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.tfrecords._BATCH_BYTES", 2000)
-    monkeypatch.setattr("data.tfrecords._SCAN_BYTES", 1000)
+    monkeypatch.setattr("gpt_mesh.data.tfrecords._BATCH_BYTES", 2000)
+    monkeypatch.setattr("gpt_mesh.data.tfrecords._SCAN_BYTES", 1000)
     records = np.random.default_rng(0).integers(0, 50257, (100, 65)).tolist()
     path = tmp_path / "many.tfrecords"
     write_records(path, records)
@@ -126,7 +126,7 @@ def test_scanning_goes_through_files_larger_than_one_batch(tmp_path: Path, monke
 @pytest.fixture
 def scanned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Paths that were scanned."""
-    from data import tfrecords
+    from gpt_mesh.data import tfrecords
 
     paths: list[str] = []
     scan = tfrecords._scan
@@ -166,7 +166,7 @@ def test_damaged_index_is_made_again(path: str, seed: int) -> None:
 
 def test_index_of_another_version_is_made_again(path: str, scanned: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     load_index(path)
-    monkeypatch.setattr("data.tfrecords._INDEX_VERSION", 99)
+    monkeypatch.setattr("gpt_mesh.data.tfrecords._INDEX_VERSION", 99)
     load_index(path)
     assert len(scanned) == 2
 
@@ -289,7 +289,7 @@ def test_parsing_while_a_graph_is_built() -> None:
 def test_writing_needs_no_tensorflow(tmp_path: Path) -> None:
     import subprocess
 
-    code = "import sys; from data.tfrecords import write_records; write_records(sys.argv[1], [[1]])"
+    code = "import sys; from gpt_mesh.data.tfrecords import write_records; write_records(sys.argv[1], [[1]])"
     check = f"{code}; assert 'tensorflow' not in sys.modules"
     root = Path(__file__).resolve().parents[2]
     subprocess.run([sys.executable, "-c", check, str(tmp_path / "x")], cwd=root, check=True)

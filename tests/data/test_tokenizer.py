@@ -14,12 +14,12 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import documents
-from data.encoders import Encoder, load_encoder
-from data.files import find_files
-from data.sources import file_sources
-from data.train_tokenizer import Sample, main, save, train_tokenizer
-from errors import InputError
+from gpt_mesh.data import documents
+from gpt_mesh.data.encoders import Encoder, load_encoder
+from gpt_mesh.data.files import find_files
+from gpt_mesh.data.sources import file_sources
+from gpt_mesh.data.train_tokenizer import Sample, main, save, train_tokenizer
+from gpt_mesh.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 

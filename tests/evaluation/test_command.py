@@ -11,17 +11,16 @@ from typing import Any
 import pytest
 import tensorflow as tf
 
-import api
-import model_fns
-from config import Config, load_config
-from data.corpus import data_files
-from errors import InputError
-from evaluation.lambada import Lambada
-from evaluation.results import config_digest
-from evaluation.tasks import make_task
+from gpt_mesh import api, model_fns
+from gpt_mesh.config import Config, load_config
+from gpt_mesh.data.corpus import data_files
+from gpt_mesh.errors import InputError
+from gpt_mesh.evaluation.lambada import Lambada
+from gpt_mesh.evaluation.results import config_digest
+from gpt_mesh.evaluation.tasks import make_task
+from gpt_mesh.training import loop, report
 from tests.support.models import enlarge_weights, make_engine, unoptimised_graphs
 from tests.support.runs import ONE_LAYER, Run, Workspace, logged, rows
-from training import loop, report
 
 PASSAGES = ["the message was sent by the message", "a header of value value end", "return self or return self"]
 

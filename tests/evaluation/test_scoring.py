@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from meshes.compat import mtf  # noqa: F401  (before TensorFlow)
+from gpt_mesh.meshes.compat import mtf  # noqa: F401  (before TensorFlow)
 
 import numpy as np
 import pytest
 
-from evaluation import scoring
-from evaluation.scoring import Scorer
+from gpt_mesh.engine.engine import Engine
+from gpt_mesh.evaluation import scoring
+from gpt_mesh.evaluation.scoring import Scorer
 from tests.support.models import ONE_LAYER, enlarge_weights, make_engine, tiny_config, token_batch
-from training.engine import Engine
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from evaluation.spans import Span, SpanScorer, ending, rolling
+from gpt_mesh.engine.engine import Engine
+from gpt_mesh.evaluation.spans import Span, SpanScorer, ending, rolling
 from tests.support.models import ONE_LAYER, enlarge_weights, make_engine, tiny_config, unoptimised_graphs
-from training.engine import Engine
 
 N_CTX = 24
 

@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from evaluation.results import table
-from evaluation.statistics import exponential, ratio, token_metrics
-from training.report import evaluation_line
+from gpt_mesh.evaluation.results import table
+from gpt_mesh.evaluation.statistics import exponential, ratio, token_metrics
+from gpt_mesh.training.report import evaluation_line
 
 
 def test_with_equal_sizes_the_error_is_that_of_a_mean() -> None:

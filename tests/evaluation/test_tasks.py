@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from config import Config, load_config, parse_config
-from data.encoders import load_encoder
-from errors import InputError
-from evaluation import sources
-from evaluation.lambada import Lambada
-from evaluation.tasks import make_task, tasks_of
-from evaluation.wikitext import WikiText, articles, detokenize
+from gpt_mesh.config import Config, load_config, parse_config
+from gpt_mesh.data.encoders import load_encoder
+from gpt_mesh.engine.engine import Engine
+from gpt_mesh.errors import InputError
+from gpt_mesh.evaluation import sources
+from gpt_mesh.evaluation.lambada import Lambada
+from gpt_mesh.evaluation.tasks import make_task, tasks_of
+from gpt_mesh.evaluation.wikitext import WikiText, articles, detokenize
 from tests.support.models import enlarge_weights, make_engine, unoptimised_graphs
 from tests.support.runs import Workspace
-from training.engine import Engine
 
 N_CTX = 24
 PASSAGES = ["the message was sent by the message", "a header of " + "value " * 30 + "end", "return self"]

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from errors import InputError
-from experiments.guarded import Guarded, Metrics
-from experiments.observers import LocalObserver, milliseconds
-from experiments.outbox import Outbox
+from gpt_mesh.errors import InputError
+from gpt_mesh.experiments.guarded import Guarded, Metrics
+from gpt_mesh.experiments.observers import LocalObserver, milliseconds
+from gpt_mesh.experiments.outbox import Outbox
 
 POINTS: Metrics = {"loss": {"steps": [1], "values": [2.0], "timestamps": ["now"]}}
 

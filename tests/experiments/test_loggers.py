@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-import run_experiment
-from experiments import observers, process, supervisor
+from gpt_mesh import run_experiment
+from gpt_mesh.experiments import observers, process, supervisor
 
 pytestmark = pytest.mark.loggers
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from errors import InputError
-from experiments import outbox as outboxes
-from experiments.mongo import Mongo
-from experiments.outbox import Outbox, Postman, Unreachable, left_behind, new_outbox
+from gpt_mesh.errors import InputError
+from gpt_mesh.experiments import outbox as outboxes
+from gpt_mesh.experiments.mongo import Mongo
+from gpt_mesh.experiments.outbox import Outbox, Postman, Unreachable, left_behind, new_outbox
 from tests.support.mongo_server import Document, MongoServer
 
 NOW = "2026-01-02T03:04:05"

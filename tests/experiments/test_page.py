@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from experiments.report import write_report
+from gpt_mesh.experiments.report import write_report
 from tests.support.made_up_runs import make_runs
 
 pytestmark = pytest.mark.browser

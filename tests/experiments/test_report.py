@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import run_experiment
-from experiments.collect import POINTS, find_runs
+from gpt_mesh import run_experiment
+from gpt_mesh.experiments.collect import POINTS, find_runs
 from tests.support.made_up_runs import make_runs, write
 
 

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 from tqdm import tqdm
 
-from experiments import process, supervisor
-from experiments.signals import Signals
-from experiments.stream import Rows, newest_checkpoint
-from experiments.supervisor import Ending, Plan, Supervisor
+from gpt_mesh.experiments import process, supervisor
+from gpt_mesh.experiments.signals import Signals
+from gpt_mesh.experiments.stream import Rows, newest_checkpoint
+from gpt_mesh.experiments.supervisor import Ending, Plan, Supervisor
 from tests.support.stand_in import append, rewind
 
 STEPS = 20
@@ -166,8 +166,8 @@ def test_how_long_a_start_may_be_silent(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_the_lines_of_a_long_call_are_known_by_their_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpt_mesh.storage import progress
     from tests.support.runs import logged
-    from training import progress
 
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.01)
     with logged() as messages, progress.alive("validation"):
@@ -308,10 +308,9 @@ def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
         pytest.skip("needs Linux's PR_SET_PDEATHSIG")
     code = (
         "import os, subprocess, sys, time\n"
-        "sys.path.insert(0, sys.argv[1])\n"
         "pid = os.fork()\n"
         "if pid == 0:\n"
-        "    from experiments.child import end_with\n"
+        "    from gpt_mesh.experiments.child import end_with\n"
         "    end_with(os.getppid())\n"
         "    print('ready', flush=True)\n"
         "    time.sleep(60)\n"

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-import run_experiment
-from experiments import observers, outbox, process, report, supervisor, tracking
+from gpt_mesh import run_experiment
+from gpt_mesh.experiments import observers, outbox, process, report, supervisor, tracking
 from tests.support.mongo_server import MongoServer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -275,7 +275,7 @@ def test_help_lists_both_programs_flags(capsys: pytest.CaptureFixture[str]) -> N
 def test_the_watcher_does_without_tensorflow() -> None:
     code = (
         "import sys, run_experiment, experiments.tracking, experiments.observers, experiments.command\n"
-        "import experiments.report, experiments.tensorboard\n"
+        "import gpt_mesh.experiments.report, gpt_mesh.experiments.tensorboard\n"
         "assert 'tensorflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

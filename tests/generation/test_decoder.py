@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from generation import decoder as decoder_module
-from generation.decoder import Decoder
-from sample import Request, Sampler
+from gpt_mesh.generation import decoder as decoder_module
+from gpt_mesh.generation.decoder import Decoder
+from gpt_mesh.sample import Request, Sampler
 from tests.support.models import ONE_LAYER, enlarge_weights, make_engine, tiny_config, unoptimised_graphs
 
 N_CTX, N_VOCAB = 32, 64

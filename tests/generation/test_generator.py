@@ -9,14 +9,14 @@ import json
 import numpy as np
 import pytest
 
-from config import GenerationSettings, generation_settings
-from data.encoders import load_encoder
-from errors import InputError
-from generation import files
-from generation.decoder import Decoder
-from generation.generator import Generator, Limits
-from generation.output import Form, write
-from generation.requests import Event, GenerationRequest
+from gpt_mesh.config import GenerationSettings, generation_settings
+from gpt_mesh.data.encoders import load_encoder
+from gpt_mesh.errors import InputError
+from gpt_mesh.generation import files
+from gpt_mesh.generation.decoder import Decoder
+from gpt_mesh.generation.generator import Generator, Limits
+from gpt_mesh.generation.output import Form, write
+from gpt_mesh.generation.requests import Event, GenerationRequest
 from tests.support.corpora import TEXTS, make_tokenizer
 from tests.support.counting import Counting
 from tests.support.models import ONE_LAYER, enlarge_weights, make_engine, tiny_config, unoptimised_graphs

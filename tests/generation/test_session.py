@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-import api
-from config import GenerationSettings
-from data.encoders import load_encoder
-from generation.generator import Generator, Limits
-from generation.requests import GenerationRequest
-from generation.session import Session
+from gpt_mesh import api
+from gpt_mesh.config import GenerationSettings
+from gpt_mesh.data.encoders import load_encoder
+from gpt_mesh.generation.generator import Generator, Limits
+from gpt_mesh.generation.requests import GenerationRequest
+from gpt_mesh.generation.session import Session
 from tests.support.corpora import TEXTS, make_tokenizer
 from tests.support.counting import Counting
 from tests.support.runs import Trained

@@ -7,10 +7,10 @@ import random
 import pytest
 from tokenizers import Tokenizer, decoders, models
 
-from config import GenerationSettings
-from data.encoders import Encoder, load_encoder
-from generation.text import INCOMPLETE, TextStream
-from generation.writer import Writer
+from gpt_mesh.config import GenerationSettings
+from gpt_mesh.data.encoders import Encoder, load_encoder
+from gpt_mesh.generation.text import INCOMPLETE, TextStream
+from gpt_mesh.generation.writer import Writer
 from tests.support.corpora import TEXTS, make_tokenizer
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from gpt_mesh.engine.engine import Engine
 from tests.support.models import make_engine, tiny_config, unoptimised_graphs
-from training.engine import Engine
 
 HERE = Path(__file__).parent
 STEPS, EVERY = 24, 4  # steps trained, and how many pass from one stored loss to the next

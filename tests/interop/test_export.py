@@ -18,16 +18,16 @@ import pytest
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from config import Config, load_config
-from data.encoders import load_encoder
-from errors import InputError
-from interop import export_model as exporting
-from interop.export_model import export_model
-from interop.gpt_neo_config import _PLAIN
-from interop.huggingface import main
+from gpt_mesh.config import Config, load_config
+from gpt_mesh.data.encoders import load_encoder
+from gpt_mesh.errors import InputError
+from gpt_mesh.interop import export_model as exporting
+from gpt_mesh.interop.export_model import export_model
+from gpt_mesh.interop.gpt_neo_config import _PLAIN
+from gpt_mesh.interop.huggingface import main
+from gpt_mesh.training import report
 from tests.support.models import tiny_config
 from tests.support.runs import Workspace, random_checkpoint, weights
-from training import report
 
 Command = Callable[..., tuple[int, str]]
 

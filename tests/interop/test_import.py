@@ -15,16 +15,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from config import load_config
-from data.encoders import load_encoder
-from errors import InputError
-from interop.huggingface import main
-from interop.import_model import import_model
-from interop.names import counterparts
-from interop.torch_files import TorchFile
+from gpt_mesh.config import load_config
+from gpt_mesh.data.encoders import load_encoder
+from gpt_mesh.engine import checkpoints
+from gpt_mesh.errors import InputError
+from gpt_mesh.interop.huggingface import main
+from gpt_mesh.interop.import_model import import_model
+from gpt_mesh.interop.names import counterparts
+from gpt_mesh.interop.torch_files import TorchFile
+from gpt_mesh.training import runs
 from tests.support.hugging_face import random_state, write_folder, write_torch
 from tests.support.runs import Workspace, weights
-from training import checkpoints, runs
 
 Command = Callable[..., tuple[int, str]]
 

@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from config import Config, load_config
-from data.encoders import load_encoder
-from errors import InputError
-from interop.import_model import import_model
-from interop.initial_weights import InitFrom, InitialWeights
+from gpt_mesh.config import Config, load_config
+from gpt_mesh.data.encoders import load_encoder
+from gpt_mesh.engine import checkpoints
+from gpt_mesh.errors import InputError
+from gpt_mesh.interop.import_model import import_model
+from gpt_mesh.interop.initial_weights import InitFrom, InitialWeights
+from gpt_mesh.training import report
 from tests.support.corpora import make_tokenizer
 from tests.support.hugging_face import random_state, write_folder
 from tests.support.models import is_weight, make_engine, tiny_config
 from tests.support.runs import Run, Workspace, logged, random_checkpoint, rows, weights
-from training import checkpoints, report
 
 NEO: dict[str, Any] = {"n_embd": 16, "n_head": 4, "embed_dropout": 0}  # what CONFIG of the folder is
 

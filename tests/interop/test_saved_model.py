@@ -14,14 +14,14 @@ import pytest
 import tensorflow as tf
 from tokenizers import Tokenizer
 
-import api
-from config import GenerationSettings, load_config
-from errors import InputError
-from generation.requests import Generated, GenerationRequest
-from interop import continuation
-from interop.branches import sizes_to
-from interop.signatures import Signatures
-from sample import Request, Sampler
+from gpt_mesh import api
+from gpt_mesh.config import GenerationSettings, load_config
+from gpt_mesh.errors import InputError
+from gpt_mesh.generation.requests import Generated, GenerationRequest
+from gpt_mesh.interop import continuation
+from gpt_mesh.interop.branches import sizes_to
+from gpt_mesh.interop.signatures import Signatures
+from gpt_mesh.sample import Request, Sampler
 from tests.support.models import enlarge_weights, make_engine, tiny_config, token_batch, unoptimised_graphs
 from tests.support.runs import N_CTX, N_VOCAB, ONE_LAYER, Run, Workspace
 

@@ -27,7 +27,7 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
 # One step of gradient descent on w for sum(softmax(x·w) · c), the rows of x and c split over the devices.
 DESCENT_STEP = """
 import json
-from meshes.compat import mtf
+from gpt_mesh.meshes.compat import mtf
 import tensorflow.compat.v1 as tf
 
 n_devices, x, w, c = {arguments}
@@ -94,7 +94,7 @@ def test_importing_is_quiet_and_leaves_keras_and_the_devices_alone():
 
 def test_one_variable_brings_every_message_back():
     code = (
-        "from meshes.compat import mtf; import tensorflow as tf\n"
+        "from gpt_mesh.meshes.compat import mtf; import tensorflow as tf\n"
         "graph = mtf.Graph(); mesh = mtf.Mesh(graph, 'mesh')\n"
         "with tf.Graph().as_default(): mtf.get_variable(mesh, 'w', mtf.Shape([mtf.Dimension('d', 2)]))\n"
     )
@@ -106,7 +106,7 @@ def test_one_variable_brings_every_message_back():
 
 
 def test_a_users_own_warnings_are_shown():
-    result = run_python("import meshes.compat, tensorflow as tf; tf.get_logger().warning('from the user')")
+    result = run_python("import gpt_mesh.meshes.compat, tensorflow as tf; tf.get_logger().warning('from the user')")
     assert "from the user" in result.stderr
 
 
@@ -125,15 +125,15 @@ def test_an_import_that_fails_says_why(tmp_path):
     (package / "__init__.py").write_text(
         "import os\nos.write(2, b'libfoo is missing\\n')\nraise ImportError('broken')\n"
     )
-    result = run_python("import meshes.compat", PYTHONPATH=str(tmp_path))
+    result = run_python("import gpt_mesh.meshes.compat", PYTHONPATH=str(tmp_path))
     assert result.returncode == 1
     assert "libfoo is missing" in result.stderr and "ImportError: broken" in result.stderr
 
 
 def test_tpu_estimator_is_there_or_the_error_names_the_remedy():
     result = run_python(
-        "from meshes import compat\n"
-        "from errors import InputError\n"
+        "from gpt_mesh.meshes import compat\n"
+        "from gpt_mesh.errors import InputError\n"
         "major, minor = compat.tensorflow_version()\n"
         "assert compat.HAS_TPU_ESTIMATOR == ((major, minor) < (2, 16))\n"
         "try:\n"

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
-from meshes import compiled_cache
+from gpt_mesh.meshes import compiled_cache
 from tests.support.runs import REPOSITORY
 
 STEP = """
-from meshes.compat import mtf
+from gpt_mesh.meshes.compat import mtf
 from tests.support.models import make_engine, tiny_config, token_batch
 engine = make_engine(tiny_config(n_layer=1, attention_types=[[["global"], 1]]), compiled=True)
 print(float(engine.train_step(token_batch(engine.config))["loss"]))

@@ -7,13 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from meshes.compat import mtf
+from gpt_mesh.meshes.compat import mtf
 
 import pytest
 
-from errors import InputError
-from meshes.devices import MeshPlan, choose_devices, visible_devices
-from meshes.variables import VariableStore
+from gpt_mesh.errors import InputError
+from gpt_mesh.meshes.devices import MeshPlan, choose_devices, visible_devices
+from gpt_mesh.meshes.variables import VariableStore
 
 
 def refusal(*names):
@@ -65,7 +65,7 @@ def test_none_named_means_every_gpu_else_one_cpu():
 
 def test_a_fresh_process_splits_its_cpu_as_asked():
     code = (
-        "from meshes.devices import choose_devices\n"
+        "from gpt_mesh.meshes.devices import choose_devices\n"
         "print(choose_devices(['device:CPU:2', 'device:CPU:0']), choose_devices(['CPU:1']))\n"
     )
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}

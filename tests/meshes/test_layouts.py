@@ -6,11 +6,11 @@ import re
 
 import pytest
 
-from config import Config, load_config
-from errors import InputError
-from meshes.devices import MeshPlan
-from meshes.layouts import plan_mesh
-from models.dims import layout_tensors
+from gpt_mesh.config import Config, load_config
+from gpt_mesh.errors import InputError
+from gpt_mesh.meshes.devices import MeshPlan
+from gpt_mesh.meshes.layouts import plan_mesh
+from gpt_mesh.models.dims import layout_tensors
 from tests.support.models import tiny_config
 from tests.test_config import SHIPPED
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from meshes import native
+from gpt_mesh.meshes import native
 
 import tensorflow as tf  # isort: skip  (after compat, which quiets its start-up)
 
@@ -23,7 +23,7 @@ SCRIPT = """
 import logging, sys
 import numpy as np, tensorflow as tf
 logging.basicConfig(format="%(message)s", level=logging.INFO)
-from meshes import native, products
+from gpt_mesh.meshes import native, products
 x, w = np.ones([4, 256], np.float32), np.full([256, 256], 0.5, np.float32)
 function = tf.function(lambda x, w: products.einsum("ab,bc->ac", x, w), jit_compile=True, autograph=False)
 for _ in range(2):

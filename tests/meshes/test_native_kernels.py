@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from meshes import native, products
-from models import activations, cpu_attention, norms
+from gpt_mesh.meshes import native, products
+from gpt_mesh.models import activations, cpu_attention, norms
 
 import tensorflow as tf  # isort: skip  (after compat, which quiets its start-up)
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from config import Config
-from meshes import processor
-from meshes.devices import MeshPlan
+from gpt_mesh.config import Config
+from gpt_mesh.engine.engine import Engine
+from gpt_mesh.meshes import processor
+from gpt_mesh.meshes.devices import MeshPlan
+from gpt_mesh.training import report
 from tests.support.models import ONE_LAYER, tiny_config
-from training import report
-from training.engine import Engine
 
 CPU = MeshPlan({}, {}, ("/device:CPU:0",))
 

@@ -8,7 +8,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
-from meshes import native, products
+from gpt_mesh.meshes import native, products
 from tests.support.models import make_engine, tiny_config
 
 import tensorflow as tf  # isort: skip  (after compat, which quiets its start-up)

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import tensorflow as tf
 
-from config import TENSOR_DIMENSIONS
-from errors import InputError
-from meshes.devices import choose_devices
-from meshes.layouts import plan_mesh
-from models.dims import layout_tensors
-from sample import Batch, Sampler
+from gpt_mesh.config import TENSOR_DIMENSIONS
+from gpt_mesh.engine.engine import Engine
+from gpt_mesh.errors import InputError
+from gpt_mesh.meshes.devices import choose_devices
+from gpt_mesh.meshes.layouts import plan_mesh
+from gpt_mesh.models.dims import layout_tensors
+from gpt_mesh.sample import Batch, Sampler
 from tests.support.models import cpu_names, tiny_config
-from training.engine import Engine
 
 MIXTURES: list[dict[str, Any]] = [
     {"moe_num_experts": 4, "moe_capacity_factor_train": 0.5},

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from meshes import xla_flags
+from gpt_mesh.meshes import xla_flags
 
 
 def test_what_the_user_says_comes_first() -> None:
@@ -27,6 +27,6 @@ def test_xla_knows_them() -> None:
     environment: dict[str, str] = {}
     xla_flags.choose(environment)
     script = "import tensorflow as tf; print(tf.function(lambda x: x + 1, jit_compile=True)(1.0).numpy())"
-    command = [sys.executable, "-c", f"from meshes.compat import mtf; {script}"]
+    command = [sys.executable, "-c", f"from gpt_mesh.meshes.compat import mtf; {script}"]
     done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "2.0\n"), done.stderr

@@ -6,17 +6,17 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from meshes.compat import mtf
+from gpt_mesh.meshes.compat import mtf
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-import model_fns
-from config import ACTIVATIONS
-from meshes.variables import VariableStore
-from models.activations import activate, fixed_slope
-from models.context import Context
+from gpt_mesh import model_fns
+from gpt_mesh.config import ACTIVATIONS
+from gpt_mesh.meshes.variables import VariableStore
+from gpt_mesh.models.activations import activate, fixed_slope
+from gpt_mesh.models.context import Context
 from tests.support.models import mesh_of, tiny_config
 
 BATCH, SEQUENCE, FEATURES = 4, 16, 64

@@ -5,20 +5,20 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from meshes.compat import mtf
+from gpt_mesh.meshes.compat import mtf
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-import model_fns
-from meshes import native, products
-from models import gpt
-from models.cache import Decode, Place, Prefill, turned
-from models.dims import Dims
+from gpt_mesh import model_fns
+from gpt_mesh.engine.engine import Engine
+from gpt_mesh.meshes import native, products
+from gpt_mesh.models import gpt
+from gpt_mesh.models.cache import Decode, Place, Prefill, turned
+from gpt_mesh.models.dims import Dims
 from tests.support import reference
 from tests.support.models import enlarge_weights, make_engine, tiny_config, token_batch, weights_of
-from training.engine import Engine
 
 needs_compiler = pytest.mark.skipif(not native.find_compiler(), reason="there is no C compiler")
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from meshes.compat import mtf
+from gpt_mesh.meshes.compat import mtf
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from models.dropout import _strides, dropout, mixed_key, step_seed, uniform
+from gpt_mesh.models.dropout import _strides, dropout, mixed_key, step_seed, uniform
 from tests.support.models import Dim, on_mesh
 from tests.support.statistics import chi_square_z
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import functools
 
-from meshes.compat import mtf
+from gpt_mesh.meshes.compat import mtf
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-import main
-import model_fns
-from models import entmax
-from models.next_token import Controls, choose
-from sample import Request, Sampler
+from gpt_mesh import main, model_fns
+from gpt_mesh.models import entmax
+from gpt_mesh.models.next_token import Controls, choose
+from gpt_mesh.sample import Request, Sampler
 from tests.support import reference
 from tests.support.models import enlarge_weights, make_engine, mesh_of, tiny_config, token_batch
 

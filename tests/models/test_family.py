@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import model_fns
-from models import linear_attention
+from gpt_mesh import model_fns
+from gpt_mesh.engine.engine import Engine
+from gpt_mesh.models import linear_attention
+from gpt_mesh.objectives import objectives
 from tests.models.test_cache import cached_logits
 from tests.support import family
 from tests.support.models import enlarge_weights, make_engine, tiny_config, token_batch, weights_of
-from training import objectives
-from training.engine import Engine
 
 
 def types(*names: str) -> list[Any]:

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from meshes import compat
-from meshes.devices import MeshPlan, have_tensor_cores
-from models import flash_attention
+from gpt_mesh.engine.engine import Engine
+from gpt_mesh.meshes import compat
+from gpt_mesh.meshes.devices import MeshPlan, have_tensor_cores
+from gpt_mesh.models import flash_attention
 from tests.support.models import enlarge_weights, make_engine, tiny_config, train, unoptimised_graphs
-from training.engine import Engine
 
 BATCH, POSITIONS, HEADS, FEATURES = 2, 128, 3, 16
 ON_GPU = have_tensor_cores(["/device:GPU:0"])

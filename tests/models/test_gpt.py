@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import model_fns
+from gpt_mesh import model_fns
 from tests.support import reference
 from tests.support.models import (
     ONE_LAYER,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from meshes.compat import mtf
+from gpt_mesh.meshes.compat import mtf
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from models.kernels import embedding_lookup, kernel
+from gpt_mesh.models.kernels import embedding_lookup, kernel
 from tests.support.models import Dim, on_mesh
 
 BATCH, INNER, COLUMNS = Dim("batch", 8), Dim("inner", 6), Dim("columns", 4)

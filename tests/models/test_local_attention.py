@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models import local_attention
+from gpt_mesh.models import local_attention
 from tests.support.models import enlarge_weights, make_engine, tiny_config, token_batch
 
 BATCH, HEADS, FEATURES, LEARNED = 2, 3, 4, 2

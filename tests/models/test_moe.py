@@ -6,17 +6,17 @@ import dataclasses
 import re
 from typing import Any
 
-from meshes.compat import mtf
+from gpt_mesh.meshes.compat import mtf
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-import model_fns
-from config import Config
-from errors import InputError
-from models import dropout, moe
-from sample import Request, Sampler
+from gpt_mesh import model_fns
+from gpt_mesh.config import Config
+from gpt_mesh.errors import InputError
+from gpt_mesh.models import dropout, moe
+from gpt_mesh.sample import Request, Sampler
 from tests.support.models import enlarge_weights, make_engine, on_mesh, tiny_config, token_batch, weights_of
 from tests.support.moe_reference import Mixture
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models.next_token import CONTROL_TYPES, Controls, choose, keep_likeliest, log_probabilities
+from gpt_mesh.models.next_token import CONTROL_TYPES, Controls, choose, keep_likeliest, log_probabilities
 from tests.support import reference
 from tests.support.statistics import chi_square_z
 

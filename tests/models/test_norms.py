@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from meshes.compat import mtf
+from gpt_mesh.meshes.compat import mtf
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-import model_fns
-from meshes.variables import VariableStore
-from models.norms import norm
+from gpt_mesh import model_fns
+from gpt_mesh.meshes.variables import VariableStore
+from gpt_mesh.models.norms import norm
 from tests.support.models import mesh_of, tiny_config
 
 BATCH, SEQUENCE, EMBD = 4, 6, 16

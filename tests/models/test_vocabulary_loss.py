@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from meshes.compat import mtf
+from gpt_mesh.meshes.compat import mtf
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-import model_fns
-from meshes.variables import VariableStore
-from models import vocabulary_loss
+from gpt_mesh import model_fns
+from gpt_mesh.meshes.variables import VariableStore
+from gpt_mesh.models import vocabulary_loss
 from tests.support.models import enlarge_weights, make_engine, mesh_of, tiny_config, token_batch
 
 BATCH, SEQUENCE, EMBD, VOCAB = 4, 6, 16, 64

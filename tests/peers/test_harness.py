@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from config import load_config
+from gpt_mesh.config import load_config
+from gpt_mesh.training import report
 from tests.support.models import enlarge_weights, make_engine, unoptimised_graphs
 from tests.support.outside import PEERS_PYTHON, ask, hugging_face_keys
 from tests.support.runs import REPOSITORY, Workspace
-from training import report
 
 pytestmark = pytest.mark.peers
 
@@ -172,7 +172,7 @@ def test_our_own_tasks_are_the_harness_tasks(answer: dict) -> None:
 
 
 def command(folder: Path, model_args: str, *flags: str) -> subprocess.CompletedProcess[str]:
-    """`python3 -m evaluation.harness run`, as the documentation has it."""
+    """`python3 -m gpt_mesh.harness run`, as the documentation has it."""
     given = ["--model", "gpt_mesh", "--model_args", model_args, "--tasks", "made_choice", "--include_path", str(folder)]
     return subprocess.run(
         [str(PEERS_PYTHON), "-m", "evaluation.harness", "run", *given, "--batch_size", "3", *flags],

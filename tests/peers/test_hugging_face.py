@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-import api
-from config import Config, load_config
-from inputs import EvaluationData
+from gpt_mesh import api
+from gpt_mesh.config import Config, load_config
+from gpt_mesh.inputs import EvaluationData
 from tests.support.models import enlarge_weights, make_engine
 from tests.support.outside import ask, hugging_face_keys
 from tests.support.published import write_published

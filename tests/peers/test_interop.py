@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import api
-from config import Config, load_config
-from data.encoders import load_encoder
-from interop import gpt_neo_config
-from interop.export_model import export_model
-from interop.import_model import import_model
-from models.activations import ELEMENTWISE
+from gpt_mesh import api
+from gpt_mesh.config import Config, load_config
+from gpt_mesh.data.encoders import load_encoder
+from gpt_mesh.engine import checkpoint_stream, checkpoints
+from gpt_mesh.interop import gpt_neo_config
+from gpt_mesh.interop.export_model import export_model
+from gpt_mesh.interop.import_model import import_model
+from gpt_mesh.models.activations import ELEMENTWISE
 from tests.peers.test_hugging_face import LARGE_TOLERANCE, MIXED, MODEL, TRAINED_TOLERANCE, held_out, large
 from tests.support.outside import TRANSFORMERS_5, ask
 from tests.support.runs import Workspace, weights
-from training import checkpoint_stream, checkpoints
 
 pytestmark = pytest.mark.peers
 

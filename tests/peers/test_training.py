@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from config import load_config
-from inputs import TrainingData
+from gpt_mesh.config import load_config
+from gpt_mesh.inputs import TrainingData
 from tests.support.models import make_engine, weights_of
 from tests.support.outside import ask, hugging_face_keys
 from tests.support.runs import Workspace

@@ -6,8 +6,8 @@ import socket
 
 import pytest
 
-from errors import InputError
-from serving.address import is_loopback, listen, url
+from gpt_mesh.errors import InputError
+from gpt_mesh.serving.address import is_loopback, listen, url
 
 
 @pytest.mark.parametrize("address", ["0", "127.0.0.1:0", ":0", "localhost:0"])

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from config import GenerationSettings
-from serving.completions import MOST_SEQUENCES, Limits, encode, parse, read_json
-from serving.errors import ApiError
+from gpt_mesh.config import GenerationSettings
+from gpt_mesh.serving.completions import MOST_SEQUENCES, Limits, encode, parse, read_json
+from gpt_mesh.serving.errors import ApiError
 
 DEFAULTS = GenerationSettings(temperature=0.6, top_k=40, stop=("##",), num_beams=4, max_new_tokens=5, logprobs=2)
 

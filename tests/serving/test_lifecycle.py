@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import openai
 import pytest
 
-import main
+from gpt_mesh import main
 from tests.support.runs import Workspace
 from tests.support.servers import Server, random_model, serving
 

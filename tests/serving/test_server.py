@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openai.types import Completion
 
-from data.encoders import load_encoder
-from serving.server import ServerSettings
+from gpt_mesh.data.encoders import load_encoder
+from gpt_mesh.serving.server import ServerSettings
 from tests.support.runs import Workspace, logged
 from tests.support.servers import N_CTX, random_model, serving_here
 
@@ -162,7 +162,7 @@ def test_log_probabilities_are_those_of_scoring_the_same_tokens(client: openai.O
 
 def _name(encoder: Any, token: int) -> str:
     """The name of a token in an answer, told from the tokenizer's own table of bytes."""
-    from serving.token_text import TokenText
+    from gpt_mesh.serving.token_text import TokenText
 
     return TokenText(encoder).name(token)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from data.encoders import load_encoder
-from generation.requests import TokenLogprob
-from serving.answers import Logprobs
-from serving.token_text import UNBOUNDED, TokenText
+from gpt_mesh.data.encoders import load_encoder
+from gpt_mesh.generation.requests import TokenLogprob
+from gpt_mesh.serving.answers import Logprobs
+from gpt_mesh.serving.token_text import UNBOUNDED, TokenText
 from tests.support.runs import Workspace
 
 

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from config import GenerationSettings
-from errors import InputError
-from evaluation.scoring import TokenScores
-from generation.requests import Event, FinishReason, GenerationRequest
-from serving.errors import ApiError
-from serving.worker import News, Task, Worker
+from gpt_mesh.config import GenerationSettings
+from gpt_mesh.errors import InputError
+from gpt_mesh.evaluation.scoring import TokenScores
+from gpt_mesh.generation.requests import Event, FinishReason, GenerationRequest
+from gpt_mesh.serving.errors import ApiError
+from gpt_mesh.serving.worker import News, Task, Worker
 
 SECONDS = 20
 

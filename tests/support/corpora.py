@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from config import Config, load_config
-from data.tfrecords import write_records
+from gpt_mesh.config import Config, load_config
+from gpt_mesh.data.tfrecords import write_records
 
 TOKENIZER_FILE = "byte-level-bpe.tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"

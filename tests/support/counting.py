@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from generation.decoder import News
-from sample import Request
+from gpt_mesh.generation.decoder import News
+from gpt_mesh.sample import Request
 
 
 class Counting:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from config import Config, ModelConfig
+from gpt_mesh.config import Config, ModelConfig
 from tests.support.reference import Arrays, layer_norm, softmax
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from config import parse_model
-from interop.gpt_neo_config import from_hugging_face
-from interop.names import counterparts
-from interop.weights import weight_sizes
+from gpt_mesh.config import parse_model
+from gpt_mesh.interop.gpt_neo_config import from_hugging_face
+from gpt_mesh.interop.names import counterparts
+from gpt_mesh.interop.weights import weight_sizes
 
 CONFIG: dict[str, Any] = {
     "model_type": "gpt_neo",

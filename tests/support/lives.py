@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from config import Config, parse_config
-from errors import InputError
-from meshes.devices import MeshPlan, choose_devices
-from meshes.layouts import plan_mesh
-from models.dims import layout_tensors
-from sample import Request, Sampler
+from gpt_mesh.config import Config, parse_config
+from gpt_mesh.engine.engine import Engine
+from gpt_mesh.errors import InputError
+from gpt_mesh.meshes.devices import MeshPlan, choose_devices
+from gpt_mesh.meshes.layouts import plan_mesh
+from gpt_mesh.models.dims import layout_tensors
+from gpt_mesh.sample import Request, Sampler
 from tests.support.models import cpu_names, enlarge_weights, token_batch
-from training.engine import Engine
 
 SOURCE = "random.json"
 # How far rounding may put the logit of a token that decoding chose below that of the likeliest of the full pass.

@@ -8,17 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from meshes.compat import mtf
+from gpt_mesh.meshes.compat import mtf
 
 import numpy as np
 import tensorflow as tf
 
-from config import Config, parse_config
-from meshes.devices import MeshPlan, choose_devices
-from meshes.layouts import plan_mesh
-from meshes.variables import VariableStore
-from models.dims import layout_tensors
-from training.engine import Engine
+from gpt_mesh.config import Config, parse_config
+from gpt_mesh.engine.engine import Engine
+from gpt_mesh.meshes.devices import MeshPlan, choose_devices
+from gpt_mesh.meshes.layouts import plan_mesh
+from gpt_mesh.meshes.variables import VariableStore
+from gpt_mesh.models.dims import layout_tensors
 
 Dim = mtf.Dimension
 # Where one layer shows as much as two, in half the time.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from config import ModelConfig
+from gpt_mesh.config import ModelConfig
 from tests.support.runs import REPOSITORY
 
 PEERS_PYTHON = REPOSITORY / os.environ.get("PEERS_VENV", ".venv-peers") / "bin" / "python"

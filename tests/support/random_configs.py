@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from config import ACTIVATIONS, TENSOR_DIMENSIONS
+from gpt_mesh.config import ACTIVATIONS, TENSOR_DIMENSIONS
 
 Keys = Mapping[str, Any]
 # Flat keys, or how to make them from those that came before.

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from config import ModelConfig, OptimizerConfig
+from gpt_mesh.config import ModelConfig, OptimizerConfig
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from config import Config
-from data.encoders import load_encoder
-from interop.weights import weight_sizes
+from gpt_mesh.config import Config
+from gpt_mesh.data.encoders import load_encoder
+from gpt_mesh.engine import checkpoint_stream
+from gpt_mesh.interop.weights import weight_sizes
+from gpt_mesh.storage.progress import log
 from tests.support.corpora import Documents, add_dataset, make_tokenizer
-from training import checkpoint_stream
-from training.progress import log
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 N_VOCAB = 320

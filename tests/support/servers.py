@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
-import api
-from config import load_config
-from serving.address import listen, url
-from serving.server import ServerSettings, WebServer
+from gpt_mesh import api
+from gpt_mesh.config import load_config
+from gpt_mesh.engine.engine import Engine
+from gpt_mesh.serving.address import listen, url
+from gpt_mesh.serving.server import ServerSettings, WebServer
 from tests.support.models import enlarge_weights, make_engine, unoptimised_graphs
 from tests.support.runs import Workspace
-from training.engine import Engine
 
 N_CTX = 64
 TINY = {"n_layer": 1, "n_embd": 16, "n_head": 2, "n_ctx": N_CTX, "attention_types": [[["global"], 1]]}

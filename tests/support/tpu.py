@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from meshes.compat import quiet_estimator
+from gpt_mesh.meshes.compat import quiet_estimator
 
 import numpy as np
 import tensorflow as tf
 
-from config import Config
-from meshes.tpu import Tpu
-from models.dims import layout_tensors
-from training.estimator import TpuEngine
-from training.session import graph_mode
+from gpt_mesh.config import Config
+from gpt_mesh.models.dims import layout_tensors
+from gpt_mesh.tpu.devices import Tpu
+from gpt_mesh.tpu.estimator import TpuEngine
+from gpt_mesh.tpu.session import graph_mode
 
 # Chips along x and y; a v3 chip has two cores, a host has a square of four chips. (No v3 is as small as the first.)
 V3_4, V3_8, V3_32, V3_256 = (2, 1), (2, 2), (4, 4), (8, 16)

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import api
-from config import load_config
+from gpt_mesh import api
+from gpt_mesh.config import load_config
 from tests.support.runs import rows, shared_workspace, weights
 
 TOLERANCE = 1e-3  # relative, of means over 15 steps and of the held-out nll

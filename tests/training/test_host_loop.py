@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import api
-from config import load_config
+from gpt_mesh import api
+from gpt_mesh.config import load_config
+from gpt_mesh.engine.engine import Engine
+from gpt_mesh.training import loop
 from tests.support.models import ONE_LAYER, make_engine, tiny_config, token_batch
 from tests.support.runs import Workspace
-from training import loop
-from training.engine import Engine
 
 
 class Device:

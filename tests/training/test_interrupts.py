@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from training.interrupts import Interrupts
+from gpt_mesh.training.interrupts import Interrupts
 
 
 def test_a_signal_after_a_request_is_the_first_signal() -> None:

@@ -21,9 +21,16 @@ from typing import Any
 import pytest
 import tensorflow as tf
 
-import api
-from config import load_config, replace
-from errors import InputError
+from gpt_mesh import api
+from gpt_mesh.config import load_config, replace
+from gpt_mesh.engine.engine import Engine
+from gpt_mesh.errors import InputError
+from gpt_mesh.storage import progress
+from gpt_mesh.storage.progress import Progress, alive
+from gpt_mesh.training import loop, report
+from gpt_mesh.training.interrupts import Interrupts, watch
+from gpt_mesh.training.interval import Interval
+from gpt_mesh.training.loop import finished
 from tests.support.runs import (
     ONE_LAYER,
     STEPS,
@@ -35,12 +42,6 @@ from tests.support.runs import (
     losses,
     rows,
 )
-from training import loop, progress, report
-from training.engine import Engine
-from training.interrupts import Interrupts, watch
-from training.interval import Interval
-from training.loop import finished
-from training.progress import Progress, alive
 
 
 def test_a_full_disk_is_one_line_and_want_of_memory_is_not() -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
+from gpt_mesh.training import profiling
+from gpt_mesh.training.profiling import Profiler, Steps, kind_of, part
 from tests.support.runs import ONE_LAYER, Run, Workspace, logged
-from training import profiling
-from training.profiling import Profiler, Steps, kind_of, part
 
 
 def nothing() -> None:

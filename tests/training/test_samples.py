@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from config import load_config
-from sample import Request
+from gpt_mesh.config import load_config
+from gpt_mesh.sample import Request
+from gpt_mesh.training.samples import SampleWriter
 from tests.support.runs import Workspace
-from training.samples import SampleWriter
 
 
 class Sampler:

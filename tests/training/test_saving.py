@@ -18,15 +18,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import api
-from config import Config, load_config, replace
-from errors import InputError
-from meshes.devices import MeshPlan
+from gpt_mesh import api
+from gpt_mesh.config import Config, load_config, replace
+from gpt_mesh.engine import checkpoints
+from gpt_mesh.engine.engine import Engine
+from gpt_mesh.errors import InputError
+from gpt_mesh.meshes.devices import MeshPlan
+from gpt_mesh.training.saving import CheckpointWriter
 from tests.support.models import ONE_LAYER, make_engine, tiny_config, train
 from tests.support.runs import REPOSITORY, Workspace, different, losses, rows
-from training import checkpoints
-from training.engine import Engine
-from training.saving import CheckpointWriter
 
 VALUES = {"gpt2/wte": tf.reshape(tf.range(12.0), [4, 3]), "global_step": tf.constant(3, tf.int64)}
 
@@ -160,12 +160,11 @@ def test_training_goes_on_while_one_checkpoint_is_written(
 
 HOLD = """
 import os, pathlib, sys, time
-sys.path.insert(0, sys.argv[1])
-import main
-import meshes.devices
+from gpt_mesh import main
+from gpt_mesh.meshes import devices
 import tensorflow as tf
-meshes.devices.MeshPlan.compiled = False
-write, opened = tf.raw_ops.SaveV2, pathlib.Path(sys.argv[2])
+devices.MeshPlan.compiled = False
+write, opened = tf.raw_ops.SaveV2, pathlib.Path(sys.argv[1])
 def held(*, prefix, **rest):
     write(prefix=prefix, **rest)
     if not prefix.endswith("model.ckpt-3.writing"):
@@ -179,7 +178,7 @@ sys.exit(main.main(sys.argv[3:]))
 
 def held_run(workspace: Workspace, config: Path, opened: Path) -> subprocess.Popen[str]:
     """A run, when it is in the middle of writing its second checkpoint, or any later one, and `opened` is not there."""
-    command = [sys.executable, "-c", HOLD, str(REPOSITORY), str(opened), "--model", str(config)]
+    command = [sys.executable, "-c", HOLD, str(opened), "--model", str(config)]
     process = subprocess.Popen([*command, "--steps_per_checkpoint", "3"], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
@@ -225,18 +224,17 @@ def test_ended_within_a_write_by_a_kill_and_by_a_signal(workspace: Workspace, tm
 
 CALL = """
 import json, os, pathlib, signal, sys, threading
-sys.path.insert(0, sys.argv[1])
-import api
-import meshes.devices
-from training import checkpoints
-meshes.devices.MeshPlan.compiled = False
+from gpt_mesh import api
+from gpt_mesh.meshes import devices
+from gpt_mesh.engine import checkpoints
+devices.MeshPlan.compiled = False
 save = checkpoints.save
 def signalled(*arguments):
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
     threading.Event().wait(1.5)
     return save(*arguments)
 checkpoints.save = signalled
-result = api.train(sys.argv[2], steps_per_checkpoint=4)
+result = api.train(sys.argv[1], steps_per_checkpoint=4)
 print(json.dumps([result.step, result.interrupted, signal.getsignal(signal.SIGTERM) == signal.SIG_DFL]))
 """
 
@@ -244,7 +242,7 @@ print(json.dumps([result.step, result.interrupted, signal.getsignal(signal.SIGTE
 @pytest.mark.slow
 def test_a_signal_while_a_caller_of_the_library_waits_for_the_last_checkpoint(workspace: Workspace) -> None:
     config = workspace.config("called", train_steps=4, **ONE_LAYER)
-    command = [sys.executable, "-c", CALL, str(REPOSITORY), str(config)]
+    command = [sys.executable, "-c", CALL, str(config)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [4, False, True]

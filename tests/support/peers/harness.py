@@ -16,7 +16,7 @@ from typing import Any
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
-import meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
+import gpt_mesh.meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
 
 import lm_eval
 import numpy as np
@@ -24,10 +24,10 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedTokenizerFast
 
-import api
-from config import load_config
-from errors import InputError
-from evaluation.harness import HarnessModel  # which registers "gpt_mesh"
+from gpt_mesh import api
+from gpt_mesh.config import load_config
+from gpt_mesh.errors import InputError
+from gpt_mesh.harness import HarnessModel  # which registers "gpt_mesh"
 from tests.support.peers.gpt_neo import load
 
 BATCH = 3  # not a divisor of what there is

@@ -1,0 +1,36 @@
+"""GPT-style language models on mesh-tensorflow: train, evaluate, generate, score, serve, export.
+
+>>> import gpt_mesh
+>>> gpt_mesh.train("my_model")
+>>> model = gpt_mesh.load("my_model")
+>>> model.generate(["Once upon a time"], max_new_tokens=40)
+
+Importing this package imports nothing else and changes nothing in the process. TensorFlow is loaded when a model is
+first touched.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gpt_mesh.api import Model, evaluate, load, train
+    from gpt_mesh.errors import InputError
+
+__version__ = "0.2.0"
+__all__ = ["InputError", "Model", "__version__", "evaluate", "load", "train"]
+
+_HOMES = {"InputError": "errors", "Model": "api", "evaluate": "api", "load": "api", "train": "api"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"gpt_mesh.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'gpt_mesh' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,250 @@
+"""Name-based checkpoints that a kill at any moment leaves whole.
+
+A checkpoint is `model.ckpt-<step>` (TensorFlow's own format: an `.index` and a `.data` file, one entry a variable,
+under the names of the published GPT-Neo checkpoints) and `model.ckpt-<step>.json`, what else a resumed run needs: the
+position in the data and the averages of the current logging interval. Each file is written under a temporary name and
+then moved into place; the `checkpoint` file, which says which one is newest, comes last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import tensorflow as tf
+from google.protobuf import text_format
+
+from gpt_mesh.errors import InputError
+from gpt_mesh.storage.progress import log
+
+KEEP = 5
+_PREFIX = "model.ckpt-"
+TEMPORARY = ".writing"
+_LAYER = re.compile(r"gpt2/h(\d+)/")
+_SUFFIXES = (".index", ".data-00000-of-00001", ".json")
+
+
+def save(directory: str, step: int, values: Mapping[str, tf.Tensor | tf.Variable], state: Mapping[str, Any]) -> str:
+    """Write a checkpoint, make it the newest, and delete all but the newest five.
+
+    Args:
+        directory: of the run; it exists.
+        step: training steps done.
+        values: by the names they get in the checkpoint.
+        state: JSON-ready, returned by `restore_state`.
+
+    Returns:
+        The checkpoint's path, `<directory>/model.ckpt-<step>`.
+    """
+    io = tf.io.gfile
+    path = io.join(directory, f"{_PREFIX}{step}")
+    temporary = path + TEMPORARY
+    names = sorted(values)
+    with tf.device("/device:CPU:0"):
+        tensors = [tf.convert_to_tensor(values[name]) for name in names]
+        tf.raw_ops.SaveV2(prefix=temporary, tensor_names=names, shape_and_slices=[""] * len(names), tensors=tensors)
+    with io.GFile(temporary + ".json", "w") as file:
+        file.write(json.dumps(dict(state)))
+    for suffix in reversed(_SUFFIXES):  # the index last: without it there is no checkpoint of that name
+        io.rename(temporary + suffix, path + suffix, overwrite=True)
+    finish(directory, step)
+    return path
+
+
+def finish(directory: str, step: int) -> None:
+    """Point the `checkpoint` file at this step, then delete old checkpoints and what a killed run left half-written."""
+    io = tf.io.gfile
+    kept = [n for n in steps(directory) if n <= step][-KEEP:]
+    names = [f"{_PREFIX}{n}" for n in kept]
+    proto = tf.compat.v1.train.generate_checkpoint_state_proto(".", names[-1], names)
+    target = io.join(directory, "checkpoint")
+    with io.GFile(target + TEMPORARY, "w") as file:
+        file.write(text_format.MessageToString(proto))
+    io.rename(target + TEMPORARY, target, overwrite=True)
+    for name in io.listdir(directory):
+        match = re.match(rf"{re.escape(_PREFIX)}(\d+)\.", name)
+        if match and (int(match[1]) not in kept or TEMPORARY in name):
+            io.remove(io.join(directory, name))
+
+
+def steps(directory: str) -> list[int]:
+    """Steps of the whole checkpoints in a directory, in ascending order; none if there is no such directory."""
+    if not tf.io.gfile.isdir(directory):
+        return []
+    names = set(tf.io.gfile.listdir(directory))
+    found = [re.fullmatch(rf"{re.escape(_PREFIX)}(\d+)\.index", name) for name in names]
+    return sorted(int(m[1]) for m in found if m and any(n.startswith(f"{_PREFIX}{m[1]}.data-") for n in names))
+
+
+def latest(directory: str) -> str | None:
+    """The newest checkpoint of a directory, as the path that `restore` takes; None if there is none.
+
+    The one that the `checkpoint` file names, if it is whole; else the whole one of the highest step.
+    """
+    named = _named(directory)
+    if named is not None and _is_whole(named):
+        return named
+    found = steps(directory)
+    return tf.io.gfile.join(directory, f"{_PREFIX}{found[-1]}") if found else None
+
+
+def _named(directory: str) -> str | None:
+    """The path in the `checkpoint` file; None if there is no such file or nothing in it, as after a power cut."""
+    if not tf.io.gfile.exists(tf.io.gfile.join(directory, "checkpoint")):
+        return None
+    try:
+        state = tf.train.get_checkpoint_state(directory)
+    except ValueError:
+        return None
+    return None if state is None else str(state.model_checkpoint_path)
+
+
+def _is_whole(path: str) -> bool:
+    io, (directory, name) = tf.io.gfile, os.path.split(path)
+    return io.exists(path + ".index") and any(other.startswith(name + ".data-") for other in io.listdir(directory))
+
+
+def step_of(path: str) -> int:
+    """The step in a checkpoint's name."""
+    match = re.search(r"-(\d+)$", path)
+    if match is None:
+        raise InputError(f"{path}: not a checkpoint's name; it ends in its step, as in model.ckpt-5000")
+    return int(match[1])
+
+
+def delete_all(directory: str) -> int:
+    """Delete the checkpoints of a directory, with their logs and samples; returns how many checkpoints there were."""
+    io = tf.io.gfile
+    count = len(steps(directory))
+    if io.isdir(directory):
+        for name in io.listdir(directory):
+            ours = name.startswith((_PREFIX, "events.out.tfevents")) or name in (
+                "checkpoint",
+                "metrics.jsonl",
+                "eval.jsonl",
+            )
+            if ours:
+                io.remove(io.join(directory, name))
+        for path in io.glob(io.join(directory, "predictions", "*samples_step_*.txt")):
+            io.remove(path)
+    return count
+
+
+def restore(path: str, variables: Mapping[str, tf.Variable], source: str, *, finite: bool = False) -> list[str]:
+    """Fill variables from a checkpoint, one at a time. What else it holds is left out; the log names the weights in it.
+
+    Args:
+        path: of the checkpoint, without a suffix.
+        variables: by their names in the checkpoint. Stored bfloat16 weights are widened to the variable's type.
+        source: the config, for messages.
+        finite: refuse what is no number.
+
+    Returns:
+        Names of optimizer slots that the checkpoint does not have; they keep their values.
+
+    Raises:
+        InputError: no such checkpoint, an unreadable one, a missing weight, one of another shape, or more layers; one
+            that is not `finite`.
+    """
+    dtypes, missing = contents(path, {name: v.shape.as_list() for name, v in variables.items()}, source)
+    with tf.device("/device:CPU:0"):
+        for name, variable in variables.items():
+            if name in missing:
+                continue
+            try:
+                (value,) = tf.raw_ops.RestoreV2(
+                    prefix=path, tensor_names=[name], shape_and_slices=[""], dtypes=[dtypes[name]]
+                )
+            except tf.errors.OpError as error:
+                raise InputError(
+                    f"{path}: variable {name} cannot be read ({error.message.splitlines()[0]}); the file is "
+                    "damaged: delete this "
+                    f"checkpoint to go on from the one before it"
+                ) from None
+            value = tf.cast(value, variable.dtype)
+            if finite and value.dtype.is_floating and not tf.reduce_all(tf.math.is_finite(value)):
+                raise InputError(
+                    f"{path}: {name} has elements that are not finite numbers (NaN or infinity), so that nothing it "
+                    "says means anything; take a checkpoint from before the training diverged"
+                )
+            variable.assign(value)
+    return missing
+
+
+def contents(path: str, wanted: Mapping[str, list[int]], source: str) -> tuple[dict[str, tf.DType], list[str]]:
+    """What a checkpoint has of the variables `wanted`, given with their shapes: types by name, and the names of
+    optimizer slots that it does not have. The arguments and errors are those of `restore`.
+    """
+    try:
+        # Not tf.train.load_checkpoint, which takes the path for a folder where a file system has no folders (ram://).
+        reader = tf.compat.v1.train.NewCheckpointReader(path)
+        shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
+    except (tf.errors.OpError, ValueError) as error:
+        raise InputError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from None
+    _check_depth(path, shapes, wanted, source)
+    missing = []
+    for name, shape in wanted.items():
+        if name not in shapes:
+            if not is_slot(name):
+                raise InputError(
+                    f"{path}: has no variable {name}, which {source} asks for; is it another model's checkpoint?"
+                )
+            missing.append(name)
+        elif list(shapes[name]) != shape:
+            raise InputError(
+                f"{path}: variable {name} has shape {list(shapes[name])}, but {source} makes it "
+                f"{shape}; use the config that the checkpoint was trained with, or another model_path"
+            )
+    if unused := sorted(name for name in {*shapes} - {*wanted} if not is_slot(name)):
+        more = ", …" if len(unused) > 3 else ""
+        log.warning("%s: %s does not use %s%s", path, source, ", ".join(unused[:3]), more)
+    return {name: dtypes[name] for name in wanted if name not in missing}, missing
+
+
+def save_state(directory: str, step: int, state: Mapping[str, Any]) -> None:
+    """Write what `restore_state` gives for the checkpoint of this step, before somebody else saves its variables."""
+    io = tf.io.gfile
+    path = io.join(directory, f"{_PREFIX}{step}")
+    with io.GFile(path + TEMPORARY + ".json", "w") as file:
+        file.write(json.dumps(dict(state)))
+    io.rename(path + TEMPORARY + ".json", path + ".json", overwrite=True)
+
+
+def is_slot(name: str) -> bool:
+    """Whether a variable is an optimizer's."""
+    return "/adam_" in name or "/adafactor_" in name
+
+
+def _check_depth(path: str, stored: Iterable[str], wanted: Iterable[str], source: str) -> None:
+    """Refuse a checkpoint with layers that the model does not have: it would be silently cut off."""
+    layers = {match[1] for name in wanted if (match := _LAYER.match(name))}
+    for name in sorted(stored):
+        match = _LAYER.match(name)
+        if layers and match and match[1] not in layers:
+            raise InputError(
+                f"{path}: variable {name} is of layer {match[1]}, and {source} has {len(layers)} layers; use the "
+                "config that the checkpoint was trained with, or another model_path"
+            )
+
+
+def restore_state(path: str) -> dict[str, Any]:
+    """What `save` was given as `state`; empty for a checkpoint of another program.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    name = path + ".json"
+    if not tf.io.gfile.exists(name):
+        return {}
+    try:
+        with tf.io.gfile.GFile(name) as file:
+            state: dict[str, Any] = json.loads(file.read())
+    except ValueError:
+        raise InputError(
+            f"{name}: is damaged; it holds where {path} stands in the data: restore it, or delete it to read on after "
+            "as many batches as it has steps"
+        ) from None
+    return state

@@ -1,0 +1,170 @@
+"""lm-evaluation-harness on our checkpoints: https://github.com/EleutherAI/lm-evaluation-harness.
+
+    python3 -m gpt_mesh.harness run --model gpt_mesh --model_args config=demo --tasks hellaswag --batch_size 16
+
+takes the flags of its own command, `lm_eval`. From Python, importing this file is enough:
+
+    import lm_eval, evaluation.harness
+    lm_eval.simple_evaluate(model="gpt_mesh", model_args={"config": "demo"}, tasks=["hellaswag"], batch_size=16)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import gpt_mesh.meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
+
+import numpy as np
+
+from gpt_mesh import api
+from gpt_mesh.config import GenerationSettings
+from gpt_mesh.errors import InputError
+from gpt_mesh.evaluation.spans import SpanScorer, ending, rolling
+from gpt_mesh.generation.requests import GenerationRequest
+from gpt_mesh.storage.progress import log, set_up_logging
+
+try:
+    import lm_eval.models  # noqa: F401  (its own models register first, which they do only while there are none)
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.api.registry import register_model
+    from lm_eval.models.utils import normalize_gen_kwargs
+except ImportError as error:
+    _REMEDY = f"evaluation/harness.py needs lm-evaluation-harness ({error}); pip install 'lm_eval>=0.4.13,<0.5'"
+    if __name__ == "__main__":
+        sys.exit(f"error: {_REMEDY}")
+    raise ImportError(_REMEDY) from error
+
+SETTINGS = {field.name for field in dataclasses.fields(GenerationSettings)}
+DEFAULT_DEVICE = "cuda:0"  # what the harness passes where nobody asked for one
+MAX_GEN_TOKS = 256  # where a task does not say, as for the harness's other models
+
+
+@register_model("gpt_mesh")
+class HarnessModel(TemplateLM):
+    """A trained model as the harness asks it. Contexts, truncation and windows are those of its Hugging Face model."""
+
+    def __init__(
+        self,
+        config: str | api.Model | None = None,
+        devices: str | Sequence[str] | None = None,
+        batch_size: int | str | None = None,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+        pretrained: str | api.Model | None = None,
+        **unknown: Any,
+    ) -> None:
+        """
+        Args:
+            config: what `api.load` takes: a config's name, a run's directory, a checkpoint; or the model itself.
+            devices: such as "device:CPU:0 device:CPU:1"; default: every visible GPU, else the CPU.
+            batch_size: texts scored at a time; "auto" or None: the config's `eval_batch_size`.
+            max_batch_size: of no effect: nothing is tried out.
+            device: PyTorch's name for a device, which means nothing here.
+            pretrained: the same as `config`, by the name that the harness knows: it calls files of results after it.
+
+        Raises:
+            InputError: no such model, it has no tokenizer, or it does not predict what comes next; or another argument.
+        """
+        super().__init__()
+        del max_batch_size
+        if unknown:
+            raise InputError(f"model_args {', '.join(unknown)}: not known here; there are config and devices")
+        config = pretrained if config is None else config
+        if config is None:
+            raise InputError("model_args: name the model, such as config=demo")
+        if device not in (None, DEFAULT_DEVICE):
+            log.warning("device = %s is PyTorch's; name devices with model_args devices=device:GPU:0", device)
+        names = devices.split() if isinstance(devices, str) else devices
+        self.model = config if isinstance(config, api.Model) else api.load(config, devices=names)
+        api.check_predicts_next(self.model.config)
+        self.encoder = self.model.encoder
+        fixed = None if batch_size is None or str(batch_size).startswith("auto") else int(batch_size)
+        self._scorer = SpanScorer(self.model.engine, fixed)
+
+    @property
+    def batch_size(self) -> int:
+        """Texts scored at a time."""
+        return self._scorer.batch_size
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that a text may have to be predicted from."""
+        return self.model.config.model.n_ctx
+
+    @property
+    def eot_token_id(self) -> int:
+        """What stands before a text that nothing else stands before."""
+        if self.model.eos_id is None:
+            raise InputError(f"{self.encoder.source}: has no <|endoftext|>; set eos_id in the dataset config")
+        return self.model.eos_id
+
+    @property
+    def tokenizer_name(self) -> str:
+        """The tokenizer, as a cache of requests names it."""
+        return self.encoder.fingerprint
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """Ids of a text. Special tokens that it spells out become their ids; none are added."""
+        return self.encoder.encode(string)
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        """Log-probability of each continuation after its context, and whether each of its tokens is the likeliest."""
+        spans = [ending(context, continuation, self.max_length)[0] for _, context, continuation in requests]
+        found = self._scorer.score(spans, "loglikelihood")
+        answers = []
+        for number, (span, (texts, *_)) in enumerate(zip(spans, requests, strict=True)):
+            answers.append((float(found.logprobs[number]), bool(found.correct[number] == span.scored)))
+            self.cache_hook.add_partial("loglikelihood", texts, answers[-1])
+        return answers
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-probability of each text, given an end of text before it."""
+        del disable_tqdm
+        parts = [rolling(self.encoder.encode(r.args[0]), self.prefix_token_id, self.max_length) for r in requests]
+        found = self._scorer.score([span for part in parts for span in part], "loglikelihood_rolling")
+        ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+        totals = [float(found.logprobs[end - len(part) : end].sum()) for end, part in zip(ends, parts, strict=True)]
+        for request, total in zip(requests, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+        return totals
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """The continuation of each context, up to the first of its stop strings."""
+        del disable_tqdm
+        found = self.model.generator().generate([self._request(*request.args) for request in requests])
+        for request, generated in zip(requests, found, strict=True):
+            self.cache_hook.add_partial("generate_until", request.args, generated.text)
+        return [generated.text for generated in found]
+
+    def _request(self, context: str, arguments: dict[str, Any]) -> GenerationRequest:
+        """A context that leaves room for what is generated, and how."""
+        given = dict(normalize_gen_kwargs(arguments, MAX_GEN_TOKS))
+        until, room = given.pop("until"), min(given.pop("max_gen_toks"), self.max_length - 1)
+        given.pop("do_sample", None)  # its temperature is 0 where nothing is drawn
+        if unknown := given.keys() - SETTINGS:
+            raise InputError(f"generation_kwargs: {', '.join(sorted(unknown))}: not known here; leave it out")
+        settings = GenerationSettings(**{**given, "max_new_tokens": room, "stop": tuple(filter(None, until))})
+        return GenerationRequest(self.encoder.encode(context)[-(self.max_length - room) :], settings)
+
+
+def main() -> int:
+    """The harness's own command, with `gpt_mesh` among its models."""
+    from lm_eval.__main__ import cli_evaluate
+
+    set_up_logging()
+    try:
+        cli_evaluate()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

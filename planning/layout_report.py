@@ -1,0 +1,176 @@
+"""What `--auto_layout` says, and the config that `--apply` writes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+
+from gpt_mesh.config import Config, parse_config
+from gpt_mesh.errors import InputError
+from gpt_mesh.meshes.fitting import fit_sizes
+from gpt_mesh.meshes.limits import as_keys, layout_text, shape_text
+from gpt_mesh.planning.layout_search import Candidate, best_layouts, candidate, limits_of, mesh_shapes
+from gpt_mesh.planning.metrics import human_bytes
+
+EFFECTS = {
+    "batch": "{size} of {whole} sequences a replica; gradients of the weights are summed over it once a step",
+    "sequence": "each sequence is cut into {parts} parts; keys and values are gathered in every attention layer",
+    "memory_length": "attention weights are cut by key; what attention finds is summed over it in every layer",
+    "embd": "the residual stream and every matrix are cut; each product that reads the stream is summed over it",
+    "heads": "attention's weights and heads are divided; one sum over it in every attention layer, and one backward",
+    "vocab": "the token embedding and the logits are cut; embeddings are summed over it, once each way",
+    "intermediate_expanded": "feed-forward weights are divided; one sum over it in every such layer, and one backward",
+    "embed_sequence": "the position embedding is cut; it is gathered once a step",
+    "experts": "{size} of {whole} experts a device; tokens travel to their experts and back",
+    "expert_hidden": "each expert's inside is cut; what experts give is summed over it",
+}
+
+
+def find_layouts(config: Config, devices: int, *, keep_mesh: bool) -> list[Candidate]:
+    """`best_layouts` on the config's own mesh (`keep_mesh`), or on any over so many devices.
+
+    Raises:
+        InputError: the config's mesh is for another number of devices, or the model cannot be split over so many.
+    """
+    mesh = config.mesh
+    if keep_mesh and mesh.size > 1 and mesh.size != devices:
+        raise InputError(
+            f'{config.source}: "mesh_shape": "{mesh.mesh_shape}" is for {mesh.size} devices and --auto_layout keeps '
+            f"it; for {devices} use --auto_layout_and_mesh_shape"
+        )
+    own = mesh.shape if mesh.size > 1 else {"all": devices}
+    found = best_layouts(config, [own] if keep_mesh else mesh_shapes(devices), _now(config, devices)[0])
+    if not found:
+        what = f"a mesh of {shape_text(own)}" if keep_mesh else f"{devices} devices"
+        raise InputError(
+            f"{config.source}: no dimension of the model divides by {what}; "
+            + ("use --auto_layout_and_mesh_shape" if keep_mesh else "ask for another number with --devices")
+        )
+    return found
+
+
+def report(config: Config, devices: int, found: Sequence[Candidate]) -> list[str]:
+    """The layouts beside the config's own, the first of them ready to paste, and what it does."""
+    now, remark = _now(config, devices)
+    rows = [*([("now", now)] if now else []), *((str(i), each) for i, each in enumerate(found, 1))]
+    best = found[0]
+    lines = [
+        f"{config.source} on {devices} devices: estimates for one of them, in training",
+        "",
+        *_table(rows, now or found[-1]),
+        "",
+        *([remark] if remark else []),
+        *_described(config, 1, best, _compared(best, now)),
+    ]
+    faster = [(row, each) for row, each in enumerate(found[1:], 2) if _no_worse(each, now)]
+    if faster:
+        row, each = faster[0]
+        what = f"No slower than now, by the estimate: {human_bytes(each.bytes)}"
+        lines += ["", *_described(config, row, each, what)]
+    elif len(found) > 1:
+        what = f"Least time, by the estimate: {human_bytes(found[-1].bytes)}"
+        lines += ["", *_described(config, len(found), found[-1], what)]
+    return lines
+
+
+def _no_worse(each: Candidate, now: Candidate | None) -> bool:
+    """Whether a layout takes no more time than the config's own, and less memory."""
+    return now is not None and each.cost.seconds <= now.cost.seconds and each.bytes < now.bytes
+
+
+def _described(config: Config, row: int, each: Candidate, what: str) -> list[str]:
+    """A layout ready to paste, and what it does."""
+    keys = as_keys(each.plan.shape, each.plan.rules)
+    return [f"{what} (row {row}):", f"  {keys}", *(f"    {line}" for line in _effects(config, each))]
+
+
+def _now(config: Config, devices: int) -> tuple[Candidate | None, str]:
+    """The config's own layout on so many devices, and what there is to say of it."""
+    mesh, limits = config.mesh, limits_of(config)
+    if mesh.size == devices:
+        problem = limits.problem(mesh.shape, mesh.rules)
+        if problem is None:
+            return candidate(config, limits, mesh.shape, mesh.rules), ""
+        return None, f'The config\'s layout "{mesh.layout}" cannot work: {problem[1]}.'
+    if not mesh.shape:
+        return None, "The config has no mesh: it is for one device."
+    sizes = fit_sizes(limits, mesh.shape, mesh.rules, devices)
+    if sizes is None:
+        return None, f'The config\'s "{mesh.mesh_shape}" is for {mesh.size} devices and does not fit {devices}.'
+    fitted = candidate(config, limits, sizes, mesh.rules)
+    return fitted, f'Row "now": the config\'s "{mesh.mesh_shape}" as --fit_mesh would lay it out.'
+
+
+def _table(rows: Sequence[tuple[str, Candidate]], measure: Candidate) -> list[str]:
+    """A line for each layout; its time is relative to that of `measure`."""
+    parts = ("weights", "gradients", "optimizer", "activations")
+    head = ("", "memory", *parts, "sent a step", "work", "time", "mesh_shape", "layout")
+    cells: list[tuple[str, ...]] = [head]
+    for name, each in rows:
+        held = [human_bytes(each.memory[part]) for part in parts]
+        time = each.cost.seconds / measure.cost.seconds
+        cost = [human_bytes(each.cost.sent), f"x{each.cost.repeated:.2f}", f"x{time:.2f}"]
+        keys = [shape_text(each.plan.shape), layout_text(each.plan.rules)]
+        cells.append((name, human_bytes(each.bytes), *held, *cost, *keys))
+    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+    return [
+        "  ".join(
+            text.ljust(width) if column in (0, 9, 10) else text.rjust(width)
+            for column, (text, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
+
+
+def _compared(best: Candidate, now: Candidate | None) -> str:
+    if now is None:
+        return f"Least memory: {human_bytes(best.bytes)}"
+    if _groups(best) == _groups(now):
+        return f"Least memory: {human_bytes(best.bytes)}, with the layout that the config has"
+    return f"Least memory: {human_bytes(best.bytes)} in place of {human_bytes(now.bytes)}"
+
+
+def _groups(each: Candidate) -> set[tuple[int, frozenset[str]]]:
+    """A layout without the names of its mesh dimensions: what each splits, and into how many parts."""
+    shape, rules = each.plan.shape, each.plan.rules
+    split = {axis: frozenset(name for name in rules if rules[name] == axis) for axis in shape}
+    return {(size, split[axis]) for axis, size in shape.items() if size > 1}
+
+
+def _effects(config: Config, each: Candidate) -> list[str]:
+    """What each split dimension does, in a few words."""
+    limits, lines = limits_of(config), []
+    for name, axis in each.plan.rules.items():
+        parts, whole = each.plan.shape[axis], limits.splittable[name]
+        lines.append(f"{name}:{axis}  {EFFECTS[name].format(parts=parts, whole=whole, size=whole // parts)}")
+    return lines
+
+
+def write_applied(config: Config, chosen: Candidate, *, replace: bool) -> str:
+    """The config file with another mesh and layout, as `<name>_auto.json` beside it.
+
+    Returns:
+        Its path.
+
+    Raises:
+        InputError: a file of that name is there, holds something else, and `replace` is false; or it cannot be written.
+    """
+    path = f"{os.path.splitext(config.source)[0]}_auto.json"
+    try:
+        with open(config.source, encoding="utf-8-sig") as file:
+            values = json.load(file)
+        keys = {"mesh_shape": shape_text(chosen.plan.shape), "layout": layout_text(chosen.plan.rules)}
+        values.update(keys)
+        parse_config(values, path, config.directory)  # never write what could not be read
+        text = json.dumps(values, indent=4) + "\n"
+        if os.path.exists(path) and not replace:
+            with open(path, encoding="utf-8") as file:
+                if file.read() != text:
+                    raise InputError(f"--apply: {path} is there already; add --yes to replace it, or move it away")
+        with open(f"{path}.writing", "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(f"{path}.writing", path)
+    except OSError as error:
+        raise InputError(f"--apply: {path}: cannot be written ({error.strerror}); copy the config elsewhere") from None
+    return path

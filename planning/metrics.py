@@ -1,0 +1,130 @@
+"""What a run reports: sizes and speeds, and the files that hold its measurements."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from gpt_mesh.config import ModelConfig
+from gpt_mesh.models.linear_attention import CHUNK
+
+# Dense matmul peaks in FLOP/s from the makers' data sheets, by a part of the device's name and precision. float32 is
+# TF32 where the device has it: TensorFlow multiplies float32 matrices so by default.
+PEAK_FLOPS: dict[str, dict[str, float]] = {
+    "H200": {"bfloat16": 989.4e12, "float32": 494.7e12},
+    "H100": {"bfloat16": 989.4e12, "float32": 494.7e12},
+    "A100": {"bfloat16": 312e12, "float32": 156e12},
+    "A10": {"bfloat16": 125e12, "float32": 62.5e12},
+    "L40S": {"bfloat16": 362e12, "float32": 183e12},
+    "L4": {"bfloat16": 121e12, "float32": 60e12},
+    "RTX 4090": {"bfloat16": 165.2e12, "float32": 82.6e12},
+    "RTX 3090": {"bfloat16": 71e12, "float32": 35.6e12},
+}
+
+
+def flops_per_token(model: ModelConfig) -> float:
+    """Matmul FLOPs to train on one token: forward, and twice that backward.
+
+    Counted as in PaLM (Chowdhery et al., 2022, arXiv:2204.02311, appendix B): two a weight that multiplies, plus scores
+    and weighted sums of attention over every position of the context, or of the window where attention is local.
+    Recomputed activations and the causal half that is masked are not taken off or added. Of a mixture's experts, those
+    count that there is room for in training.
+    """
+    width = model.n_embd
+    layers = zip(range(model.n_layer), model.attention_types, strict=True)
+    products = sum(_attention(model, kind) + _feed_forwards(model, number) for number, kind in layers)
+    return 3.0 * 2.0 * (products + width * model.n_vocab)
+
+
+def _attention(model: ModelConfig, kind: str) -> float:
+    """Multiplications for one token in an attention layer."""
+    width = model.n_embd
+    if kind == "none":
+        return 0
+    if kind == "linear":  # weights of pairs within a chunk, the sum's update, and its reading
+        seen: float = min(CHUNK, model.n_ctx) + model.head_size
+    else:
+        seen = (min(model.local_attention_radius, model.n_ctx) if kind == "local" else model.n_ctx) + model.num_mem_kv
+    return 4 * width * width + 2 * width * seen
+
+
+def _feed_forwards(model: ModelConfig, layer: int) -> float:
+    """Multiplications for one token in the feed-forward parts of a block."""
+    width, moe = model.n_embd, model.moe_params
+    dense = (12 if model.mlp_glu else 8) * width * width
+    before = dense if model.macaron else 0
+    if layer not in model.moe_layers:
+        return before + dense
+    experts = min(moe.moe_capacity_factor_train, moe.moe_num_experts)
+    return before + width * moe.moe_num_experts + experts * 2 * width * (moe.moe_hidden_size or 4 * width)
+
+
+def peak_flops(device_name: str, precision: str) -> float | None:
+    """Peak matmul FLOP/s of a device by its name ("NVIDIA H100 80GB HBM3"), None where it is not known."""
+    for part, peaks in PEAK_FLOPS.items():
+        if re.search(rf"\b{part}(?!\d)", device_name):  # an "L40" is no "L4"
+            return peaks[precision]
+    return None
+
+
+def device_peak(devices: list[str], precision: str) -> float | None:
+    """Sum of the peaks of GPUs by their full names ("/device:GPU:0"); None if any is not known."""
+    gpus = tf.config.list_physical_devices("GPU")
+    total = 0.0
+    for name in devices:
+        kind, index = name.rsplit(":", 2)[1:]
+        if kind != "GPU" or int(index) >= len(gpus):
+            return None
+        peak = peak_flops(tf.config.experimental.get_device_details(gpus[int(index)]).get("device_name", ""), precision)
+        if peak is None:
+            return None
+        total += peak
+    return total
+
+
+def human_bytes(count: float) -> str:
+    """A byte count with a unit: "1.5 GiB"."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+class JsonLines:
+    """A file of one JSON object a line, with a `step` each, that can be taken back to an earlier step."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def rewind(self, step: int) -> None:
+        """Drop lines of later steps, and a last line that a kill cut off: a resumed run writes them again."""
+        if not tf.io.gfile.exists(self.path):
+            return
+        kept = []
+        with tf.io.gfile.GFile(self.path) as file:
+            content = file.read()
+        for line in content.splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError, TypeError):
+                continue
+        if "".join(kept) != content:
+            with tf.io.gfile.GFile(self.path + ".writing", "w") as file:
+                file.write("".join(kept))
+            tf.io.gfile.rename(self.path + ".writing", self.path, overwrite=True)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add a line; one that a kill cut off before it stays on its own."""
+        line = json.dumps(dict(row)) + "\n"
+        if tf.io.gfile.exists(self.path) and (size := tf.io.gfile.stat(self.path).length):
+            with tf.io.gfile.GFile(self.path, "rb") as file:
+                file.seek(size - 1)
+                line = line if file.read(1) == b"\n" else "\n" + line
+        with tf.io.gfile.GFile(self.path, "a") as file:
+            file.write(line)

@@ -1,0 +1,48 @@
+"""Optimizer state cut over the devices that split the batch, each of which would otherwise hold all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from gpt_mesh.meshes.compat import mtf
+
+from gpt_mesh.meshes.devices import OPTIMIZER_PART
+
+
+@dataclass(frozen=True)
+class StateSplit:
+    """Which part of a weight's state each replica keeps and updates (ZeRO, stage 1: Rajbhandari et al., 2019,
+    arXiv:1910.02054).
+
+    A matrix has one of its dimensions renamed to `optimizer_part`, which the mesh splits as it splits the batch: its
+    gradient and its weights are cut to this device's part, and the updated parts joined again. The numbers are those
+    of the whole update.
+
+    Attributes:
+        parts: how many; 1: state stays whole.
+        axis: the mesh axis of the batch.
+        axes: the mesh axis of each dimension that the layout splits, by its name.
+    """
+
+    parts: int = 1
+    axis: int | None = None
+    axes: Mapping[str, int] = field(default_factory=dict)
+
+    def shape(self, shape: mtf.Shape) -> mtf.Shape:
+        """That of the state of a weight of this shape. Vectors stay whole, and what the batch's mesh axis cuts already.
+        """
+        if self.parts == 1 or len(shape) < 2 or self.axis in {self.axes.get(dim.name) for dim in shape.dims}:
+            return shape
+        for i, dim in enumerate(shape.dims):
+            if dim.name not in self.axes and dim.size % self.parts == 0:
+                part = mtf.Dimension(OPTIMIZER_PART, dim.size)
+                return mtf.Shape([*shape.dims[:i], part, *shape.dims[i + 1 :]])
+        return shape
+
+    def part(self, x: mtf.Tensor) -> mtf.Tensor:
+        """A weight, or its gradient, cut as its state is."""
+        shape = self.shape(x.shape)
+        # mesh-tensorflow reshapes a sum before it is reduced: the gradient would then be reduced twice, here and for
+        # its norm.
+        return x if shape == x.shape else mtf.reshape(x, shape)

@@ -1,0 +1,210 @@
+"""The few file operations of the data code, for local paths and for URLs such as `gs://bucket/file`.
+
+Local paths never import TensorFlow: it takes seconds to load and the data scripts do not need it. URLs go through
+`tf.io.gfile`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob as local_glob
+import io
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from stat import S_ISDIR, S_ISREG
+from typing import IO, Any, NamedTuple, cast
+
+from gpt_mesh.errors import InputError
+
+
+class FileStat(NamedTuple):
+    """Size in bytes and modification time in nanoseconds: together they tell whether a file has changed."""
+
+    size: int
+    mtime_ns: int
+
+
+def is_url(path: str) -> bool:
+    return "://" in path
+
+
+def _gfile() -> Any:
+    import tensorflow as tf
+
+    return tf.io.gfile
+
+
+def errors() -> tuple[type[Exception], ...]:
+    """What a failed file operation raises; TensorFlow's errors only once a URL has made it load."""
+    if "tensorflow" not in sys.modules:
+        return (OSError,)
+    import tensorflow as tf
+
+    return (OSError, tf.errors.OpError)
+
+
+def reason(error: BaseException) -> str:
+    """What a failed file operation says, on one line, without TensorFlow's names of operations."""
+    line = str(getattr(error, "message", None) or getattr(error, "strerror", None) or error).splitlines()[0]
+    return re.sub(r"^\{\{.*?\}\} | \[Op:\w+\]$", "", line)
+
+
+def stat(path: str) -> FileStat:
+    """Raises one of errors() when there is no such file."""
+    if is_url(path):
+        remote = _gfile().stat(path)
+        return FileStat(int(remote.length), int(remote.mtime_nsec))
+    local = os.stat(path)
+    return FileStat(local.st_size, local.st_mtime_ns)
+
+
+def exists(path: str) -> bool:
+    return bool(_gfile().exists(path)) if is_url(path) else os.path.exists(path)
+
+
+def is_folder(path: str) -> bool:
+    return bool(_gfile().isdir(path)) if is_url(path) else os.path.isdir(path)
+
+
+def glob(pattern: str) -> list[str]:
+    """Paths that match, sorted; `**` reaches into subfolders of local paths."""
+    return sorted(_gfile().glob(pattern) if is_url(pattern) else local_glob.glob(pattern, recursive=True))
+
+
+def is_special(path: str) -> bool:
+    """Whether it is a pipe, a socket or a device, which hold no text and may keep whoever reads them waiting."""
+    if is_url(path):
+        return False
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:  # whoever reads it learns why
+        return False
+    return not (S_ISREG(mode) or S_ISDIR(mode))
+
+
+def walk(folder: str) -> Iterator[str]:
+    """Every file below `folder`. Symbolic links are followed, each real folder once. The folder `lost+found` of a disk
+    is left out, as only root may look into it.
+
+    Raises one of errors() when a folder cannot be read.
+    """
+    if is_url(folder):
+        for parent, _, names in _gfile().walk(folder):
+            yield from (f"{parent.rstrip('/')}/{name}" for name in names)
+        return
+    seen: set[str] = set()
+    for parent, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if name != "lost+found")
+        yield from (os.path.join(parent, name) for name in sorted(names))
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def make_folder(path: str) -> None:
+    """Make a folder for output, unless it is there. Raises InputError when that cannot be."""
+    try:
+        if is_url(path):
+            _gfile().makedirs(path)
+        else:
+            os.makedirs(path, exist_ok=True)
+    except errors() as error:
+        raise InputError(f"{path}: cannot be made: {reason(error)}; give another folder") from error
+    if not is_url(path) and not os.access(path, os.W_OK):
+        raise InputError(f"{path}: cannot be written: no permission, or a read-only disk; give another folder")
+
+
+def list_folder(path: str) -> list[str]:
+    """Names in a folder, sorted; none when there is no such folder."""
+    if not is_folder(path):
+        return []
+    return sorted(name.rstrip("/") for name in (_gfile().listdir(path) if is_url(path) else os.listdir(path)))
+
+
+def remove(path: str) -> None:
+    if is_url(path):
+        _gfile().remove(path)
+    else:
+        os.remove(path)
+
+
+def remove_folder(path: str) -> None:
+    if is_url(path):
+        _gfile().rmtree(path)
+    else:
+        shutil.rmtree(path)
+
+
+def move(source: str, target: str) -> None:
+    """Rename within one filesystem, replacing `target`."""
+    if is_url(target):
+        _gfile().rename(source, target, overwrite=True)
+    else:
+        os.replace(source, target)
+
+
+class _UrlReader(io.RawIOBase):
+    """A raw stream over `tf.io.gfile`, so that io.BufferedReader makes few and large requests of it."""
+
+    def __init__(self, path: str) -> None:
+        self._file = _gfile().GFile(path, "rb")
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._file.seek(offset, whence)
+        return int(self._file.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        read = self._file.read(len(buffer))
+        buffer[: len(read)] = read
+        return len(read)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def open_binary(path: str, buffer_bytes: int = 1 << 20) -> IO[bytes]:
+    """Open for reading, `buffer_bytes` at a time."""
+    if is_url(path):
+        return cast("IO[bytes]", io.BufferedReader(_UrlReader(path), buffer_bytes))
+    return open(path, "rb", buffering=buffer_bytes)
+
+
+def create_binary(path: str) -> IO[bytes]:
+    """Open for writing, replacing what is there."""
+    if is_url(path):
+        return cast("IO[bytes]", _gfile().GFile(path, "wb"))
+    return open(path, "wb", buffering=1 << 20)
+
+
+@contextlib.contextmanager
+def replacing(path: str) -> Iterator[IO[bytes]]:
+    """Write a file that appears under `path` only when the block ends well: readers never see half of it."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        if is_url(path):
+            with _gfile().GFile(temporary, "wb") as file:
+                yield file
+        else:
+            with open(temporary, "wb", buffering=1 << 20) as file:
+                yield file
+        move(temporary, path)
+    except BaseException:
+        with contextlib.suppress(Exception):
+            remove(temporary)
+        raise

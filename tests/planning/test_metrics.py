@@ -1,0 +1,132 @@
+"""Sizes, speeds and the files of measurements."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from gpt_mesh.config import load_config
+from gpt_mesh.models.shapes import weight_count
+from gpt_mesh.planning.metrics import JsonLines, device_peak, flops_per_token, human_bytes, peak_flops
+from tests.support.models import is_weight, make_engine, tiny_config
+
+
+@pytest.mark.parametrize("keys", [{}, {"n_embd": 24, "n_head": 3, "n_vocab": 77, "n_ctx": 20}])
+def test_weight_count_is_that_of_the_variables(keys):
+    config = tiny_config(**keys)
+    engine = make_engine(config)
+    engine.create_variables(training=False)
+    sizes = [v.shape.num_elements() for name, v in engine.store.masters.items() if is_weight(name)]
+    assert weight_count(config.model) == sum(sizes)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    # What Hugging Face counts in the published weights.
+    [("gpt_neo_125M", 125_198_592), ("gpt_neo_1-3B", 1_315_575_808), ("gpt_neo_2-7B", 2_651_307_520)],
+)
+def test_weight_count_of_published_models(name, count):
+    assert weight_count(load_config(name).model) == count
+
+
+def test_flops_of_a_small_model_counted_by_hand():
+    config = tiny_config(n_embd=8, n_head=2, n_vocab=50, n_ctx=16, local_attention_radius=5)
+    projections = 2 * (4 * 8 * 8)  # q, k, v, o: a multiplication and an addition a weight
+    feed_forward = 2 * (8 * 32 + 32 * 8)
+    scores_and_sums_global = 2 * 16 * 8 + 2 * 16 * 8
+    scores_and_sums_local = 2 * 5 * 8 + 2 * 5 * 8
+    logits = 2 * 8 * 50
+    forward = 2 * (projections + feed_forward) + scores_and_sums_global + scores_and_sums_local + logits
+    assert flops_per_token(config.model) == 3 * forward
+
+
+def test_a_window_wider_than_the_context_costs_the_context():
+    keys = {"attention_types": [[["local"], 2]], "n_ctx": 16}
+    wide = flops_per_token(tiny_config(**keys, local_attention_radius=1000).model)
+    assert wide == flops_per_token(tiny_config(**keys | {"attention_types": [[["global"], 2]]}).model)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bfloat16", 989.4e12),
+        ("NVIDIA A100-SXM4-40GB", "bfloat16", 312e12),
+        ("NVIDIA A100-SXM4-40GB", "float32", 156e12),
+        ("NVIDIA A10G", "bfloat16", 125e12),
+        ("NVIDIA L4", "bfloat16", 121e12),
+        ("NVIDIA L40S", "bfloat16", 362e12),
+        ("NVIDIA GeForce RTX 4090", "bfloat16", 165.2e12),
+        ("NVIDIA L40", "bfloat16", None),
+        ("NVIDIA RTX A1000 Laptop GPU", "bfloat16", None),
+        ("Tesla K80", "float32", None),
+        ("", "float32", None),
+    ],
+)
+def test_peaks_by_name(device, precision, peak):
+    assert peak_flops(device, precision) == peak
+
+
+def test_the_peak_of_a_cpu_is_not_known():
+    assert device_peak(["/device:CPU:0"], "float32") is None
+    assert device_peak(["/device:GPU:99"], "float32") is None
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1 KiB"), (3 * 2**20, "3 MiB"), (1.5 * 2**30, "1.5 GiB")]
+)
+def test_human_bytes(count, text):
+    assert human_bytes(count) == text
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_lines_are_appended_and_taken_back(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = JsonLines(str(path))
+    for step in (5, 10, 15, 20):
+        lines.append({"step": step, "loss": 1 / step, "mfu": None})
+    assert rows(path)[1] == {"step": 10, "loss": 0.1, "mfu": None}
+    lines.rewind(15)
+    assert [row["step"] for row in rows(path)] == [5, 10, 15], "the step itself was logged before its checkpoint"
+    lines.append({"step": 20, "loss": 0.0})
+    assert [row["step"] for row in rows(path)] == [5, 10, 15, 20]
+    lines.rewind(0)
+    assert path.read_text() == ""
+
+
+def test_a_line_that_a_kill_cut_off_is_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for cut in ('{"step": 10, "lo', '{"step": 1', "1", "[]", '{"loss": 2}', '"text"'):
+        path.write_text('{"step": 5}\n' + cut)
+        JsonLines(str(path)).rewind(100)
+        assert path.read_text() == '{"step": 5}\n', cut
+        JsonLines(str(path)).append({"step": 6})
+        assert [row["step"] for row in rows(path)] == [5, 6]
+
+
+def test_a_whole_line_without_its_line_break_is_kept_apart_from_the_next(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 5}\n{"step": 10}')
+    lines = JsonLines(str(path))
+    lines.rewind(100)
+    lines.append({"step": 15})
+    assert [row["step"] for row in rows(path)] == [5, 10, 15]
+
+
+def test_a_missing_file_is_left_missing(tmp_path):
+    JsonLines(str(tmp_path / "metrics.jsonl")).rewind(3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_line_that_was_cut_off_does_not_swallow_the_next(tmp_path):
+    rows = JsonLines(str(tmp_path / "eval.jsonl"))
+    rows.append({"step": 1})
+    with open(rows.path, "a") as file:
+        file.write('{"step": 2, "nl')
+    rows.append({"step": 3})
+    rows.append({"step": 4})
+    lines = (tmp_path / "eval.jsonl").read_text().splitlines()
+    assert lines == ['{"step": 1}', '{"step": 2, "nl', '{"step": 3}', '{"step": 4}']
