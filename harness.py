@@ -33,7 +33,7 @@ try:
     from lm_eval.api.registry import register_model
     from lm_eval.models.utils import normalize_gen_kwargs
 except ImportError as error:
-    _REMEDY = f"evaluation/harness.py needs lm-evaluation-harness ({error}); pip install 'lm_eval>=0.4.13,<0.5'"
+    _REMEDY = f"gpt_mesh.harness needs lm-evaluation-harness ({error}); pip install 'lm_eval>=0.4.13,<0.5'"
     if __name__ == "__main__":
         sys.exit(f"error: {_REMEDY}")
     raise ImportError(_REMEDY) from error

@@ -70,7 +70,8 @@ def keep(name: str, results: Mapping[str, Mapping[str, Any]], **facts: Any) -> P
     """
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    command = shlex.join(["python", *sys.argv]).replace(f"{REPOSITORY}/", "")
+    script, *flags = (word.replace(f"{REPOSITORY}/", "") for word in sys.argv)
+    command = shlex.join(["python", "-m", script.removesuffix(".py").replace("/", "."), *flags])
     values = {"command": command, "machine": describe(), **facts, "results": results}
     path.write_text(json.dumps(_rounded(values), indent=1) + "\n")
     return path

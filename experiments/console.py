@@ -1,4 +1,4 @@
-"""Messages on standard error. Not training/progress.py's, which comes with TensorFlow: seconds, and half a gigabyte of
+"""Messages on standard error. Not storage/progress.py's, which comes with TensorFlow: seconds, and half a gigabyte of
 memory beside a run that needs it.
 """
 

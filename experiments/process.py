@@ -19,7 +19,7 @@ LAUNCHER = Path(__file__).with_name("child.py")
 TAIL = 64 * 1024  # characters of standard error that are kept to explain an end
 OUTPUT_SECONDS = 5.0  # for the last of the output, which a process in a session of its own may hold open
 TRACEBACK = "Traceback (most recent call last):"
-# What training/progress.py's `alive` prints, from a thread that goes on where the one that works hangs. It tells when
+# What storage/progress.py's `alive` prints, from a thread that goes on where the one that works hangs. It tells when
 # the work began that it is about.
 ALIVE = re.compile(r": (?:(\d+):)?(\d+):(\d\d) so far$")
 

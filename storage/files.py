@@ -48,7 +48,8 @@ def errors() -> tuple[type[Exception], ...]:
 
 def reason(error: BaseException) -> str:
     """What a failed file operation says, on one line, without TensorFlow's names of operations."""
-    line = str(getattr(error, "message", None) or getattr(error, "strerror", None) or error).splitlines()[0]
+    text = str(getattr(error, "message", None) or getattr(error, "strerror", None) or error)
+    line = text.partition("\n")[0] or type(error).__name__
     return re.sub(r"^\{\{.*?\}\} | \[Op:\w+\]$", "", line)
 
 

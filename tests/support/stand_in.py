@@ -77,7 +77,7 @@ def run(flags: list[str]) -> int:
 
 
 def stand_still(mark: Path) -> None:
-    """Print what training/progress.py's `alive` prints, of a phase that began long before the mark by the tests' clock.
+    """Print what storage/progress.py's `alive` prints, of a phase that began long before the mark by the tests' clock.
     """
     print("sampling: 00:20 so far", file=sys.stderr, flush=True)
     mark.touch()
