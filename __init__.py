@@ -3,7 +3,7 @@
 >>> import gpt_mesh
 >>> gpt_mesh.train("my_model")
 >>> model = gpt_mesh.load("my_model")
->>> model.generate(["Once upon a time"], max_new_tokens=40)
+>>> model.generate("Once upon a time", max_new_tokens=40)
 
 Importing this package imports nothing else and changes nothing in the process. TensorFlow is loaded when a model is
 first touched.

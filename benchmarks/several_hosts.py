@@ -48,10 +48,10 @@ def measure(model: str, mesh: str, hosts: int, steps: int) -> dict[str, float]:
 
     import numpy as np
 
-    from gpt_mesh.api import make_plan
     from gpt_mesh.cluster.addresses import Cluster
     from gpt_mesh.cluster.chief import hosts_of
     from gpt_mesh.config import parse_config
+    from gpt_mesh.engine.building import make_plan
     from gpt_mesh.engine.engine import Engine
 
     each, keys = MESHES[mesh]

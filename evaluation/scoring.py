@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens, with the likeliest alternatives at each place."""
+"""Log-probabilities of given tokens and texts, with the likeliest alternatives at each place."""
 
 from __future__ import annotations
 
@@ -9,14 +9,78 @@ from gpt_mesh.meshes.compat import mtf  # noqa: F401  (before TensorFlow, which 
 
 import numpy as np
 import tensorflow as tf
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from gpt_mesh import model_fns
+from gpt_mesh.config import ModelConfig
 from gpt_mesh.engine.engine import Engine
+from gpt_mesh.errors import InputError
 from gpt_mesh.sample import padded_width
 
 # Most that the logits of one call may take, [batch, positions, n_vocab] in float32, where the batch can be smaller.
 LOGITS_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Score:
+    """How likely a model finds a document.
+
+    Attributes:
+        tokens: ids of the document.
+        logprobs: natural log-probability of each token given those before it; None for the first, which nothing
+            predicts.
+        sum: of the log-probabilities, in nats.
+        bytes: length of the document in UTF-8.
+    """
+
+    tokens: list[int]
+    logprobs: list[float | None]
+    sum: float
+    bytes: int
+
+
+def score_document(engine: Engine, tokens: list[int], text: str) -> Score:
+    """Score a text that has these tokens, in windows of the context's length. Each token is scored once; a window
+    begins with the last token of the one before.
+    """
+    n_ctx = engine.config.model.n_ctx
+    found: list[float | None] = [None] if tokens else []
+    for start in range(0, len(tokens) - 1, n_ctx):
+        found += _score_window(engine, tokens[start : start + n_ctx + 1])
+    total = float(sum(value for value in found if value is not None))
+    return Score(tokens, found, total, len(text.encode()))
+
+
+def _score_window(engine: Engine, tokens: list[int]) -> list[float]:
+    """Log-probabilities of all but the first of at most n_ctx + 1 tokens. Padded, so that few lengths are compiled."""
+    labels = len(tokens) - 1
+    padded = np.zeros((1, padded_width(labels, engine.config.model.n_ctx) + 1), np.int32)
+    padded[0, : labels + 1] = tokens
+    found: list[float] = engine.log_probabilities(padded).numpy()[0, :labels].tolist()
+    return found
+
+
+def checked_tokens(tokens: ArrayLike, model: ModelConfig) -> NDArray[np.int32]:
+    """Token ids that a model can take, as an array [batch, n] or [n].
+
+    Raises:
+        InputError: another shape, longer than n_ctx, or an id outside the vocabulary.
+    """
+    try:
+        ids = np.asarray(tokens)
+    except ValueError:
+        raise InputError("tokens: the rows differ in length; give one length, or one call for each") from None
+    if ids.ndim not in (1, 2) or not ids.size or ids.shape[-1] > model.n_ctx:
+        raise InputError(
+            f"tokens of shape {list(ids.shape)}: give [batch, n] or [n], with n from 1 to n_ctx = {model.n_ctx}"
+        )
+    if ids.dtype.kind not in "iu":
+        raise InputError(f"tokens of type {ids.dtype}: give integers, the ids that encoder.encode makes of a text")
+    if ids.min() < 0 or ids.max() >= model.n_vocab:
+        raise InputError(
+            f"tokens from {ids.min()} to {ids.max()}: ids must be from 0 to n_vocab - 1 = {model.n_vocab - 1}"
+        )
+    return ids.astype(np.int32)
 
 
 @dataclass(frozen=True)

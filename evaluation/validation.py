@@ -135,3 +135,30 @@ def required_encoder(config: Config) -> Encoder:
         return load_encoder(dataset.resolve(dataset.tokenizer_path), pretrained=dataset.tokenizer_is_pretrained)
     except InputError as error:
         raise InputError(f"{dataset.source}: tokenizer_path: {error}") from None
+
+
+def model_encoder(config: Config) -> Encoder:
+    """`required_encoder`, whose ids the model has rows for.
+
+    Raises:
+        InputError: see `required_encoder`; or the vocabulary is larger than the model's.
+    """
+    encoder = required_encoder(config)
+    if encoder.n_vocab > config.model.n_vocab:
+        raise InputError(
+            f"{config.source}: n_vocab = {config.model.n_vocab} is smaller than the tokenizer's vocabulary "
+            f"({encoder.n_vocab}); use the tokenizer that made the training data"
+        )
+    return encoder
+
+
+def check_predicts_next(config: Config) -> None:
+    """
+    Raises:
+        InputError: the model fills masks from both sides (`mlm_training`), so it does not predict the next token.
+    """
+    if config.mlm.mlm_training:
+        raise InputError(
+            f"{config.source}: mlm_training = true: mlm_training models fill masks from both sides; they do not "
+            "generate or score text; use a model trained without it"
+        )

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from gpt_mesh import main
+from gpt_mesh.commands.train import Train
 from gpt_mesh.config import Config, load_config
 from gpt_mesh.errors import InputError
 from gpt_mesh.experiments.console import log
@@ -34,7 +34,7 @@ def run(flags: argparse.Namespace) -> int:
     from gpt_mesh.experiments.tracking import track
 
     directory = config.training.model_path
-    training = main.run_mode(flags.main) is main.train
+    training = isinstance(flags.main.mode, Train)
     plan = Plan(
         flags=flags.rest,
         directory=directory,

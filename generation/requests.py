@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from dataclasses import replace as replace_fields
 from typing import Literal
 
 from gpt_mesh.config import GenerationSettings
 
 FinishReason = Literal["stop", "length", "cancelled"]
 NO_BEGINNING = "an empty prompt: the tokenizer has no end-of-text token to begin from; give some text"
+SEED_STRIDE = 7919  # between the seeds of prompts that are given together
 HALF = "has half of a surrogate pair"  # JSON can name half a character
 
 
@@ -43,6 +45,17 @@ class GenerationRequest:
 
     prompt: str | Sequence[int]
     settings: GenerationSettings = field(default_factory=GenerationSettings)
+
+
+def seeded_requests(prompts: Sequence[str], settings: GenerationSettings, seed: int) -> list[GenerationRequest]:
+    """A request for each prompt. Seeds are far apart, so that samples of one prompt do not share the seed of another's.
+
+    `seed`: of the first prompt, where the settings have none.
+    """
+    first = seed if settings.seed is None else settings.seed
+    seeds = range(first, first + SEED_STRIDE * len(prompts), SEED_STRIDE)
+    pairs = zip(prompts, seeds, strict=True)
+    return [GenerationRequest(text, replace_fields(settings, seed=one)) for text, one in pairs]
 
 
 @dataclass(frozen=True)

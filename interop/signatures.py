@@ -17,12 +17,11 @@ import tensorflow as tf
 
 from gpt_mesh import model_fns
 from gpt_mesh.config import Config
+from gpt_mesh.generation.requests import SEED_STRIDE
 from gpt_mesh.interop.branches import apart, at_least
 from gpt_mesh.interop.continuation import Continuation, ReadingMesh, lengths_of, to_length
 from gpt_mesh.meshes.variables import VariableStore
 from gpt_mesh.models.next_token import Controls
-
-SEED_STRIDE = 7919  # between the seeds of rows that share one, as in `api.Model.generate`
 
 
 class Signatures:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from gpt_mesh.config import Config, parse_config
 from gpt_mesh.errors import InputError
+from gpt_mesh.meshes.devices import choose_devices
 from gpt_mesh.meshes.fitting import fit_sizes
 from gpt_mesh.meshes.limits import as_keys, layout_text, shape_text
 from gpt_mesh.planning.layout_search import Candidate, best_layouts, candidate, limits_of, mesh_shapes
@@ -27,8 +28,16 @@ EFFECTS = {
 }
 
 
+def devices_of(config: Config, requested: Sequence[str] | None) -> int:
+    """How many devices to find a layout for: those requested, else those of the config's mesh, else those of this host.
+    """
+    if requested is None and config.mesh.size > 1:
+        return config.mesh.size
+    return len(choose_devices(requested))
+
+
 def find_layouts(config: Config, devices: int, *, keep_mesh: bool) -> list[Candidate]:
-    """`best_layouts` on the config's own mesh (`keep_mesh`), or on any over so many devices.
+    """`best_layouts` on the config's own mesh (`keep_mesh`), or on any mesh of that many devices.
 
     Raises:
         InputError: the config's mesh is for another number of devices, or the model cannot be split over so many.

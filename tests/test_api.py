@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -316,11 +317,11 @@ def test_held_out_text_of_which_nothing_is_masked_is_one_clear_line(workspace: W
     assert (workspace.root / "unmasked" / "model.ckpt-1.index").exists()
 
 
-def test_a_single_text_is_not_taken_as_a_list_of_letters(model: api.Model) -> None:
-    with pytest.raises(InputError, match=r"prompts = 'ab': give a list of texts, such as \['ab'\]"):
-        model.generate("ab")
-    with pytest.raises(InputError, match="texts = 'ab': give a list"):
-        model.score("ab")
+def test_one_text_is_answered_as_the_only_one_of_a_list(model: api.Model) -> None:
+    flags: dict[str, Any] = {"max_new_tokens": 5, "samples": 2, "seed": 3}
+    [texts] = model.generate(["import os"], **flags)
+    assert model.generate("import os", **flags) == texts and len(texts) == 2
+    assert [model.score("import os")] == model.score(["import os"])
 
 
 def test_a_run_on_another_file_system_is_loaded(trained: Trained) -> None:

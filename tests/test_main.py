@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from gpt_mesh import main
+from gpt_mesh.commands.trained import keep
 from gpt_mesh.data.encoders import load_encoder
 from gpt_mesh.engine import checkpoints
 from gpt_mesh.engine.engine import Engine
@@ -404,7 +405,7 @@ def test_score_prints_one_json_line_a_document(trained: Trained, tmp_path: Path)
 def test_a_result_that_cannot_be_kept_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with logged() as messages:
-        main._keep(lambda: JsonLines(str(tmp_path / "file" / "eval.jsonl")).append({"step": 1}))
+        keep(JsonLines(str(tmp_path / "file" / "eval.jsonl")).append, {"step": 1})
     assert messages[0].startswith("not kept in model_path: ") and "file" in messages[0]
 
 

@@ -17,9 +17,11 @@ from gpt_mesh.evaluation.statistics import Metrics
 from gpt_mesh.evaluation.validation import Validation
 from gpt_mesh.inputs import TrainingData
 from gpt_mesh.meshes.devices import MeshPlan
+from gpt_mesh.models.dims import layout_tensors
 from gpt_mesh.models.next_token import Controls
 from gpt_mesh.sample import Batch, Inputs, Request, build_sample, with_changes
-from gpt_mesh.tpu.devices import Tpu
+from gpt_mesh.storage.progress import log
+from gpt_mesh.tpu.devices import Tpu, find
 from gpt_mesh.tpu.feed import Feed
 from gpt_mesh.tpu.session import AccountHook, SaveHook, Saver, State, graph_mode
 
@@ -117,6 +119,19 @@ class TpuEngine:
             eval_batch_size=settings.eval_batch_size,
             predict_batch_size=predict_batch_size,
         )
+
+
+def tpu_engine(config: Config, name: str) -> TpuEngine:
+    """An engine for evaluation and sampling on the TPU of this name.
+
+    Raises:
+        InputError: no such TPU, or the config's mesh does not fit it.
+    """
+    tpu = find(name, config)
+    plan = tpu.plan(config, layout_tensors(config.model, config.training.train_batch_size))
+    if plan.notice:
+        log.info(plan.notice)
+    return TpuEngine(config, plan, tpu)
 
 
 class _Host:

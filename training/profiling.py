@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from gpt_mesh.config import Config
+from gpt_mesh.errors import InputError
 from gpt_mesh.storage.progress import log
 
 # Parts of a step on the host, as the training loop marks them (`part`), with what the table calls them.
@@ -24,6 +26,17 @@ class Steps(NamedTuple):
 
     first: int
     last: int
+
+    def check(self, config: Config) -> None:
+        """
+        Raises:
+            InputError: the run ends before them.
+        """
+        if self.first > config.training.train_steps:
+            raise InputError(
+                f"--profile {self.first}:{self.last}: {config.source} ends at train_steps "
+                f"{config.training.train_steps}; name steps up to that"
+            )
 
 
 def part(name: str, **metadata: int) -> Any:

@@ -57,3 +57,16 @@ def find_checkpoint(config: Config, checkpoint: str | None = None) -> str:
             "point model_path to a directory that has one"
         )
     return path
+
+
+def how_to_resume(config: Config) -> str:
+    """What to do after a run on several hosts was cut off."""
+    path = checkpoints.latest(config.training.model_path)
+    if path is None:
+        return "there is no checkpoint yet: the same commands, on all hosts, start again"
+    return f"the newest checkpoint is {path}: the same commands, on all hosts, go on from there"
+
+
+def how_to_repeat() -> str:
+    """What to do after an evaluation or a model on several hosts was cut off."""
+    return "nothing was changed: start the same commands again, on all hosts"

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from gpt_mesh import api
 from gpt_mesh.cluster import chief, host, worker
 from gpt_mesh.cluster.addresses import Cluster
 from gpt_mesh.cluster.chief import ClusterHosts
 from gpt_mesh.config import load_config
+from gpt_mesh.engine.building import make_plan
 from gpt_mesh.errors import InputError
 from tests.support.clusters import addresses
 from tests.support.runs import Workspace
@@ -170,7 +170,7 @@ def test_a_mesh_of_another_size_names_the_hosts(pair: tuple[Cluster, Cluster], w
     with waiting(pair[1]):
         hosts = ClusterHosts(pair[0], ["CPU:0"])
         with pytest.raises(InputError) as caught:
-            api.make_plan(config, hosts, fit=False, training=True)
+            make_plan(config, hosts, fit=False, training=True)
         hosts.close()
     message, (first, second) = str(caught.value), pair[0].addresses
     assert message.endswith(f"; devices of each host: {first} 1, {second} 1"), message

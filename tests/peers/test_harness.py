@@ -175,7 +175,7 @@ def command(folder: Path, model_args: str, *flags: str) -> subprocess.CompletedP
     """`python3 -m gpt_mesh.harness run`, as the documentation has it."""
     given = ["--model", "gpt_mesh", "--model_args", model_args, "--tasks", "made_choice", "--include_path", str(folder)]
     return subprocess.run(
-        [str(PEERS_PYTHON), "-m", "evaluation.harness", "run", *given, "--batch_size", "3", *flags],
+        [str(PEERS_PYTHON), "-m", "gpt_mesh.harness", "run", *given, "--batch_size", "3", *flags],
         cwd=REPOSITORY,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"},
         capture_output=True,

@@ -1,0 +1,62 @@
+"""The settings of text generation as flags of the command line."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, get_type_hints
+
+from gpt_mesh.commands.mode import Flag, flag
+from gpt_mesh.config import Config, GenerationSettings, generation_settings
+
+OTHER_NAMES = {"entmax": "entmax_sampling"}  # a flag that is older than its key
+OF_SEVERAL_TEXTS = ("num_samples", "logprobs")
+
+
+def _number(text: str) -> int | float:
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def _flags() -> Iterator[Flag]:
+    """A flag for each key of `GenerationSettings`."""
+    hints = get_type_hints(GenerationSettings)
+    for field in dataclasses.fields(GenerationSettings):
+        doc = field.metadata["key"].doc.replace("`", "").replace("null:", "default:")
+        options: dict[str, Any] = {"type": _number, "metavar": "N", "help": doc}
+        if hints[field.name] is bool:
+            options = {"action": "store_true", "default": None, "help": doc}
+        elif field.name == "stop":
+            options = {"action": "append", "metavar": "TEXT", "help": f"{doc} May be given several times."}
+        name = f"--{OTHER_NAMES.get(field.name, field.name)}"
+        yield flag(name, heading="text generation, in place of the config's `generation`", **options)
+
+
+ALL_FLAGS = tuple(_flags())
+FLAGS = tuple(one for one in ALL_FLAGS if one.key not in OF_SEVERAL_TEXTS)  # where one text is shown
+
+
+def settings_of(config: Config, arguments: argparse.Namespace) -> GenerationSettings:
+    """The config's settings, with those that flags give in their place.
+
+    Raises:
+        InputError: a flag's value cannot work.
+    """
+    names = [field.name for field in dataclasses.fields(GenerationSettings)]
+    values = {name: getattr(arguments, OTHER_NAMES.get(name, name)) for name in names}
+    given = {name: value for name, value in values.items() if value is not None}
+    return generation_settings(given, "command line", config.training.generation)
+
+
+def prediction_settings(config: Config, arguments: argparse.Namespace) -> GenerationSettings:
+    """The same for `--predict`, which continues each prompt `predict_batch_size` times by default."""
+    settings = settings_of(config, arguments)
+    usual = 1 if settings.num_beams > 1 else config.training.predict_batch_size
+    return dataclasses.replace(settings, num_samples=settings.num_samples or usual)

@@ -1,0 +1,71 @@
+"""`--predict`: continuations of one prompt, or of a file of prompts."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from gpt_mesh.commands.devices import HOSTS, TPU
+from gpt_mesh.commands.generation_flags import ALL_FLAGS, prediction_settings
+from gpt_mesh.commands.mode import Mode, flag
+from gpt_mesh.commands.trained import keep, load
+from gpt_mesh.config import Config
+from gpt_mesh.errors import InputError
+
+HEADING = "--predict"
+
+
+class Predict(Mode):
+    """Generates text."""
+
+    switches = (flag("--predict", action="store_true", help="generate text, then exit"),)
+    flags = (
+        flag(
+            "--prompt", metavar="FILE", heading=HEADING,
+            help="text to continue with --predict; - is standard input",
+        ),
+        flag(
+            "--prompts", metavar="FILE", heading=HEADING,
+            help="with --predict: a prompt a line; in a .jsonl file with settings of its own",
+        ),
+        *ALL_FLAGS,
+        *HOSTS,
+        TPU,
+    )  # fmt: skip
+
+    def problem(self, arguments: argparse.Namespace) -> str | None:
+        if arguments.prompt is None and arguments.prompts is None:
+            return "--predict and --prompt (or --prompts) go together"
+        if arguments.prompt is not None and arguments.prompts is not None:
+            return "--prompt goes without --prompts"
+        return None
+
+    def run(self, config: Config, arguments: argparse.Namespace) -> int:
+        settings = prediction_settings(config, arguments)
+        from gpt_mesh.generation import files, output
+        from gpt_mesh.training.samples import write_predictions
+
+        if arguments.prompts is not None:
+            lines = files.read_prompts(arguments.prompts, settings, config.model.n_vocab)
+        else:
+            lines = [output.one_prompt(_read_prompt(arguments.prompt), settings)]
+        with load(config, arguments) as model:
+            form = output.Form.of(arguments.prompts, lines, with_prompt=not config.training.remove_partial_sequences)
+            text = output.write(model.generator(), lines, form)
+        keep(write_predictions, config.training.model_path, model.step, arguments.sacred_id, text, kind="prompt")
+        return 0
+
+
+def _read_prompt(name: str) -> str:
+    """The text of --prompt, exactly as it stands."""
+    try:
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        text = data.decode("utf-8")
+    except OSError as error:
+        raise InputError(f"--prompt {name}: cannot be read ({error.strerror}); name a text file, or -") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"--prompt {name}: not UTF-8 at byte {error.start}; convert it to UTF-8") from None
+    if not text:
+        raise InputError(f"--prompt {name}: is empty; give some text to continue")
+    return text

@@ -1,0 +1,51 @@
+"""From a config and the devices at hand to an engine."""
+
+from __future__ import annotations
+
+from gpt_mesh.cluster.chief import Hosts
+from gpt_mesh.config import Config
+from gpt_mesh.engine.engine import Engine
+from gpt_mesh.errors import InputError
+from gpt_mesh.meshes.devices import MeshPlan
+from gpt_mesh.meshes.layouts import plan_mesh
+from gpt_mesh.models.dims import layout_tensors
+from gpt_mesh.storage.progress import alive, log
+
+
+def make_plan(config: Config, hosts: Hosts, *, fit: bool, training: bool = False) -> MeshPlan:
+    """The config's mesh over the devices of these hosts.
+
+    Args:
+        config: says the mesh and the layout.
+        hosts: whose devices to use.
+        fit: change the sizes of a mesh that is made for another number of devices.
+        training: whether the plan is for training, which has a batch size of its own.
+
+    Raises:
+        InputError: the mesh or the layout does not work on these devices.
+    """
+    tensors = layout_tensors(config.model, config.training.train_batch_size)
+    try:
+        return plan_mesh(config, tensors, hosts.devices, fit=fit, chosen=hosts.chosen, training=training)
+    except InputError as error:
+        if hosts.per_host and config.mesh.size != len(hosts.devices):
+            raise InputError(f"{error}; devices of each host: {hosts.per_host}") from None
+        raise
+
+
+def restored_engine(config: Config, checkpoint: str, hosts: Hosts) -> Engine:
+    """An engine that holds the weights of a checkpoint. A mesh for another number of devices is fitted to these.
+
+    Raises:
+        InputError: see `make_plan`; or the checkpoint is of another model, damaged, or has values that are not finite.
+    """
+    plan = make_plan(config, hosts, fit=True)
+    if plan.notice:
+        log.info(plan.notice)
+    hosts.start()
+    engine = Engine(config, plan)
+    with alive("building the model"):
+        engine.create_variables(training=False)
+    engine.restore(checkpoint, finite=True)
+    log.info("restored %s on %s", checkpoint, ", ".join(name.lstrip("/") for name in plan.devices))
+    return engine
