@@ -206,7 +206,7 @@ def diverged(config: Config, loss: float, step: int, checkpoint: str | None) -> 
 
 
 def write_config(config: Config) -> None:
-    """Write the config, with its dataset configs, into the run's directory, where `gpt_mesh.load(directory)` finds it."""
+    """Write the config and its dataset configs into the run's directory. `gpt_mesh.load(directory)` reads them."""
     directory, io = config.training.model_path, tf.io.gfile
     _write_json(io.join(directory, "config.json"), config.to_json())
     for use in config.data.datasets:
