@@ -717,7 +717,8 @@ class DataConfig:
 
     datasets: tuple[DatasetUse, ...] = key(
         "`[[id, stitch, sampling_mode, weight], ...]` or `[id, ...]`. An id names `dataset_configs/<id>.json` beside "
-        "the model config, else in `configs/`. Stitch (>= 1): documents joined before a window is taken. Modes: "
+        "the model config, else in `configs/` of the working directory, else of this package. Stitch (>= 1): documents "
+        "joined before a window is taken. Modes: "
         + ", ".join(f"`{mode}`" for mode in SAMPLING_MODES)
         + ". Weight (> 0): relative share of the batch. Left out or null: "
         + ", ".join(f"`{value}`" for value in DATASET_DEFAULTS)
@@ -1147,20 +1148,29 @@ def _check(config: Config) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def config_folders() -> list[Path]:
+    """Where a config is looked up by its name: `configs/` of the working directory, then the one of this package."""
+    own = Path.cwd() / "configs"
+    return [own, CONFIG_DIRECTORY] if own.is_dir() and own != CONFIG_DIRECTORY else [CONFIG_DIRECTORY]
+
+
 def load_config(name_or_path: str, *, allow_unbuilt: bool = False) -> Config:
     """Reads and checks a model config.
 
     Args:
-        name_or_path: a path ending in `.json`, or the name of `configs/<name>.json`.
+        name_or_path: a path ending in `.json`, or the name of `configs/<name>.json` in one of the `config_folders`.
         allow_unbuilt: accept features that are declared but not built, for listing and estimates.
 
     Raises:
         InputError: the file is missing, is not JSON, or holds something that cannot work.
     """
-    path = Path(name_or_path) if name_or_path.endswith(".json") else CONFIG_DIRECTORY / f"{name_or_path}.json"
+    path = Path(name_or_path)
+    if not name_or_path.endswith(".json"):
+        places = [folder / f"{name_or_path}.json" for folder in config_folders()]
+        path = next(filter(os.path.isfile, places), places[0])
     if not os.path.isfile(path):
-        known = _names(CONFIG_DIRECTORY)
-        hint = _nearest(path.stem, known) or f"; shipped configs: {', '.join(known)}"
+        known = sorted({name for folder in config_folders() for name in _names(folder)})
+        hint = _nearest(path.stem, known) or f"; shipped configs: {', '.join(_names(CONFIG_DIRECTORY))}"
         raise InputError(f"{_display(str(path))}: no such model config; give a path ending in .json or a name{hint}")
     return parse_config(_read_json(path), str(path), path.resolve().parent, allow_unbuilt=allow_unbuilt)
 
@@ -1173,7 +1183,7 @@ def parse_config(
     Args:
         values: the parsed JSON object.
         source: the file it came from, for messages.
-        directory: where `dataset_configs/` is looked for before the repository's `configs/`.
+        directory: where `dataset_configs/` is looked for before the `config_folders`.
         allow_unbuilt: accept features that are declared but not built.
 
     Raises:
@@ -1281,9 +1291,9 @@ def _known(
 def _resolve_dataset(
     use: tuple[str, int, str, float], values: Mapping[str, Any], source: str, directory: Path | None
 ) -> DatasetUse:
-    """An entry of `datasets` with its dataset config read, found beside the model config or in the repository."""
+    """An entry of `datasets` with its dataset config read, found beside the model config or in the `config_folders`."""
     name = use[0]
-    roots = [root / "dataset_configs" for root in (directory, CONFIG_DIRECTORY) if root is not None]
+    roots = [root / "dataset_configs" for root in (directory, *config_folders()) if root is not None]
     places = list(dict.fromkeys(root.resolve() for root in roots))
     for place in places:
         if name in _names(place):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
-from gpt_mesh.config import Config, parse_config
+from gpt_mesh.config import CONFIG_DIRECTORY, Config, parse_config
 from gpt_mesh.errors import InputError
 from gpt_mesh.meshes.devices import choose_devices
 from gpt_mesh.meshes.fitting import fit_sizes
@@ -157,7 +158,8 @@ def _effects(config: Config, each: Candidate) -> list[str]:
 
 
 def write_applied(config: Config, chosen: Candidate, *, replace: bool) -> str:
-    """The config file with another mesh and layout, as `<name>_auto.json` beside it.
+    """Write the config with another mesh and layout as `<name>_auto.json` beside it. A shipped config is written into
+    `configs/` of the working directory, since an installed package is not the user's to change.
 
     Returns:
         Its path.
@@ -166,7 +168,10 @@ def write_applied(config: Config, chosen: Candidate, *, replace: bool) -> str:
         InputError: a file of that name is there, holds something else, and `replace` is false; or it cannot be written.
     """
     path = f"{os.path.splitext(config.source)[0]}_auto.json"
+    if Path(path).resolve().parent == CONFIG_DIRECTORY:
+        path = os.path.join("configs", os.path.basename(path))
     try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         with open(config.source, encoding="utf-8-sig") as file:
             values = json.load(file)
         keys = {"mesh_shape": shape_text(chosen.plan.shape), "layout": layout_text(chosen.plan.rules)}

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_mesh import config
-from gpt_mesh.config import GROUPS, Config, load_config, parse_config, reference_page, replace
+from gpt_mesh.config import CONFIG_DIRECTORY, GROUPS, Config, load_config, parse_config, reference_page, replace
 from gpt_mesh.errors import InputError
 
 ROOT = Path(config.__file__).parent
@@ -476,6 +476,29 @@ def test_names_files_relative_to_the_working_directory(own_directory: Path, monk
 def test_dataset_beside_the_model_config_wins(own_directory: Path) -> None:
     write_dataset(own_directory, {**TOY_DATASET, "n_vocab": 11}, name="pile")
     assert parse(own_directory, {"datasets": ["pile"]}).data.datasets[0].dataset.n_vocab == 11
+
+
+def test_names_are_looked_up_in_the_working_directory_then_in_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_config("laptop").source == str(CONFIG_DIRECTORY / "laptop.json")
+    own = tmp_path / "configs"
+    (own / "dataset_configs").mkdir(parents=True)
+    values = json.loads((CONFIG_DIRECTORY / "laptop.json").read_text())
+    (own / "laptop.json").write_text(json.dumps({**values, "datasets": ["mine"], "eval_steps": 0}))
+    (own / "dataset_configs" / "mine.json").write_text(json.dumps({"path": "x", "n_vocab": values["n_vocab"]}))
+    found = load_config("laptop")
+    assert found.source == str(own / "laptop.json")
+    assert found.data.datasets[0].dataset.source == str(own / "dataset_configs" / "mine.json")
+    assert load_config("demo").source == str(CONFIG_DIRECTORY / "demo.json")
+    # A config elsewhere finds the working directory's datasets too.
+    elsewhere = tmp_path / "elsewhere" / "model.json"
+    elsewhere.parent.mkdir()
+    elsewhere.write_text((own / "laptop.json").read_text())
+    assert load_config(str(elsewhere)).data.datasets[0].dataset.source == str(own / "dataset_configs" / "mine.json")
+    with pytest.raises(InputError, match=r"^configs/laptob.json: no such model config; .*did you mean laptop\?"):
+        load_config("laptob")
 
 
 def test_data_files_are_found_from_the_working_directory_then_beside(own_directory: Path) -> None:

@@ -110,6 +110,14 @@ def test_a_layout_that_cannot_work_is_said_to_be_that_and_replaced():
     assert "cannot work: queries" in text and "\nnow" not in text
 
 
+def test_apply_writes_a_shipped_config_into_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = load_config("gpt3_small_256")
+    path = write_applied(config, find_layouts(config, 8, keep_mesh=False)[0], replace=False)
+    assert path == "configs/gpt3_small_256_auto.json"
+    assert load_config("gpt3_small_256_auto").source == str(tmp_path / path)
+
+
 def test_apply_writes_the_config_with_the_layout_alone_changed(tmp_path):
     shutil.copy(CONFIG_DIRECTORY / "gpt3_small_256.json", tmp_path / "mine.json")
     config = load_config(str(tmp_path / "mine.json"))
