@@ -972,7 +972,7 @@ def _to_int(value: Any, declared: Key) -> int:
     integral = isinstance(value, int) and not isinstance(value, bool)
     if not integral and not (isinstance(value, float) and math.isfinite(value) and value.is_integer()):
         raise _Refused("must be an integer")
-    if abs(value) > MAX_INT:
+    if not -MAX_INT - 1 <= value <= MAX_INT:
         raise _Refused(f"must be an integer of at most 64 bits (up to {MAX_INT})")
     return int(value)
 

@@ -30,7 +30,7 @@ def run(flags: argparse.Namespace) -> int:
     """
     config = load_config(flags.main.model)
     observers = _observers(flags, config)
-    from gpt_mesh.experiments.tensorboard import tensorboard
+    from gpt_mesh.experiments.tensorboard_page import tensorboard
     from gpt_mesh.experiments.tracking import track
 
     directory = config.training.model_path

@@ -51,9 +51,11 @@ class Logprobs:
         self._offset += len(whole)
 
     def take(self) -> dict[str, Any]:
-        """The JSON of what was added since the last call."""
+        """The JSON of what was added since the last call. `top_logprobs` is null if no alternatives were asked for."""
         keys = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
-        columns = {key: [place[column] for place in self._places] for column, key in enumerate(keys)}
+        columns: dict[str, Any] = {key: [place[column] for place in self._places] for column, key in enumerate(keys)}
+        if not self._top:
+            columns["top_logprobs"] = None
         self._places = []
         return columns
 

@@ -15,7 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_mesh import config
-from gpt_mesh.config import CONFIG_DIRECTORY, GROUPS, Config, load_config, parse_config, reference_page, replace
+from gpt_mesh.config import (
+    CONFIG_DIRECTORY,
+    GROUPS,
+    Config,
+    generation_settings,
+    load_config,
+    parse_config,
+    reference_page,
+    replace,
+)
 from gpt_mesh.errors import InputError
 
 ROOT = Path(config.__file__).parent
@@ -476,6 +485,14 @@ def test_names_files_relative_to_the_working_directory(own_directory: Path, monk
 def test_dataset_beside_the_model_config_wins(own_directory: Path) -> None:
     write_dataset(own_directory, {**TOY_DATASET, "n_vocab": 11}, name="pile")
     assert parse(own_directory, {"datasets": ["pile"]}).data.datasets[0].dataset.n_vocab == 11
+
+
+def test_seeds_have_64_bits() -> None:
+    for seed in (-(2**63), 2**63 - 1):
+        assert generation_settings({"seed": seed}, "x").seed == seed
+    for seed in (-(2**63) - 1, 2**63):
+        with pytest.raises(InputError, match="at most 64 bits"):
+            generation_settings({"seed": seed}, "x")
 
 
 def test_names_are_looked_up_in_the_working_directory_then_in_the_package(

@@ -61,3 +61,12 @@ def test_it_shows_the_face() -> None:
     assert set(gpt_mesh.__all__) <= set(dir(gpt_mesh))
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         gpt_mesh.nonsense  # noqa: B018
+
+
+@pytest.mark.parametrize("folder", ["data", "experiments"])
+def test_files_beside_a_program_hide_no_package(folder: str) -> None:
+    """A program's own folder comes first on the path: a file beside it would be imported in place of a package."""
+    names = [path.stem for path in (ROOT / folder).glob("*.py") if path.stem != "__init__"]
+    code = "import importlib.util, sys; print([name for name in sys.argv[1:] if importlib.util.find_spec(name)])"
+    command = [sys.executable, "-I", "-c", code, *names]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt_mesh.experiments.tensorboard import tensorboard
+from gpt_mesh.experiments.tensorboard_page import tensorboard
 from tests.support.runs import logged
 
 

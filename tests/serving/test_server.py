@@ -123,6 +123,40 @@ def test_a_seed_gives_the_same_text_alone_and_among_others(client: openai.OpenAI
     assert texts(complete(client, PROMPTS, **{**keys, "seed": 6})) != alone
 
 
+@pytest.mark.parametrize(
+    ("key", "ends"),
+    [
+        ("max_tokens", (0, N_CTX - 1)),
+        ("min_tokens", (0, 12)),
+        ("temperature", (0, 100)),
+        ("top_p", (1e-30, 1)),
+        ("top_k", (0, 2**63 - 1)),
+        ("repetition_penalty", (0.01, 100)),
+        ("n", (1, 128)),
+        ("best_of", (1, 128)),
+        ("seed", (-(2**63), 2**63 - 1)),
+        ("stop", ([], ["a", "b", "c", "d"])),
+        ("logprobs", (0, 5)),
+    ],
+)
+def test_both_ends_of_every_range_are_taken(client: openai.OpenAI, key: str, ends: tuple[Any, Any]) -> None:
+    for end in ends:
+        keys = {"echo": True} if (key, end) == ("max_tokens", 0) else {}
+        keys |= {"max_tokens": 2} if key in ("n", "best_of") else {}
+        found = complete(client, [5], **{**keys, key: end})
+        assert len(found.choices) == (end if key == "n" else 1)
+    assert len(complete(client, [5], seed=2**63 - 1, n=2, max_tokens=2).choices) == 2
+
+
+def test_no_alternatives_are_null(client: openai.OpenAI) -> None:
+    for keys in ({}, {"echo": True}):
+        found = complete(client, [5, 6], logprobs=0, max_tokens=3, **keys).choices[0].logprobs
+        assert found is not None and found.top_logprobs is None
+        assert found.token_logprobs is not None and len(found.token_logprobs) == (5 if keys else 3)
+    for part in stream(client, [5, 6], logprobs=0, max_tokens=3):
+        assert part.choices[0].logprobs is None or part.choices[0].logprobs.top_logprobs is None
+
+
 @pytest.mark.slow
 def test_choices_have_seeds_one_after_another_and_the_best_is_the_likeliest(client: openai.OpenAI) -> None:
     single = [complete(client, "Once", seed=seed, logprobs=0).choices[0] for seed in (3, 4, 5)]
