@@ -275,7 +275,7 @@ def test_help_lists_both_programs_flags(capsys: pytest.CaptureFixture[str]) -> N
 def test_the_watcher_does_without_tensorflow() -> None:
     code = (
         "import sys, run_experiment, experiments.tracking, experiments.observers, experiments.command\n"
-        "import gpt_mesh.experiments.report, gpt_mesh.experiments.tensorboard\n"
+        "import gpt_mesh.experiments.report, gpt_mesh.experiments.tensorboard_page\n"
         "assert 'tensorflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
