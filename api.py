@@ -44,6 +44,7 @@ from gpt_mesh.interop.initial_weights import InitFrom
 from gpt_mesh.meshes.devices import MeshPlan, choose_devices, split_cpu_for
 from gpt_mesh.meshes.layouts import plan_mesh
 from gpt_mesh.models.dims import layout_tensors
+from gpt_mesh.objectives.registry import check_predicts_next
 from gpt_mesh.planning import layout_report
 from gpt_mesh.planning.layout_search import Candidate
 from gpt_mesh.sample import padded_width
@@ -527,18 +528,6 @@ def find_layouts(config: Config | str, *, devices: int, keep_mesh: bool = False)
         InputError: the config's mesh is for another number, or the model cannot be split over so many.
     """
     return layout_report.find_layouts(_as_config(config), devices, keep_mesh=keep_mesh)
-
-
-def check_predicts_next(config: Config) -> None:
-    """
-    Raises:
-        InputError: the model fills masks from both sides (`mlm_training`), so it has no probability of what comes next.
-    """
-    if config.mlm.mlm_training:
-        raise InputError(
-            f"{config.source}: mlm_training = true: mlm_training models fill masks from both sides; they do not "
-            "generate or score text; use a model trained without it"
-        )
 
 
 def _refuse_single_text(texts: Sequence[str], name: str) -> None:

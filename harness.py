@@ -24,6 +24,7 @@ from gpt_mesh.config import GenerationSettings
 from gpt_mesh.errors import InputError
 from gpt_mesh.evaluation.spans import SpanScorer, ending, rolling
 from gpt_mesh.generation.requests import GenerationRequest
+from gpt_mesh.objectives.registry import check_predicts_next
 from gpt_mesh.storage.progress import log, set_up_logging
 
 try:
@@ -80,7 +81,7 @@ class HarnessModel(TemplateLM):
             log.warning("device = %s is PyTorch's; name devices with model_args devices=device:GPU:0", device)
         names = devices.split() if isinstance(devices, str) else devices
         self.model = config if isinstance(config, api.Model) else api.load(config, devices=names)
-        api.check_predicts_next(self.model.config)
+        check_predicts_next(self.model.config)
         self.encoder = self.model.encoder
         fixed = None if batch_size is None or str(batch_size).startswith("auto") else int(batch_size)
         self._scorer = SpanScorer(self.model.engine, fixed)

@@ -324,8 +324,9 @@ def _load(config: Config, arguments: argparse.Namespace) -> api.Model:
     """The trained model, once it is known to predict text and its tokenizer to be there: building takes longer."""
     from gpt_mesh import api
     from gpt_mesh.evaluation.validation import required_encoder
+    from gpt_mesh.objectives.registry import check_predicts_next
 
-    api.check_predicts_next(config)
+    check_predicts_next(config)
     required_encoder(config)
     return api.load(config, devices=arguments.gpu_ids, cluster=arguments.hosts, tpu=arguments.tpu)
 
