@@ -35,13 +35,14 @@ from gpt_mesh.errors import InputError
 from gpt_mesh.evaluation.results import result_row
 from gpt_mesh.evaluation.scoring import Score, Scorer, checked_tokens, score_document
 from gpt_mesh.evaluation.tasks import make_task, tasks_of
-from gpt_mesh.evaluation.validation import Validation, check_predicts_next, model_encoder
+from gpt_mesh.evaluation.validation import Validation, model_encoder
 from gpt_mesh.generation.decoder import AtOnce, Batches, Decoder
 from gpt_mesh.generation.generator import Generator, Limits
 from gpt_mesh.generation.requests import seeded_requests
 from gpt_mesh.interop import saved_model
 from gpt_mesh.interop.initial_weights import InitFrom
 from gpt_mesh.meshes.devices import split_cpu_for
+from gpt_mesh.objectives.registry import check_predicts_next
 from gpt_mesh.planning import layout_report
 from gpt_mesh.planning.layout_search import Candidate
 from gpt_mesh.storage.progress import alive

@@ -31,6 +31,9 @@ ATTENTION_TYPES = ("global", "local", "linear", "none")
 SAMPLING_MODES = ("documents_random", "documents_fixed", "chunks")
 SAMPLING_MODE_ALIASES = {"random_sample": "documents_random"}
 EVAL_TASKS = ("lambada", "wikitext")
+OBJECTIVES = ("next_token", "masked")  # files of objectives/
+OPTIMIZERS = ("adam", "adafactor")  # files of optimizers/
+SCHEDULES = ("cosine", "linear", "none")
 SECOND_EXPERT_POLICIES = ("all", "none", "threshold", "random")
 FIXED_SECOND_EXPERT_POLICIES = ("all", "none", "threshold")
 
@@ -513,11 +516,9 @@ class ModelConfig:
 class OptimizerConfig:
     """The optimizer, its schedule and what is added to the loss."""
 
-    opt_name: str = key("Optimizer.", default="adam", choices=("adam", "adafactor"))
+    opt_name: str = key("Optimizer.", default="adam", choices=OPTIMIZERS)
     lr: float = key("Peak learning rate.", interval=POSITIVE)
-    lr_decay: str = key(
-        "Shape of the decay from `lr` to 0.1 x `lr`.", default="cosine", choices=("cosine", "linear", "none")
-    )
+    lr_decay: str = key("Shape of the decay from `lr` to 0.1 x `lr`.", default="cosine", choices=SCHEDULES)
     lr_decay_end: int = key("Step at which the decay ends.", interval=AT_LEAST_ONE, **_same_as("train_steps"))
     warmup_steps: int = key(
         "Steps over which the learning rate rises linearly from 0.", default=0, interval=NON_NEGATIVE
@@ -561,6 +562,13 @@ class TrainingConfig:
         "Directory of the run: everything it writes goes there; local (`~`: your home directory) or `gs://`.",
         parse=_parse_model_path,
         type_text="string",
+    )
+    objective: str = key(
+        "What the model learns: the next token, or (with `mlm_training`) masked tokens.",
+        choices=OBJECTIVES,
+        derive=lambda values: "masked" if values["mlm_training"] else "next_token",
+        default_text="`masked` with `mlm_training`, else `next_token`",
+        null_is_default=True,
     )
     train_batch_size: int = key("Sequences per training step, over all replicas.", interval=AT_LEAST_ONE)
     eval_batch_size: int = key("Sequences per evaluation step.", interval=AT_LEAST_ONE, **_same_as("train_batch_size"))
@@ -1134,6 +1142,9 @@ def _check_datasets(config: Config) -> None:
 def _check(config: Config) -> None:
     """Every check that needs more than one key."""
     _check_model(config.source, config.model)
+    if (config.training.objective == "masked") != config.mlm.mlm_training:
+        problem = f"with mlm_training = {_show(config.mlm.mlm_training)}; leave objective out, or change one of the two"
+        _refuse(config.source, "objective", config.training.objective, problem)
     _check_mlm(config.source, config.mlm, config.model.n_vocab)
     _check_mesh(config.source, config.mesh)
     _check_datasets(config)

@@ -23,8 +23,8 @@ from gpt_mesh import api
 from gpt_mesh.config import GenerationSettings
 from gpt_mesh.errors import InputError
 from gpt_mesh.evaluation.spans import SpanScorer, ending, rolling
-from gpt_mesh.evaluation.validation import check_predicts_next
 from gpt_mesh.generation.requests import GenerationRequest
+from gpt_mesh.objectives.registry import check_predicts_next
 from gpt_mesh.storage.progress import log, set_up_logging
 
 try:

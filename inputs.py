@@ -1,8 +1,8 @@
 """From a config to batches of token windows.
 
-Every window is a pure function of (seed, position), position being the number of samples consumed before it: nothing
-is shuffled in a buffer and no iterator has a state. A run that continues at a position therefore sees exactly the
-samples that it would have seen without the interruption, whatever its batch size is from then on.
+Every training window is a pure function of (seed, position), where position is the number of samples before it. There
+is no shuffle buffer, and iterators have no state. So a run that resumes at a position sees exactly the samples that it
+would have seen without the interruption, whatever its batch size is from then on.
 
 A window is n_ctx + 1 tokens, of which the first n_ctx are the inputs and the last n_ctx the labels (`split`).
 """
@@ -33,7 +33,7 @@ from gpt_mesh.errors import InputError
 Tokens = NDArray[np.int32]
 Weights = NDArray[np.float32]
 
-TOKENS_TOGETHER = 2**17  # that are drawn at once, in whole batches
+CHUNK_TOKENS = 2**17  # batches are drawn in chunks of this many tokens, to amortise the cost of a call
 
 
 def split(tokens: Tokens) -> tuple[Tokens, Tokens]:
@@ -43,35 +43,35 @@ def split(tokens: Tokens) -> tuple[Tokens, Tokens]:
 
 @dataclass(frozen=True)
 class _Samples:
-    """One dataset as an endless sequence of windows, numbered from 0 ("rank")."""
+    """One dataset as an endless sequence of windows. A window's number, from 0, is its rank."""
 
     corpus: Corpus
     mode: str  # documents_random, documents_fixed or chunks
     stitch: int  # documents joined for one sample; 1 for chunks
     shuffled: bool
     width: int  # tokens of a window: n_ctx + 1
-    eos_id: int  # between stitched documents; of no effect when stitch is 1
-    name: str  # tells this dataset's random numbers from another's
+    eos_id: int  # between stitched documents; unused when stitch is 1
+    name: str  # seeds this dataset's random numbers
     seed: int
 
     @property
     def per_epoch(self) -> int:
         """Samples in one pass over the records.
 
-        Where stitch does not divide the documents, the few left over sit out that epoch (others sit out the next, which
-        is shuffled anew). Fewer documents than `stitch` make one sample, in which they come round again.
+        If stitch does not divide the number of documents, the remaining ones are skipped in that epoch (different ones
+        in each epoch, as the order is shuffled). Fewer documents than `stitch` make one sample, which repeats them.
         """
         return max(1, len(self.corpus) // self.stitch)
 
     def pieces(self, ranks: Ints) -> Pieces:
-        """What to read for the windows of these ranks; row r of the result belongs to ranks[r]."""
+        """What to read for the windows of these ranks; row r of the result is for ranks[r]."""
         epochs, numbers = np.divmod(ranks, self.per_epoch)
         places = (numbers[:, None] * self.stitch + np.arange(self.stitch)) % len(self.corpus)
         if self.shuffled:
             keys = keyed_uint64(derive_key("order", self.seed, self.name), epochs)
             places = permute(places, len(self.corpus), keys[:, None])
         lengths = self.corpus.lengths[places].astype(np.int64)  # [samples, stitch]
-        # Document i of a sample lies at [begins, ends) of the joined text, with one eos_id between neighbours.
+        # Document i of a sample is [begins, ends) of the joined text, with one eos_id between neighbours.
         ends = np.cumsum(lengths + 1, axis=1) - 1
         begins = ends - lengths
         window_begins = self._window_begins(epochs, numbers, ends[:, -1])[:, None]
@@ -96,12 +96,12 @@ class _Samples:
 
 
 def _training_samples(config: Config, number: int, progress: bool) -> _Samples:
-    """The samples of entry `number` of `datasets`; raises InputError when its data cannot be used as asked."""
+    """The samples of entry `number` of `datasets`; raises InputError if its data cannot be used that way."""
     use = config.data.datasets[number]
     corpus = _fitting_corpus(config, use, "path", progress)
     chunks = use.sampling_mode == "chunks"
     stitch = 1 if chunks else use.stitch
-    # A dataset that is listed twice is drawn from in two different orders.
+    # The entries of a dataset that is listed twice have different orders.
     listed_before = sum(other.id == use.id for other in config.data.datasets[:number])
     return _Samples(
         corpus=corpus,
@@ -123,17 +123,21 @@ def _fitting_corpus(config: Config, use: DatasetUse, key: str, progress: bool) -
 
 
 class TrainingData:
-    """The training samples of a config: an endless, fixed sequence, numbered from 0.
-
-    Reads the index of every data file and checks everything that can be checked without training, raising InputError
-    at the first thing that does not fit. `progress` tells on standard error which files are being indexed.
-    """
+    """The training samples of a config: an endless, fixed sequence, numbered from 0."""
 
     fingerprint: str
-    """Of what decides the samples (seed, mixture, modes, and every record's length): hex. A checkpoint that carries
-    another fingerprint was trained on other data, and its position means something else here."""
+    """A hex digest of all that decides the samples: seed, mixture, modes, and every record's length. The position in a
+    checkpoint with another fingerprint means nothing here: it was trained on other data."""
 
     def __init__(self, config: Config, *, progress: bool = True) -> None:
+        """Reads the index of every data file.
+
+        Args:
+            progress: show on standard error which files are being indexed.
+
+        Raises:
+            InputError: the data does not fit the config, as far as that can be known before training.
+        """
         self.width = config.model.n_ctx + 1
         self._uses = config.data.datasets
         for misfit in tokenizer_misfits(config):
@@ -157,20 +161,20 @@ class TrainingData:
         for number in np.unique(datasets):
             source = self._sources[number]
             rows = np.flatnonzero(datasets == number)
-            tokens[rows] = source.eos_id  # what the pieces leave open is the places between documents
+            tokens[rows] = source.eos_id  # pieces leave only the places between documents
             parts.append((source.corpus, source.pieces(ranks[rows]).moved_to(rows)))
         copy_pieces(parts, tokens)
         return tokens
 
     def batches(self, position: int, size: int, *, prefetch: int = 4) -> Prefetcher[Tokens]:
-        """Batches from `position` on, without end; a background thread keeps `prefetch` of them ready.
+        """Endless batches from `position` on; a background thread keeps `prefetch` of them ready.
 
         Close the result, or use it in a `with` statement, to end the thread.
         """
 
         def generate() -> Iterator[Tokens]:
-            yield self.batch(position, size)  # at once; then several together, which cost less each
-            start, together = position + size, max(1, TOKENS_TOGETHER // (size * self.width))
+            yield self.batch(position, size)  # alone, to be ready soon; several together cost less each
+            start, together = position + size, max(1, CHUNK_TOKENS // (size * self.width))
             while True:
                 yield from self._together(start, size, together)
                 start += together * size
@@ -178,8 +182,7 @@ class TrainingData:
         return Prefetcher(generate(), prefetch)
 
     def _together(self, position: int, size: int, count: int) -> Iterator[Tokens]:
-        """`count` batches, drawn at once; one by one when a record cannot be read, so that those before it are given.
-        """
+        """`count` batches, drawn together; or one by one if a record cannot be read, to return those before it."""
         try:
             batches: Iterable[Tokens] = np.split(self.batch(position, count * size), count)
         except InputError:
@@ -187,7 +190,7 @@ class TrainingData:
         yield from batches
 
     def describe(self) -> list[str]:
-        """One line per dataset: what it holds and how it is sampled."""
+        """One line per dataset: its size and how it is sampled."""
         shares = self._mixture.quotas / self._mixture.block
         return [
             f"{use.id}: {len(source.corpus.paths):,} files, {len(source.corpus):,} "
@@ -219,21 +222,27 @@ class TrainingData:
 
 
 class EvaluationData:
-    """The held-out text (`eval_path`) of every dataset, as windows in a fixed order, every token predicted once.
+    """The held-out text (`eval_path`) of every dataset, as windows in a fixed order that predict every token once.
 
-    `data.windows` says how a document is cut, and what becomes of documents where the model fills masks. A chunk is a
-    window. Weights of datasets play no part.
+    `data.windows` defines how documents become windows. A chunk is a window. The datasets' weights are not used.
     """
 
-    def __init__(self, config: Config, *, stride: int | None = None, progress: bool = True) -> None:
-        """`stride`: labels that each window after a document's first scores; None: windows side by side.
+    def __init__(
+        self, config: Config, *, stride: int | None = None, packed: int | None = None, progress: bool = True
+    ) -> None:
+        """
+        Args:
+            stride: the number of labels that each window after a document's first scores; None: windows do not overlap.
+            packed: the number of tokens in a window, of consecutive documents, if windows must be full; None: a window
+                holds one document and may be padded (`Objective.packed`).
+            progress: show on standard error which files are being indexed.
 
         Raises:
-            InputError: a stride that windows cannot have, or held-out text that cannot be used.
+            InputError: the stride is out of range, or the held-out text cannot be used.
         """
         self.width = config.model.n_ctx + 1
-        check_stride(config, stride)
-        self._sources = [_held_out_windows(config, use, progress, stride) for use in config.data.datasets]
+        check_stride(config, stride, packed)
+        self._sources = [_held_out_windows(config, use, progress, stride, packed) for use in config.data.datasets]
         self._first_windows = np.cumsum([0] + [source.n_windows for source in self._sources])
         self.n_windows = int(self._first_windows[-1])
         if not self.n_windows:
@@ -243,8 +252,12 @@ class EvaluationData:
     def batches(self, size: int, *, limit: int | None = None) -> Iterator[tuple[Tokens, Weights]]:
         """Batches of (tokens [size, n_ctx + 1], weights [size, n_ctx] of the labels: 1 counts, 0 is padding).
 
-        limit: at most so many batches. Where the windows do not fit in them, the evenly spaced ones that do are taken,
-        the same every time. The last batch is filled up with rows of weight 0, so that all have one shape.
+        The last batch is padded with rows of weight 0, so that all have one shape.
+
+        Args:
+            size: windows in a batch.
+            limit: the largest number of batches. If there are more windows, evenly spaced ones are taken, always the
+                same.
         """
         windows = self._select(size, limit)
         starts = range(0, len(windows), size)
@@ -252,15 +265,15 @@ class EvaluationData:
             yield from ready
 
     def token_bytes(self, encoder: Encoder, size: int = 1, *, limit: int | None = None) -> int:
-        """UTF-8 bytes of the text that `batches(size, limit=limit)` scores; special tokens (eos_id) are no text."""
+        """UTF-8 bytes of the text that `batches(size, limit=limit)` scores; special tokens (eos_id) count 0."""
         table = byte_lengths(encoder)
         return sum(count_bytes(table, tokens, weights) for tokens, weights in self.batches(size, limit=limit))
 
     def manifest_bytes(self) -> int | None:
-        """UTF-8 bytes of all the held-out text, as its manifests tell, whatever the tokenizer.
+        """UTF-8 bytes of all the held-out text according to its manifests, whatever the tokenizer.
 
-        None when a file has no manifest, or some token is not predicted: the first of each document, where no eos_id is
-        known to predict it from, and the first of each chunk.
+        None if a file has no manifest, or some token is not predicted: the first of each document if its eos_id is not
+        known, and the first of each chunk.
         """
         found = [text_bytes(source.corpus.paths) for source in self._sources if source.eos_id is not None]
         known = [size for size in found if size is not None]
@@ -269,8 +282,8 @@ class EvaluationData:
     def _select(self, size: int, limit: int | None) -> Ints:
         if size < 1 or (limit is not None and limit < 1):
             raise ValueError(f"size {size}, limit {limit}: at least one window and one batch are needed")
-        room = self.n_windows if limit is None else min(self.n_windows, size * limit)
-        return np.arange(room, dtype=np.int64) * self.n_windows // room
+        count = self.n_windows if limit is None else min(self.n_windows, size * limit)
+        return np.arange(count, dtype=np.int64) * self.n_windows // count
 
     def _batch(self, windows: Ints, size: int) -> tuple[Tokens, Weights]:
         tokens = np.full((size, self.width), PAD_ID, np.int32)
@@ -287,23 +300,34 @@ class EvaluationData:
         return tokens, weights
 
 
-def check_stride(config: Config, stride: int | None) -> None:
+def check_stride(config: Config, stride: int | None, packed: int | None) -> None:
     """
+    Args:
+        stride, packed: as for `EvaluationData`.
+
     Raises:
-        InputError: the stride is none that windows of this model can have.
+        InputError: windows of this model cannot have the stride.
     """
     if stride is None:
         return
     if not 1 <= stride <= config.model.n_ctx:
         raise InputError(f"stride = {stride}: must be from 1 to n_ctx = {config.model.n_ctx} of {config.source}")
-    if config.mlm.mlm_training:
-        raise InputError(f"stride = {stride}: {config.source} has mlm_training = true, and such windows do not slide")
+    if packed is not None:
+        raise InputError(
+            f"stride = {stride}: {config.source} has objective = {config.training.objective}, whose windows do not "
+            "overlap; leave the stride out"
+        )
 
 
 def count_bytes(table: Ints, tokens: Tokens, weights: Weights) -> int:
-    """UTF-8 bytes of the labels that have a weight.
+    """UTF-8 bytes of the labels with a weight.
 
-    table: `byte_lengths` of the tokenizer. tokens, weights: a batch of `EvaluationData`.
+    Args:
+        table: `byte_lengths` of the tokenizer.
+        tokens, weights: a batch of `EvaluationData`.
+
+    Raises:
+        InputError: a label is not in the tokenizer's vocabulary.
     """
     labels = split(tokens)[1][weights > 0]
     if labels.size and labels.max() >= len(table):
@@ -315,16 +339,16 @@ def count_bytes(table: Ints, tokens: Tokens, weights: Weights) -> int:
 
 
 def _held_out_windows(
-    config: Config, use: DatasetUse, progress: bool, stride: int | None
+    config: Config, use: DatasetUse, progress: bool, stride: int | None, packed: int | None
 ) -> DocumentWindows | PackedWindows:
     corpus = _fitting_corpus(config, use, "eval_path", progress)
-    width, mlm = config.model.n_ctx + 1, config.mlm
+    width = config.model.n_ctx + 1
     if use.sampling_mode == "chunks":
         return DocumentWindows(corpus, width, None, stride)
     eos_id = known_eos_id(use.dataset)
-    if not mlm.mlm_training:
+    if packed is None:
         return DocumentWindows(corpus, width, eos_id, stride)
-    windows = PackedWindows(corpus, width, eos_id, width - 1 - (mlm.mlm_cls_token_id is not None))
+    windows = PackedWindows(corpus, width, eos_id, packed)
     if 0 < windows.n_tokens < windows.payload:
         raise InputError(
             f"{use.dataset.source}: eval_path: holds {windows.n_tokens} tokens in all, which do not fill one window of "

@@ -49,8 +49,8 @@ def theirs(config: Config) -> tuple[str, list[str], int]:
         shape = [config.training.train_batch_size, config.model.n_ctx]
         features = {name: tf.compat.v1.placeholder(tf.int32, shape) for name in ("inputs", "labels")}
         with store.scope():
-            ctx, tensors = model_fns._context(features, config, mesh, None, train_step=tf.constant(0))
-            outputs, gradients = model_fns._gradients(config, mesh, ctx, tensors)
+            ctx, tensors = model_fns.import_features(features, config, mesh, None, train_step=tf.constant(0))
+            outputs, gradients = model_fns.loss_and_gradients(config, mesh, ctx, tensors)
         graph, sizes = ctx.mesh.graph, [mtf.Dimension(name, size) for name, size in config.mesh.shape.items()]
         estimator = memory_estimator.MemoryEstimator(graph, mtf.Shape(sizes), [outputs["loss"], *gradients])
         layout = layout_optimizer.LayoutOptimizer(estimator).solve()

@@ -21,7 +21,8 @@ def load(config: Config, arguments: argparse.Namespace) -> api.Model:
         InputError: it cannot be loaded, or does not predict text.
     """
     from gpt_mesh import api
-    from gpt_mesh.evaluation.validation import check_predicts_next, required_encoder
+    from gpt_mesh.evaluation.validation import required_encoder
+    from gpt_mesh.objectives.registry import check_predicts_next
 
     check_predicts_next(config)
     required_encoder(config)

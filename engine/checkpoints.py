@@ -18,6 +18,7 @@ import tensorflow as tf
 from google.protobuf import text_format
 
 from gpt_mesh.errors import InputError
+from gpt_mesh.optimizers.registry import is_slot
 from gpt_mesh.storage.progress import log
 
 KEEP = 5
@@ -211,11 +212,6 @@ def save_state(directory: str, step: int, state: Mapping[str, Any]) -> None:
     with io.GFile(path + TEMPORARY + ".json", "w") as file:
         file.write(json.dumps(dict(state)))
     io.rename(path + TEMPORARY + ".json", path + ".json", overwrite=True)
-
-
-def is_slot(name: str) -> bool:
-    """Whether a variable is an optimizer's."""
-    return "/adam_" in name or "/adafactor_" in name
 
 
 def _check_depth(path: str, stored: Iterable[str], wanted: Iterable[str], source: str) -> None:

@@ -23,7 +23,7 @@ from gpt_mesh.meshes.placement import PlacementMesh
 from gpt_mesh.meshes.spmd import Program, SpmdMesh
 from gpt_mesh.meshes.variables import VariableStore
 from gpt_mesh.models.dropout import step_seed
-from gpt_mesh.objectives import objectives
+from gpt_mesh.objectives.registry import objective_of
 
 
 class MeshFunction:
@@ -89,7 +89,7 @@ class Engine:
         spmd = plan.spmd if spmd is None else spmd and len(plan.devices) > 1
         if spmd:  # XLA and TensorFlow number the devices of a group in this order
             plan = dataclasses.replace(plan, devices=tuple(sorted(plan.devices)))
-        self.config, self.plan = config, plan
+        self.config, self.plan, self.objective = config, plan, objective_of(config)
         self.compiled = plan.compiled if compiled is None else compiled
         self.store = VariableStore(plan.master_device)
         collectives = CompiledCollectives(plan.devices) if self.compiled else RuntimeCollectives(plan.devices)
@@ -181,18 +181,18 @@ class Engine:
         global_step = self.training_mesh.local("global_step")
         step = global_step.read_value()
         tokens = tf.cast(tokens, tf.int32)
-        features = objectives.features(self.config, tokens, step_seed(self.config.training.seed, step))
+        features = self.objective.features(tokens, step_seed(self.config.training.seed, step))
         out = model_fns.build_train(features, self.config, self.training_mesh, step)
         global_step.assign(step + 1)
         return {"loss": out.loss, "nll": out.nll, "grad_norm": out.grad_norm, "lr": out.lr, **out.extras}
 
     def _eval_step(self, tokens: tf.Tensor, weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        features = objectives.features(self.config, tokens, weights=weights)
+        features = self.objective.features(tokens, weights=weights)
         out = model_fns.build_eval(features, self.config, self.mesh_for(*features["inputs"].shape.as_list()))
         return out.nll, out.correct, out.weight
 
     def _score_step(self, tokens: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        features = objectives.features(self.config, tokens)
+        features = self.objective.features(tokens)
         return model_fns.build_score(features, self.config, self.mesh_for(*features["inputs"].shape.as_list()))
 
     def _logits_step(self, tokens: tf.Tensor) -> tf.Tensor:

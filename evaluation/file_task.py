@@ -13,6 +13,7 @@ from gpt_mesh.evaluation import sources
 from gpt_mesh.evaluation.statistics import Metrics
 from gpt_mesh.evaluation.validation import common_encoder
 from gpt_mesh.inputs import check_stride
+from gpt_mesh.objectives.registry import objective_of
 from gpt_mesh.storage import files as storage
 
 
@@ -38,12 +39,13 @@ class FileTask(ABC):
             InputError: the file, the tokenizer or the stride cannot be used, or the model does not predict what comes
                 next.
         """
-        if config.mlm.mlm_training:
+        objective = objective_of(config)
+        if not objective.predicts_next:
             raise InputError(
-                f"{config.source}: mlm_training = true: task {self.name} asks how likely text is, which such a model "
+                f"{config.source}: {objective.setting}: task {self.name} asks how likely text is, which such a model "
                 "does not tell; use a model trained without it"
             )
-        check_stride(config, stride)
+        check_stride(config, stride, None)
         if stride is not None and not self.slides:
             raise InputError(f"stride = {stride}: task {self.name} has no windows that slide; leave it out")
         self.config, self.stride = config, stride

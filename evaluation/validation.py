@@ -19,6 +19,7 @@ from gpt_mesh.engine.engine import Engine
 from gpt_mesh.errors import InputError
 from gpt_mesh.evaluation.statistics import Metrics, token_metrics
 from gpt_mesh.inputs import EvaluationData, Tokens, Weights, count_bytes
+from gpt_mesh.objectives.registry import objective_of
 from gpt_mesh.storage.progress import log, track
 
 
@@ -37,10 +38,11 @@ class Validation:
             InputError: no held-out data, or a stride that its windows cannot have.
         """
         self.config, self.stride = config, stride
-        self.data = EvaluationData(config, stride=stride)
+        self._objective = objective_of(config)
+        self.data = EvaluationData(config, stride=stride, packed=self._objective.packed)
         self._limit = config.training.eval_steps or None
         # A tokenizer that is not byte-level has no bytes for each token, but all of the text may be counted already.
-        self._all_bytes = None if self._limit or config.mlm.mlm_training else self.data.manifest_bytes()
+        self._all_bytes = self.data.manifest_bytes() if self._objective.predicts_next and not self._limit else None
         self._byte_lengths = None if self._all_bytes is not None else _byte_lengths(config)
         self._scored_bytes = 0
 
@@ -86,10 +88,7 @@ class Validation:
         no standard error.
         """
         if not np.sum(weight):  # of windows of padding alone there are none: only masks can be
-            raise InputError(
-                f"{self.config.source}: mlm_mask_prob = {self.config.mlm.mlm_mask_prob}: of the held-out text not one "
-                "token was chosen to be masked; raise it, ignore fewer ids (mlm_mask_ignore_ids), or evaluate more text"
-            )
+            raise InputError(f"{self.config.source}: {self._objective.nothing_chosen}")
         return token_metrics(nll, correct, weight, self._all_bytes or self._scored_bytes or None)
 
 
@@ -99,7 +98,7 @@ def _byte_lengths(config: Config) -> Ints | None:
     None for masked language modelling too: hidden tokens, told from the text on both sides of them, are no measure of
     how far the text could be compressed.
     """
-    if config.mlm.mlm_training:
+    if not objective_of(config).predicts_next:
         return None
     try:
         return byte_lengths(common_encoder(config))
@@ -150,15 +149,3 @@ def model_encoder(config: Config) -> Encoder:
             f"({encoder.n_vocab}); use the tokenizer that made the training data"
         )
     return encoder
-
-
-def check_predicts_next(config: Config) -> None:
-    """
-    Raises:
-        InputError: the model fills masks from both sides (`mlm_training`), so it does not predict the next token.
-    """
-    if config.mlm.mlm_training:
-        raise InputError(
-            f"{config.source}: mlm_training = true: mlm_training models fill masks from both sides; they do not "
-            "generate or score text; use a model trained without it"
-        )

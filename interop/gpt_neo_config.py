@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from gpt_mesh.config import Config
 from gpt_mesh.errors import InputError
+from gpt_mesh.objectives.registry import objective_of
 
 LAYER_NORM_EPSILON = 1e-5
 
@@ -81,8 +82,12 @@ def check_expressible(config: Config) -> None:
             refuse("attention_types", f"{kind} (layer {number})", "has global and local attention only")
     if model.activation_function not in _NAMES:
         refuse("activation_function", model.activation_function, "has no such activation")
-    if config.mlm.mlm_training:
-        refuse("mlm_training", True, "attends to what came before only")
+    objective = objective_of(config)
+    if not objective.causal:
+        raise InputError(
+            f"{config.source}: {objective.setting}: Hugging Face's GPT-Neo attends to what came before only, and "
+            "cannot hold it"
+        )
 
 
 def to_hugging_face(

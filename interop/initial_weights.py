@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from gpt_mesh.config import Config
 from gpt_mesh.data.encoders import Encoder
-from gpt_mesh.engine.checkpoints import is_slot
 from gpt_mesh.errors import InputError
 from gpt_mesh.interop.names import VOCABULARY
 from gpt_mesh.interop.weights import Weights, local_tokenizer, open_weights, weight_sizes
+from gpt_mesh.optimizers.registry import is_slot
 from gpt_mesh.storage.progress import log
 
 POSITIONS = "gpt2/wpe"

@@ -22,6 +22,7 @@ from gpt_mesh.interop.branches import apart, at_least
 from gpt_mesh.interop.continuation import Continuation, ReadingMesh, lengths_of, to_length
 from gpt_mesh.meshes.variables import VariableStore
 from gpt_mesh.models.next_token import Controls
+from gpt_mesh.objectives.registry import objective_of
 
 
 class Signatures:
@@ -39,7 +40,7 @@ class Signatures:
         whole = _needs_whole_context(self._config)
         tokens = tf.TensorSpec([None, self._model.n_ctx if whole else None], tf.int32, "tokens")
         found = {"logits": _function(self.logits, [tokens])}
-        if self._config.mlm.mlm_training:
+        if not objective_of(self._config).predicts_next:
             return found
         shapes = {"prompts": [None, None], "lengths": [None]}  # the others: a scalar, or one for each row
         types = {"temperature": tf.float32, "top_p": tf.float32, "repetition_penalty": tf.float32}
@@ -164,7 +165,7 @@ def _needs_whole_context(config: Config) -> bool:
     compete for experts.
     """
     crowded = bool(config.model.moe_layers) and config.model.moe_params.moe_capacity_factor_eval is not None
-    return config.mlm.mlm_training or crowded
+    return not objective_of(config).causal or crowded
 
 
 def _function(python: Callable[..., Any], specs: Sequence[tf.TensorSpec]) -> Any:

@@ -23,6 +23,8 @@ from gpt_mesh.models import cpu_attention, flash_attention, vocabulary_loss
 from gpt_mesh.models.dims import Dims, whole
 from gpt_mesh.models.linear_attention import CHUNK
 from gpt_mesh.models.shapes import weight_shapes
+from gpt_mesh.objectives.registry import objective_of
+from gpt_mesh.optimizers.registry import find
 from gpt_mesh.steps.microbatches import microbatch_size
 from gpt_mesh.steps.state_split import StateSplit
 
@@ -147,11 +149,9 @@ def _counted(shapes: Iterable[mtf.Shape]) -> Tensors:
 
 def _slot_shapes(config: Config, shapes: list[mtf.Shape]) -> tuple[list[mtf.Shape], list[mtf.Shape]]:
     """What the optimizer keeps for weights of these shapes: slots of the same shapes, and others."""
-    if config.optimizer.opt_name == "adam":
-        return 2 * shapes, []
-    factors = [[shape - shape.dims[-1], shape - shape.dims[-2]] if len(shape) > 1 else [shape] for shape in shapes]
-    momentum = shapes if config.optimizer.beta1 else []
-    return momentum, [factor for parts in factors for factor in parts]
+    slot_shapes = find(config.optimizer.opt_name).slot_shapes
+    pairs = [(slot == shape, slot) for shape in shapes for slot in slot_shapes(config.optimizer, shape).values()]
+    return [slot for same, slot in pairs if same], [slot for same, slot in pairs if not same]
 
 
 def _kind(config: Config, number: int) -> tuple[str, bool]:
@@ -194,7 +194,7 @@ def _takes_fused(config: Config, attention: str, fused: ModuleType) -> bool:
     if fused is cpu_attention:
         return dtype == tf.float32
     window = model.local_attention_radius if attention == "local" else None
-    return flash_attention.fits(model.n_ctx, model.head_size, dtype, not config.mlm.mlm_training, window)
+    return flash_attention.fits(model.n_ctx, model.head_size, dtype, objective_of(config).causal, window)
 
 
 def _add_feed_forwards(

@@ -1,3 +1,3 @@
-"""How a training step is cut up: microbatches, buckets of gradients, optimizer state over replicas."""
+"""How a training step is divided: microbatches, buckets of gradients, optimizer state split over replicas."""
 
 from gpt_mesh.meshes import compat as compat  # before TensorFlow, which it keeps quiet

@@ -1,4 +1,4 @@
-"""Sums of gradients over the devices that split the batch, many gradients at a time."""
+"""Gradients summed over the devices that split the batch, in buckets of many gradients."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from gpt_mesh.meshes.compat import mtf
 
 import tensorflow as tf
 
-BYTES = 32 * 2**20  # of a bucket: enough to fill a link, and few enough to begin before the last gradient is there
+BYTES = 32 * 2**20  # of a bucket: fills a link, and is complete well before the last gradient is computed
 
 
 def reduce_together(gradients: Sequence[mtf.Tensor], mesh_impl: Any) -> list[mtf.Tensor]:
-    """The gradients, with the sums that they still wait for done in buckets: a message costs its bytes and a delay.
+    """The gradients, with their pending all-reduces done in buckets, since each message has a latency of its own.
 
-    Where XLA compiles, its own pass combines them, and nothing is done here.
+    Where XLA compiles, its own pass combines all-reduces, and the gradients are returned as they are.
     """
     if not getattr(mesh_impl, "wants_buckets", False):
         return list(gradients)
@@ -45,7 +45,7 @@ class _ReduceTogether(mtf.Operation):
 
 
 def _buckets(entries: list[tuple[mtf.Tensor, Any]], itemsize: int) -> list[list[tuple[mtf.Tensor, Any]]]:
-    """Neighbours together, up to BYTES each; more only where one alone is larger."""
+    """Consecutive entries, at most BYTES in each bucket; a larger one has a bucket of its own."""
     buckets: list[list[tuple[mtf.Tensor, Any]]] = []
     room = 0
     for entry in entries:
@@ -59,7 +59,7 @@ def _buckets(entries: list[tuple[mtf.Tensor, Any]], itemsize: int) -> list[list[
 
 
 def _reduced(mesh_impl: Any, values: list[Any], axes: list[int]) -> list[Any]:
-    """Each laid-out tensor summed over mesh axes, all of them in one all-reduce."""
+    """Laid-out tensors summed over mesh axes, all in one all-reduce."""
     if len(values) == 1:
         return [mesh_impl.allreduce(values[0], axes, "SUM")]
     shapes = [value.slice_shape for value in values]

@@ -1,4 +1,4 @@
-"""Gradients of a batch in parts, one after another, so that only one part's activations are held at a time."""
+"""Gradients of a batch computed in microbatches, one after another, so that only one microbatch's activations exist."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Outputs = tuple[dict[str, mtf.Tensor], list[mtf.Tensor]]
 
 
 def count(config: Config, mesh_impl: Any, batch: mtf.Dimension) -> int:
-    """How many microbatches a batch is processed in.
+    """The number of microbatches in a batch.
 
-    As many as leave each replica (each part that the layout splits the batch into) microbatches of at most
+    Each replica (each part that the layout splits the batch into) has microbatches of at most
     `tokens_per_mb_per_replica` tokens, or of one sequence where that is longer.
     """
     axis = mesh_impl.tensor_dimension_to_mesh_axis(batch)
@@ -30,7 +30,7 @@ def count(config: Config, mesh_impl: Any, batch: mtf.Dimension) -> int:
 
 
 def microbatch_size(config: Config, sequences: int) -> int:
-    """How many of a replica's `sequences` are processed at a time."""
+    """How many of a replica's `sequences` make a microbatch."""
     limit = config.training.tokens_per_mb_per_replica
     if limit is None:
         return sequences
@@ -41,15 +41,15 @@ def microbatch_size(config: Config, sequences: int) -> int:
 def accumulate(
     ctx: Context, tensors: dict[str, mtf.Tensor], count: int, fn: Callable[[Context, dict[str, mtf.Tensor]], Outputs]
 ) -> Outputs:
-    """Sums over microbatches of what `fn` gives for each.
+    """Sums over microbatches of what `fn` returns for each.
 
     Args:
-        tensors: of the whole batch, [batch, sequence] each.
-        count: of microbatches; 1: `fn` is called on the whole batch.
+        tensors: of the whole batch, [batch, ...] each.
+        count: the number of microbatches; with 1, `fn` is called on the whole batch.
         fn: from a context and the tensors of a microbatch to named outputs without a batch dimension, and gradients.
 
     Returns:
-        Outputs and gradients, summed. Sums of gradients are kept in float32 at least.
+        Outputs and gradients, summed. Gradients are summed in float32 at least.
     """
     if count == 1:
         outputs, gradients = fn(ctx, tensors)
@@ -72,17 +72,17 @@ def accumulate(
 
 
 def _select(x: mtf.Tensor, small: mtf.Dimension, count: int, number: mtf.Tensor) -> mtf.Tensor:
-    """Every `count`-th sequence of x: [batch, sequence], from `number` on. So a batch split over devices stays there.
-    """
-    batch, sequence = x.shape.dims
-    parts = mtf.reshape(x, mtf.Shape([small, mtf.Dimension("microbatch", count), sequence]))
+    """Every `count`-th row of x [batch, ...], from `number` on: each device selects from its own part of the batch."""
+    batch, *rest = x.shape.dims
+    parts = mtf.reshape(x, mtf.Shape([small, mtf.Dimension("microbatch", count), *rest]))
     assert batch.size == small.size * count
-    outputs = [(mtf.Shape([small, sequence]), x.dtype)]
-    return kernel(lambda t, i: tf.gather(t, i, axis=1), [parts, number], outputs, [small, sequence], "microbatch")[0]
+    dims = [small, *rest]
+    outputs = [(mtf.Shape(dims), x.dtype)]
+    return kernel(lambda t, i: tf.gather(t, i, axis=1), [parts, number], outputs, dims, "microbatch")[0]
 
 
 def _microbatch_seed(ctx: Context, number: mtf.Tensor) -> mtf.Tensor:
-    """Another seed for each microbatch."""
+    """A different seed for each microbatch."""
     assert ctx.seed is not None
 
     def mix(seed: tf.Tensor, number: tf.Tensor) -> tf.Tensor:

@@ -1,9 +1,10 @@
-"""Optimizer state cut over the devices that split the batch, each of which would otherwise hold all of it."""
+"""Optimizer state split over the devices that split the batch, each of which would otherwise hold all of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from gpt_mesh.meshes.compat import mtf
 
@@ -15,9 +16,9 @@ class StateSplit:
     """Which part of a weight's state each replica keeps and updates (ZeRO, stage 1: Rajbhandari et al., 2019,
     arXiv:1910.02054).
 
-    A matrix has one of its dimensions renamed to `optimizer_part`, which the mesh splits as it splits the batch: its
-    gradient and its weights are cut to this device's part, and the updated parts joined again. The numbers are those
-    of the whole update.
+    One dimension of a matrix's state is renamed to `optimizer_part`, which the mesh splits as it splits the batch. Each
+    device takes its part of gradient and weight, and the updated parts are joined again. The numbers equal those of the
+    whole update.
 
     Attributes:
         parts: how many; 1: state stays whole.
@@ -29,8 +30,16 @@ class StateSplit:
     axis: int | None = None
     axes: Mapping[str, int] = field(default_factory=dict)
 
+    @staticmethod
+    def by_batch(axes: Mapping[str, int], mesh_impl: Any) -> StateSplit:
+        """State split as the batch is; `axes`: as above."""
+        axis = axes.get("batch")
+        return StateSplit() if axis is None else StateSplit(mesh_impl.shape.dims[axis].size, axis, axes)
+
     def shape(self, shape: mtf.Shape) -> mtf.Shape:
-        """That of the state of a weight of this shape. Vectors stay whole, and what the batch's mesh axis cuts already.
+        """The shape of the state of a weight with this shape.
+
+        Vectors stay whole, and so do weights that are already split along the batch's mesh axis.
         """
         if self.parts == 1 or len(shape) < 2 or self.axis in {self.axes.get(dim.name) for dim in shape.dims}:
             return shape
@@ -41,8 +50,8 @@ class StateSplit:
         return shape
 
     def part(self, x: mtf.Tensor) -> mtf.Tensor:
-        """A weight, or its gradient, cut as its state is."""
+        """A weight, or its gradient, split as its state is."""
         shape = self.shape(x.shape)
-        # mesh-tensorflow reshapes a sum before it is reduced: the gradient would then be reduced twice, here and for
-        # its norm.
+        # Where nothing is split there must be no reshape: mesh-tensorflow reshapes a sum before it is reduced, and the
+        # gradient would be reduced twice, here and for its norm.
         return x if shape == x.shape else mtf.reshape(x, shape)

@@ -17,6 +17,7 @@ from gpt_mesh.data import check, corpus, tfrecords
 from gpt_mesh.data.encoders import load_encoder
 from gpt_mesh.errors import InputError
 from gpt_mesh.inputs import EvaluationData, TrainingData, count_bytes, split
+from gpt_mesh.objectives.registry import objective_of
 from gpt_mesh.storage import byte_progress as progress
 from tests.support.corpora import (
     TEXTS,
@@ -35,8 +36,8 @@ def training_data(config) -> TrainingData:
     return TrainingData(config, progress=False)
 
 
-def evaluation_data(config) -> EvaluationData:
-    return EvaluationData(config, progress=False)
+def evaluation_data(config, *, progress: bool = False) -> EvaluationData:
+    return EvaluationData(config, packed=objective_of(config).packed, progress=progress)
 
 
 @pytest.fixture
@@ -581,7 +582,7 @@ def test_a_masked_model_sees_no_padding(tmp_path, eos, keys, payload):
 def test_a_masked_models_text_must_fill_a_window(tmp_path):
     add_dataset(tmp_path, "numbers", [[1] * 9], held_out=[[1, 2, 3], [4, 5]], eos_id=EOS)
     keys = {"mlm_training": True, "mlm_mask_id": 6}
-    line = refusal(model_config(tmp_path, [["numbers", 1, "documents_random", 1.0]], **keys), EvaluationData)
+    line = refusal(model_config(tmp_path, [["numbers", 1, "documents_random", 1.0]], **keys), evaluation_data)
     assert "eval_path: holds 6 tokens in all, which do not fill one window of n_ctx = 8" in line
 
 

@@ -1,4 +1,4 @@
-"""TPUEstimator over the graph builders: what it needs beside `model_fns.model_fn`, which calls them."""
+"""TPUEstimator over the graph builders: what it needs beside `tpu.model_fn`, which calls them."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from gpt_mesh.sample import Batch, Inputs, Request, build_sample, with_changes
 from gpt_mesh.storage.progress import log
 from gpt_mesh.tpu.devices import Tpu, find
 from gpt_mesh.tpu.feed import Feed
+from gpt_mesh.tpu.model_fn import Host, model_fn
 from gpt_mesh.tpu.session import AccountHook, SaveHook, Saver, State, graph_mode
 
 v1 = tf.compat.v1
@@ -87,7 +88,7 @@ class TpuEngine:
         finally:
             feed.finish()
 
-    def _estimator(self, host: model_fns.Host, predict_batch_size: int = 1) -> Any:
+    def _estimator(self, host: Host, predict_batch_size: int = 1) -> Any:
         api, settings = tpu_estimator(), self.config.training
         tpu_config = api.TPUConfig(
             iterations_per_loop=self._iterations,
@@ -112,7 +113,7 @@ class TpuEngine:
             checkpoint_save_graph_def=False,
         )
         return api.TPUEstimator(
-            functools.partial(model_fns.model_fn, host=host),
+            functools.partial(model_fn, host=host),
             config=run_config,
             use_tpu=not self.tpu.is_rehearsal,
             train_batch_size=settings.train_batch_size,

@@ -9,6 +9,7 @@ import tensorflow as tf
 from gpt_mesh.config import Config
 from gpt_mesh.errors import InputError
 from gpt_mesh.evaluation.validation import common_encoder
+from gpt_mesh.objectives.registry import objective_of
 from gpt_mesh.sample import Generates, Request
 from gpt_mesh.storage.progress import alive, log
 
@@ -29,8 +30,9 @@ class SampleWriter:
         """
         self.config, self.sacred_id = config, sacred_id
         where = f"{self.config.source}: predict_steps = {self.config.training.predict_steps}"
-        if self.config.mlm.mlm_training:
-            raise InputError(f"{where}: mlm_training models fill masks; they do not generate; set predict_steps to 0")
+        objective = objective_of(config)
+        if not objective.predicts_next:
+            raise InputError(f"{where}: {objective.task}; they do not generate; set predict_steps to 0")
         try:
             self.encoder = common_encoder(self.config)
         except InputError as error:

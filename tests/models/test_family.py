@@ -11,7 +11,7 @@ import tensorflow as tf
 from gpt_mesh import model_fns
 from gpt_mesh.engine.engine import Engine
 from gpt_mesh.models import linear_attention
-from gpt_mesh.objectives import objectives
+from gpt_mesh.objectives.registry import objective_of
 from tests.models.test_cache import cached_logits
 from tests.support import family
 from tests.support.models import enlarge_weights, make_engine, tiny_config, token_batch, weights_of
@@ -222,7 +222,7 @@ def test_gradients_are_finite_differences_of_the_loss(keys, monkeypatch):
 
     def build(tokens: tf.Tensor) -> tf.Tensor:
         step = tf.constant(0, tf.int64)  # the same masks each time
-        features = objectives.features(engine.config, tokens, 7)
+        features = objective_of(engine.config).features(tokens, 7)
         return model_fns.build_train(features, engine.config, engine.mesh_impl, step, tf.float64).loss
 
     function = engine.function(build)

@@ -12,7 +12,8 @@ import tensorflow as tf
 from gpt_mesh.config import Config, parse_config
 from gpt_mesh.data.encoders import load_encoder
 from gpt_mesh.models.dropout import step_seed
-from gpt_mesh.objectives import objectives
+from gpt_mesh.objectives import masked
+from gpt_mesh.objectives.registry import objective_of
 from tests.support import family, reference
 from tests.support.corpora import add_dataset, make_tokenizer
 from tests.support.models import ONE_LAYER, enlarge_weights, make_engine, tiny_config, token_batch, weights_of
@@ -39,7 +40,7 @@ def windows(rows: int = 64, width: int = 1025, seed: int = 0) -> np.ndarray:
 
 
 def features(config: Config, tokens: np.ndarray, *more: Any, **named: Any) -> dict[str, np.ndarray]:
-    found = objectives.features(config, tf.constant(tokens), *more, **named)
+    found = objective_of(config).features(tf.constant(tokens), *more, **named)
     return {name: x.numpy() for name, x in found.items()}
 
 
@@ -106,8 +107,8 @@ def correlation(x: np.ndarray, y: np.ndarray) -> float:
 
 def test_draws_are_independent():
     tokens = tf.constant(windows()[:, 1:])
-    whether, how, which = (x.numpy() for x in objectives._draws(tokens, tf.constant(1)))
-    later = objectives._draws(tokens, tf.constant(2))[0].numpy()
+    whether, how, which = (x.numpy() for x in masked.draws(tokens, tf.constant(1)))
+    later = masked.draws(tokens, tf.constant(2))[0].numpy()
     limit = 4 / np.sqrt(whether.size)
     pairs = [
         (whether, how), (whether, which), (how, which),  # the three draws of a token
@@ -214,7 +215,7 @@ def test_the_tokenizers_padding_is_never_chosen(tmp_path: Path) -> None:
     assert padding is not None
     add_dataset(tmp_path, "tiny", [[1, 2, 3]] * 4, n_vocab=320, tokenizer_path=str(tokenizer), padding_id=None)
     keys = {"n_vocab": 321, "mlm_mask_id": 320, "mlm_mask_ignore_ids": []}
-    values = {**tiny_config().to_json(), "mlm_training": True, "datasets": ["tiny"], **keys}
+    values = {**tiny_config(mlm_training=True, mlm_mask_id=20).to_json(), "datasets": ["tiny"], **keys}
     config = parse_config(values, "masks.json", tmp_path)
     tokens = np.full((8, 257), padding, np.int32)
     assert not features(config, tokens, 1)["weights"].any()

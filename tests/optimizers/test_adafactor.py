@@ -16,7 +16,7 @@ import tensorflow as tf
 from gpt_mesh.config import OptimizerConfig
 from gpt_mesh.meshes.variables import VariableStore
 from gpt_mesh.models.context import constant
-from gpt_mesh.optimizers import optimizers, schedules
+from gpt_mesh.optimizers import registry, schedules
 from tests.support.models import make_engine, mesh_of, tiny_config, token_batch
 
 SIZES = {"rows": 6, "columns": 4, "experts": 2}
@@ -100,7 +100,7 @@ def run(
             g = [mtf.import_tf_tensor(mesh, a, s) for a, s in zip(arrays, shapes.values(), strict=True)]
             lr = mtf.import_tf_tensor(mesh, schedules.learning_rate(config, step))
             factor, step = mtf.constant(mesh, scale, dtype=tf.float32), mtf.import_tf_tensor(mesh, step)
-            updates = optimizers.update(variables, g, lr, factor, step, config)
+            updates = registry.find(config.opt_name)(config, lr, factor, step).update(variables, g)
             lowering = mtf.Lowering(mesh.graph, {mesh: implementation}, autostack=False)
             with tf.control_dependencies([lowering.lowered_operation(op) for op in updates]):
                 return tf.constant(0)

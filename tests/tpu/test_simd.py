@@ -18,7 +18,7 @@ from gpt_mesh.config import Config, parse_config
 from gpt_mesh.engine.engine import Engine
 from gpt_mesh.meshes.devices import MeshPlan
 from gpt_mesh.models.dropout import step_seed
-from gpt_mesh.objectives import objectives
+from gpt_mesh.objectives.registry import objective_of
 from gpt_mesh.sample import Batch
 from gpt_mesh.tpu.estimator import Decoding, Evaluation, Training
 from gpt_mesh.tpu.feed import Feed
@@ -219,7 +219,7 @@ def steps_on_cores(config: Config, steps: int) -> list[dict[str, float]]:
         mesh = SimdMesh(shape, mtf.LayoutRules(list(config.mesh.rules.items())), assignment, ["/device:CPU:0"])
 
         def train_step() -> dict[str, tf.Tensor]:
-            features = objectives.features(config, tokens, step_seed(config.training.seed, step))
+            features = objective_of(config).features(tokens, step_seed(config.training.seed, step))
             out = model_fns.build_train(features, config, mesh, step)
             with tf.control_dependencies([out.update]):
                 return {name: tf.identity(getattr(out, name)) for name in ("loss", "nll", "grad_norm", "lr")}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from gpt_mesh.optimizers.optimizers import clip_factor, global_norm
+from gpt_mesh.optimizers.clipping import clip_factor, global_norm
 from tests.support.models import Dim, on_mesh
 
 ROWS, COLUMNS = Dim("rows", 4), Dim("columns", 6)

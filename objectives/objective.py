@@ -1,0 +1,135 @@
+"""What an objective is, and what all do that predict tokens: one pass, a loss of each label, and its metrics."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from gpt_mesh.meshes.compat import mtf
+
+import tensorflow as tf
+
+from gpt_mesh.config import Config
+from gpt_mesh.models import gpt, losses
+from gpt_mesh.models.context import Context
+from gpt_mesh.models.moe import Balance
+from gpt_mesh.objectives import token_loss
+
+Tensors = Mapping[str, mtf.Tensor]  # features of a batch, on the mesh: [batch, sequence], or [batch]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss of a batch, or the share in it of a microbatch.
+
+    Attributes:
+        loss: what is minimised: a scalar.
+        nll: mean negative log-likelihood of the labels, in nats: a scalar without gradient.
+        balance: of each mixture of experts that the pass went through, by its layer.
+        metrics: more scalars to log, by name, as shares like the loss.
+    """
+
+    loss: mtf.Tensor
+    nll: mtf.Tensor
+    balance: Mapping[str, Balance] = field(default_factory=dict)
+    metrics: Mapping[str, mtf.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Sums over each row of a batch, [batch] each: nll in nats, correct predictions, and the weights of both."""
+
+    nll: mtf.Tensor
+    correct: mtf.Tensor
+    weight: mtf.Tensor
+
+
+class Objective(abc.ABC):
+    """What a model is trained on and evaluated by.
+
+    A subclass stands in a file of this folder that has its name, and the file ends with `OBJECTIVE = <the class>`
+    (`registry.find`). It has to say how token windows become features. The methods that are defined here run one pass
+    and predict the feature `labels` from the feature `inputs`, at every position or where the feature `weights` is not
+    0; an objective with other passes, another loss or other metrics overrides them.
+
+    Attributes:
+        name: what `objective` says in a config.
+        causal: whether a position attends only to itself and earlier positions.
+        predicts_next: whether such a model generates text and scores it, token by token.
+        setting: what in a config chooses this objective, for messages.
+        task: what its models do, for messages about what they do not.
+        config: of the run.
+    """
+
+    name: ClassVar[str]
+    causal: ClassVar[bool] = True
+    predicts_next: ClassVar[bool] = True
+    setting: ClassVar[str]
+    task: ClassVar[str]
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    @abc.abstractmethod
+    def features(
+        self, tokens: tf.Tensor, seed: tf.Tensor | int | None = None, weights: tf.Tensor | None = None
+    ) -> dict[str, tf.Tensor]:
+        """The features of a batch: tensors [batch, sequence] or [batch], among them `inputs`.
+
+        Args:
+            tokens: int32 [batch, n + 1], windows.
+            seed: int32 scalar for random draws, the step's in training; None: evaluation, the same every time.
+            weights: float32 [batch, n]: 0 where the token after this position is padding.
+        """
+
+    @property
+    def packed(self) -> int | None:
+        """Held-out text: None if a window holds one document and may be padded; else windows hold this many tokens of
+        consecutive documents and are always full.
+        """
+        return None
+
+    @property
+    def nothing_chosen(self) -> str:
+        """Why held-out text may have no label at all: key, value, problem and remedy."""
+        raise AssertionError(f"{self.name}: every window has labels")
+
+    def total(self, ctx: Context, features: Tensors) -> mtf.Tensor:
+        """What sums over a whole batch are divided by: the number of its labels, a scalar."""
+        weights = features.get("weights")
+        if weights is None:
+            tokens = ctx.dims.batch.size * ctx.dims.sequence.size
+            return mtf.constant(ctx.mesh, float(tokens), dtype=ctx.statistics_dtype)
+        # At least 1, so that the loss of a batch without labels is 0 and not NaN.
+        return mtf.maximum(mtf.cast(mtf.reduce_sum(weights), ctx.statistics_dtype), 1.0)
+
+    def loss(self, ctx: Context, features: Tensors, total: mtf.Tensor) -> Loss:
+        """The share of a microbatch in the loss of its batch.
+
+        Args:
+            features: of the microbatch.
+            total: of the batch (`total`).
+        """
+        out = gpt.forward(ctx, features["inputs"], recompute=self.config.training.recompute_grad)
+        labels, shares = features["labels"], features.get("weights")
+        shares = mtf.ones(ctx.mesh, labels.shape, ctx.statistics_dtype) if shares is None else shares
+        shares = mtf.cast(shares, ctx.statistics_dtype) / total
+        loss, nll = token_loss.sums(ctx, self.config.optimizer, out.features, labels, shares)
+        return Loss(loss, nll, out.balance)
+
+    def evaluate(self, ctx: Context, features: Tensors) -> Scores:
+        """The scores of a batch; `features` include `weights`."""
+        nll, correct = self.predictions(ctx, features)
+        weights = mtf.cast(features["weights"], nll.dtype)
+        by_label = (nll * weights, correct * weights, weights)
+        return Scores(*[mtf.reduce_sum(x, output_shape=[ctx.dims.batch]) for x in by_label])
+
+    def predictions(self, ctx: Context, features: Tensors) -> tuple[mtf.Tensor, mtf.Tensor]:
+        """The negative log-likelihood of each label, and 1.0 where it is the likeliest token, else 0.0:
+        [batch, sequence].
+        """
+        logits = gpt.logits(ctx, features["inputs"])
+        nll, _ = losses.cross_entropy(ctx, logits, features["labels"])
+        return nll, losses.correct(ctx, logits, features["labels"])
