@@ -276,7 +276,7 @@ def _agreed_to_delete(config: Config, yes: bool) -> bool:
 def evaluate(config: Config, arguments: argparse.Namespace) -> int:
     from gpt_mesh import api
     from gpt_mesh.evaluation.results import table
-    from gpt_mesh.planning.metrics import JsonLines
+    from gpt_mesh.storage.json_lines import JsonLines
 
     rows = []
     for row in api.evaluations(

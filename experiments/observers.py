@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from gpt_mesh.errors import InputError
-from gpt_mesh.experiments.console import log
 from gpt_mesh.experiments.guarded import Metrics
 from gpt_mesh.experiments.mongo import Mongo
 from gpt_mesh.experiments.outbox import Postman, Unreachable, left_behind, new_outbox
 from gpt_mesh.experiments.sacred_import import import_sacred
+from gpt_mesh.storage.progress import log
 
 import_sacred()
 

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from gpt_mesh.experiments.console import log
+from gpt_mesh.storage.progress import log
 
 Event = dict[str, Any]  # `n` from 1, `kind`, and what the kind needs
 RETRY_SECONDS = 5.0

@@ -12,7 +12,7 @@ from typing import Any
 
 from gpt_mesh.errors import InputError
 from gpt_mesh.experiments.collect import Run, find_runs
-from gpt_mesh.experiments.console import log
+from gpt_mesh.storage.progress import log
 
 PAGE = Path(__file__).with_name("page")
 

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from gpt_mesh.experiments.console import log
 from gpt_mesh.experiments.process import TRACEBACK, Child, Command
 from gpt_mesh.experiments.signals import Signals
 from gpt_mesh.experiments.stream import Files, Row, Rows, newest_checkpoint
 from gpt_mesh.storage import files as storage
+from gpt_mesh.storage.progress import log
 
 POLL_SECONDS = 0.5
 URL_POLL_SECONDS = 10.0  # each look at a bucket is a request
