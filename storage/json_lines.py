@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gpt_mesh.storage import files, strict_json
+from gpt_mesh.storage import files, heartbeat, strict_json
 from gpt_mesh.storage.progress import log
 
 Row = dict[str, Any]
@@ -44,6 +44,7 @@ class JsonLines:
                 line = line if file.read(1) == b"\n" else b"\n" + line
         with files.append_binary(self.path) as file:
             file.write(line)
+        heartbeat.worked()
 
     def _content(self) -> bytes:
         return files.read_bytes(self.path) if files.exists(self.path) else b""
