@@ -49,7 +49,7 @@ from gpt_mesh.storage.progress import alive
 from gpt_mesh.tpu.devices import find as find_tpu
 from gpt_mesh.tpu.estimator import TpuEngine, TpuSampler, tpu_engine
 from gpt_mesh.tpu.loop import TpuTrainer
-from gpt_mesh.training import runs
+from gpt_mesh.training import report, runs
 from gpt_mesh.training.loop import Trainer, TrainResult, finished
 from gpt_mesh.training.profiling import Steps
 
@@ -110,17 +110,20 @@ def train(
         found = find_tpu(tpu, config)
         if not new and (result := finished(config, steps_per_checkpoint, sacred_id)) is not None:
             return result
-        return TpuTrainer(
-            config, found, fit_mesh=fit_mesh, steps_per_checkpoint=steps_per_checkpoint, sacred_id=sacred_id, new=new
-        ).run()
+        with report.claimed(config):
+            return TpuTrainer(
+                config, found, fit_mesh=fit_mesh, steps_per_checkpoint=steps_per_checkpoint, sacred_id=sacred_id,
+                new=new,
+            ).run()  # fmt: skip
     with hosts_of(_as_cluster(cluster), devices) as hosts, hosts.guarded(lambda: runs.how_to_resume(config)):
         plan = make_plan(config, hosts, fit=fit_mesh, training=True)
         if not new and (result := finished(config, steps_per_checkpoint, sacred_id)) is not None:
             return result
-        return Trainer(
-            config, plan, steps_per_checkpoint=steps_per_checkpoint, sacred_id=sacred_id, new=new, hosts=hosts,
-            init_from=begin, profile=steps,
-        ).run()  # fmt: skip
+        with report.claimed(config) as lease:
+            return Trainer(
+                config, plan, steps_per_checkpoint=steps_per_checkpoint, sacred_id=sacred_id, new=new, hosts=hosts,
+                init_from=begin, profile=steps, lease=lease,
+            ).run()  # fmt: skip
 
 
 def evaluate(

@@ -12,7 +12,7 @@ from gpt_mesh.experiments.flags import parse_flags
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: the run's own, or 1 where the input cannot work."""
     flags: argparse.Namespace = parse_flags(argv)
-    from gpt_mesh.experiments.console import set_up_logging
+    from gpt_mesh.storage.progress import set_up_logging
 
     set_up_logging()
     try:

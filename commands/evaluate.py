@@ -40,7 +40,7 @@ class Evaluate(Mode):
     def run(self, config: Config, arguments: argparse.Namespace) -> int:
         from gpt_mesh import api
         from gpt_mesh.evaluation.results import table
-        from gpt_mesh.planning.metrics import JsonLines
+        from gpt_mesh.storage.json_lines import JsonLines
 
         kept = JsonLines(f"{config.training.model_path}/eval.jsonl")
         rows = []

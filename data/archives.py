@@ -13,7 +13,7 @@ from typing import IO, cast
 
 from gpt_mesh.errors import InputError
 from gpt_mesh.storage import files as storage
-from gpt_mesh.storage.byte_progress import Share
+from gpt_mesh.storage.progress import Share
 
 Progress = Callable[[int], object]
 Member = tuple[str, Iterator[bytes]]

@@ -18,7 +18,7 @@ from gpt_mesh.data.megatron import data_file, index_path, is_pair, load_pair
 from gpt_mesh.data.tfrecords import RecordError, RecordIndex, load_index, parse_records, read_records
 from gpt_mesh.errors import InputError
 from gpt_mesh.storage import files as storage
-from gpt_mesh.storage.byte_progress import Progress
+from gpt_mesh.storage.progress import BYTES, Progress
 
 Ints = NDArray[np.int64]
 
@@ -260,7 +260,7 @@ def load_indexes(paths: Sequence[str], *, progress: bool = True) -> Iterator[Rec
 
             def update(size: int, rest: Sequence[str] = paths[number:]) -> None:
                 if progress and not shown:  # only now is it known that there is something to wait for
-                    shown.append(stack.enter_context(Progress(sum(map(_size, rest)), "indexing")))
+                    shown.append(stack.enter_context(Progress(sum(map(_size, rest)), "indexing", BYTES)))
                 for bar in shown:
                     bar.update(size)
 

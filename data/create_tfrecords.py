@@ -36,13 +36,14 @@ from gpt_mesh.data.dataset_file import files_glob, write_dataset_config
 from gpt_mesh.data.encoders import GPT2, Encoder, load_encoder
 from gpt_mesh.data.encoding import Recipe, encode_pieces
 from gpt_mesh.data.manifest import InputFacts, Manifest, SplitState, TokenizerFacts, shard_pattern
-from gpt_mesh.data.output import Output, check_free, locked
+from gpt_mesh.data.output import Output, check_free
 from gpt_mesh.data.reading import Selection, read_corpus
 from gpt_mesh.data.shards import Chunks, Documents, Packer, Split
 from gpt_mesh.data.sources import Source, add_source_flags, open_sources
 from gpt_mesh.errors import InputError
 from gpt_mesh.storage import files as storage
-from gpt_mesh.storage.byte_progress import Progress
+from gpt_mesh.storage.lease import lease
+from gpt_mesh.storage.progress import BYTES, Progress, set_up_logging
 
 
 def create_tfrecords(flags: argparse.Namespace) -> None:
@@ -55,7 +56,8 @@ def create_tfrecords(flags: argparse.Namespace) -> None:
     wanted = _manifest(flags, encoder, separator, sources)
     _check_output(flags, wanted)
     stays = "" if flags.runner else "; what is complete stays, and --resume goes on from there"
-    with _explained(flags.output_dir, stays), locked(flags.output_dir, flags.name):
+    held = f"{flags.output_dir}/.{flags.name}.lock"
+    with _explained(flags.output_dir, stays), lease(held, f"an encoder that writes --name {flags.name}"):
         output = Output(flags.output_dir, wanted, resume=flags.resume, overwrite=flags.overwrite)
         if output.manifest.complete:
             print("all of it is there already")
@@ -123,7 +125,7 @@ def _write_here(
     if output.resumed:
         print(f"going on after {len(manifest.shards):,} files that are written", flush=True)
     try:
-        with Progress(sum(source.size for source in sources), "encoding") as progress:
+        with Progress(sum(source.size for source in sources), "encoding", BYTES) as progress:
             pieces = read_corpus(sources, selection, size=recipe.piece_size, progress=progress.update)
             with contextlib.closing(encode_pieces(pieces, recipe, processes=flags.processes)) as documents:
                 for document in documents:
@@ -354,6 +356,7 @@ def _cores() -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     flags = _arguments(argv)
+    set_up_logging()
     try:
         create_tfrecords(flags)
     except InputError as error:

@@ -10,6 +10,7 @@ from gpt_mesh.data.encoders import Encoder
 from gpt_mesh.data.manifest import Manifest, shard_pattern
 from gpt_mesh.errors import InputError
 from gpt_mesh.storage import files as storage
+from gpt_mesh.storage import strict_json
 
 
 def files_glob(folder: str, prefix: str) -> str:
@@ -37,8 +38,7 @@ def write_dataset_config(
     }
     content = {key: value for key, value in config.items() if value is not None}
     try:
-        with storage.replacing(path) as file:
-            file.write(f"{json.dumps(content, indent=2)}\n".encode())
+        strict_json.write(path, content)
     except storage.errors() as error:
         by_hand = f"write it by hand: {json.dumps(content)}"
         raise InputError(f"{path}: cannot be written: {storage.reason(error)}; {by_hand}") from error

@@ -6,7 +6,6 @@ complete. create_tfrecords.py goes on from it after a kill; training asks it whi
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -17,6 +16,7 @@ from typing import Any
 from gpt_mesh.data.account import Account
 from gpt_mesh.data.reading import Place, Position
 from gpt_mesh.errors import InputError
+from gpt_mesh.storage import checksums, strict_json
 from gpt_mesh.storage import files as storage
 
 SUFFIX = ".manifest.json"
@@ -98,11 +98,7 @@ class Manifest:
 
     def save(self, folder: str) -> None:
         """Replace the manifest in `folder`. Raises one of storage.errors()."""
-        with storage.replacing(manifest_path(folder, self.name)) as file:
-            file.write(f"{json.dumps(self._to_json(), indent=1)}\n".encode())
-            if not storage.is_url(folder):
-                file.flush()
-                os.fsync(file.fileno())  # or a power cut may leave an empty file under its name
+        strict_json.write(manifest_path(folder, self.name), self._to_json(), indent=1, durable=True)
 
     def _to_json(self) -> dict[str, Any]:
         values = {"version": _VERSION, "name": self.name, "complete": self.complete}
@@ -173,7 +169,7 @@ def _from_json(values: dict[str, Any]) -> Manifest:
 
 def _digest(values: dict[str, Any]) -> str:
     """By which it is known that nobody has changed what the manifest says."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return checksums.of_json(values)
 
 
 def _flat(position: Position) -> str:

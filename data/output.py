@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -199,42 +198,3 @@ def _flag(key: str, value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return f"--{key}" if value else f"no --{key}"
     return f"--{key} {value}"
-
-
-@contextlib.contextmanager
-def locked(folder: str, name: str) -> Iterator[None]:
-    """Keep other runs from writing under this name; on local paths only, since buckets have no locks.
-
-    The system lets go of the lock when the process ends, however it ends. Raises InputError when another has it.
-    """
-    if storage.is_url(folder):
-        yield
-        return
-    path = f"{folder}/.{name}.lock"
-    try:
-        descriptor = _lock(path)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written: {storage.reason(error)}; free or give another") from error
-    if descriptor is None:
-        raise InputError(f"{path}: another run is writing --name {name} there; wait until it ends")
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            os.remove(path)
-        os.close(descriptor)
-
-
-def _lock(path: str) -> int | None:
-    """A descriptor that holds the lock; None when another has it."""
-    import fcntl
-
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.exists(path) and os.stat(path).st_ino == os.fstat(descriptor).st_ino:
-            return descriptor
-    except BlockingIOError:
-        pass
-    os.close(descriptor)  # or it was removed by a run that has just ended
-    return None

@@ -8,7 +8,7 @@ from typing import IO, Any
 from gpt_mesh.data.text import Reading, text_of, utf8
 from gpt_mesh.errors import InputError
 from gpt_mesh.storage import files as storage
-from gpt_mesh.storage.byte_progress import Share
+from gpt_mesh.storage.progress import Share
 
 _ROWS = 256  # turned into Python strings at a time
 

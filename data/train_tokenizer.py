@@ -24,8 +24,8 @@ from gpt_mesh.data.encoders import END_OF_TEXT, PADDING, TOKENIZER_FILE, byte_le
 from gpt_mesh.data.sources import Source, add_source_flags, open_sources
 from gpt_mesh.errors import InputError
 from gpt_mesh.storage import files as storage
-from gpt_mesh.storage.byte_progress import Progress
 from gpt_mesh.storage.files import make_folder
+from gpt_mesh.storage.progress import BYTES, Progress, set_up_logging
 
 SPECIAL_TOKENS = (END_OF_TEXT, PADDING)
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
@@ -51,7 +51,7 @@ class Sample:
         the files are equally compressed."""
         total = sum(source.size for source in self.sources)
         ahead = self.limit // 16
-        with Progress(total, "reading") as progress:
+        with Progress(total, "reading", BYTES) as progress:
             for source in self.sources:
                 for piece, _ in source.pieces(_PIECE_CHARACTERS, progress.update):
                     size = len(piece.encode())
@@ -141,6 +141,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     flags = _arguments(argv)
+    set_up_logging()
     try:
         sample = Sample(open_sources(flags.base_dir, flags), round(flags.sample_mb * 1e6))
         make_folder(flags.output_dir)  # before the work, not after it

@@ -1,7 +1,8 @@
-"""Writing a checkpoint variable by variable: for models that do not fit into memory beside themselves."""
+"""Writes a checkpoint variable by variable, for models that do not fit into memory twice."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from gpt_mesh.engine import checkpoints
+from gpt_mesh.storage import files
 
 SHARD_BYTES = 1 << 30
 
@@ -25,33 +27,30 @@ def write(
 
     Args:
         directory: of the run; it exists.
-        arrays: names and values, drawn as there is room: no more than `shard_bytes`, or one array, are held.
+        arrays: names and values. At most `shard_bytes`, or one array, are held in memory at a time.
             `global_step` is added.
         state: JSON-ready, returned by `checkpoints.restore_state`.
 
     Returns:
-        The checkpoint's path. If drawing raises, nothing is left of it.
+        The checkpoint's path. If `arrays` raises, nothing of it is left.
     """
-    io = tf.io.gfile
-    path = io.join(directory, f"model.ckpt-{step}")
+    path = os.path.join(directory, f"model.ckpt-{step}")
     temporary = path + checkpoints.TEMPORARY
     try:
         parts = _write_parts(temporary, arrays, step, shard_bytes)
         tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=parts, destination_prefix=temporary, delete_old_dirs=False)
         checkpoints.save_state(directory, step, state)
-        # The index last: without it there is no checkpoint of that name.
-        for suffix in sorted(_suffixes(directory, temporary), key=lambda suffix: suffix == ".index"):
-            io.rename(temporary + suffix, path + suffix, overwrite=True)
+        checkpoints.move_into_place(temporary, path, _suffixes(directory, temporary))
     finally:
         for suffix in _suffixes(directory, temporary):
-            io.remove(temporary + suffix)
+            files.remove(temporary + suffix)
     checkpoints.finish(directory, step)
     return path
 
 
 def _suffixes(directory: str, prefix: str) -> list[str]:
-    """What follows the prefix in the names of the files that begin with it."""
-    names = (tf.io.gfile.join(directory, name) for name in tf.io.gfile.listdir(directory))
+    """The rest of the names of files that begin with the prefix."""
+    names = (os.path.join(directory, name) for name in files.list_folder(directory))
     return [name[len(prefix) :] for name in names if name.startswith(prefix)]
 
 

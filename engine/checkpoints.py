@@ -1,9 +1,10 @@
 """Name-based checkpoints that a kill at any moment leaves whole.
 
 A checkpoint is `model.ckpt-<step>` (TensorFlow's own format: an `.index` and a `.data` file, one entry a variable,
-under the names of the published GPT-Neo checkpoints) and `model.ckpt-<step>.json`, what else a resumed run needs: the
-position in the data and the averages of the current logging interval. Each file is written under a temporary name and
-then moved into place; the `checkpoint` file, which says which one is newest, comes last.
+under the names of the published GPT-Neo checkpoints) and `model.ckpt-<step>.json`, the state that a resumed run needs
+beside them: the position in the data and the averages of the current logging interval, with a checksum. Each file is
+written under a temporary name, flushed to disk, and moved into place. The `checkpoint` file, which names the newest
+checkpoint, comes last, so a kill or a power cut leaves the newest complete checkpoint usable.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from google.protobuf import text_format
 
 from gpt_mesh.errors import InputError
 from gpt_mesh.optimizers.registry import is_slot
+from gpt_mesh.storage import checksums, files, strict_json
 from gpt_mesh.storage.progress import log
 
 KEEP = 5
 _PREFIX = "model.ckpt-"
 TEMPORARY = ".writing"
 _LAYER = re.compile(r"gpt2/h(\d+)/")
+_CHECKSUM = "sha256"  # key of the state's checksum in its file
 _SUFFIXES = (".index", ".data-00000-of-00001", ".json")
 
 
@@ -40,42 +43,43 @@ def save(directory: str, step: int, values: Mapping[str, tf.Tensor | tf.Variable
     Returns:
         The checkpoint's path, `<directory>/model.ckpt-<step>`.
     """
-    io = tf.io.gfile
-    path = io.join(directory, f"{_PREFIX}{step}")
+    path = os.path.join(directory, f"{_PREFIX}{step}")
     temporary = path + TEMPORARY
     names = sorted(values)
     with tf.device("/device:CPU:0"):
         tensors = [tf.convert_to_tensor(values[name]) for name in names]
         tf.raw_ops.SaveV2(prefix=temporary, tensor_names=names, shape_and_slices=[""] * len(names), tensors=tensors)
-    with io.GFile(temporary + ".json", "w") as file:
-        file.write(json.dumps(dict(state)))
-    for suffix in reversed(_SUFFIXES):  # the index last: without it there is no checkpoint of that name
-        io.rename(temporary + suffix, path + suffix, overwrite=True)
+    files.write_text(temporary + ".json", _with_checksum(state))
+    move_into_place(temporary, path, _SUFFIXES)
     finish(directory, step)
     return path
 
 
+def move_into_place(temporary: str, path: str, suffixes: Iterable[str]) -> None:
+    """Flush the files of a checkpoint to disk, then rename them from one prefix to the other."""
+    found = sorted(suffixes, key=lambda suffix: suffix == ".index")  # the index last: it makes the checkpoint visible
+    for suffix in found:
+        files.sync(temporary + suffix)
+    for suffix in found:
+        files.move(temporary + suffix, path + suffix)
+    files.sync(os.path.dirname(path) or ".")
+
+
 def finish(directory: str, step: int) -> None:
-    """Point the `checkpoint` file at this step, then delete old checkpoints and what a killed run left half-written."""
-    io = tf.io.gfile
+    """Point the `checkpoint` file at this step, then delete old checkpoints and unfinished files of a killed run."""
     kept = [n for n in steps(directory) if n <= step][-KEEP:]
     names = [f"{_PREFIX}{n}" for n in kept]
     proto = tf.compat.v1.train.generate_checkpoint_state_proto(".", names[-1], names)
-    target = io.join(directory, "checkpoint")
-    with io.GFile(target + TEMPORARY, "w") as file:
-        file.write(text_format.MessageToString(proto))
-    io.rename(target + TEMPORARY, target, overwrite=True)
-    for name in io.listdir(directory):
+    files.write_text(os.path.join(directory, "checkpoint"), text_format.MessageToString(proto), durable=True)
+    for name in files.list_folder(directory):
         match = re.match(rf"{re.escape(_PREFIX)}(\d+)\.", name)
         if match and (int(match[1]) not in kept or TEMPORARY in name):
-            io.remove(io.join(directory, name))
+            files.remove(os.path.join(directory, name))
 
 
 def steps(directory: str) -> list[int]:
     """Steps of the whole checkpoints in a directory, in ascending order; none if there is no such directory."""
-    if not tf.io.gfile.isdir(directory):
-        return []
-    names = set(tf.io.gfile.listdir(directory))
+    names = set(files.list_folder(directory))
     found = [re.fullmatch(rf"{re.escape(_PREFIX)}(\d+)\.index", name) for name in names]
     return sorted(int(m[1]) for m in found if m and any(n.startswith(f"{_PREFIX}{m[1]}.data-") for n in names))
 
@@ -89,12 +93,12 @@ def latest(directory: str) -> str | None:
     if named is not None and _is_whole(named):
         return named
     found = steps(directory)
-    return tf.io.gfile.join(directory, f"{_PREFIX}{found[-1]}") if found else None
+    return os.path.join(directory, f"{_PREFIX}{found[-1]}") if found else None
 
 
 def _named(directory: str) -> str | None:
     """The path in the `checkpoint` file; None if there is no such file or nothing in it, as after a power cut."""
-    if not tf.io.gfile.exists(tf.io.gfile.join(directory, "checkpoint")):
+    if not files.exists(os.path.join(directory, "checkpoint")):
         return None
     try:
         state = tf.train.get_checkpoint_state(directory)
@@ -104,8 +108,9 @@ def _named(directory: str) -> str | None:
 
 
 def _is_whole(path: str) -> bool:
-    io, (directory, name) = tf.io.gfile, os.path.split(path)
-    return io.exists(path + ".index") and any(other.startswith(name + ".data-") for other in io.listdir(directory))
+    directory, name = os.path.split(path)
+    data = (other for other in files.list_folder(directory or ".") if other.startswith(name + ".data-"))
+    return files.exists(path + ".index") and any(data)
 
 
 def step_of(path: str) -> int:
@@ -118,19 +123,14 @@ def step_of(path: str) -> int:
 
 def delete_all(directory: str) -> int:
     """Delete the checkpoints of a directory, with their logs and samples; returns how many checkpoints there were."""
-    io = tf.io.gfile
     count = len(steps(directory))
-    if io.isdir(directory):
-        for name in io.listdir(directory):
-            ours = name.startswith((_PREFIX, "events.out.tfevents")) or name in (
-                "checkpoint",
-                "metrics.jsonl",
-                "eval.jsonl",
-            )
-            if ours:
-                io.remove(io.join(directory, name))
-        for path in io.glob(io.join(directory, "predictions", "*samples_step_*.txt")):
-            io.remove(path)
+    for name in files.list_folder(directory):
+        if name.startswith((_PREFIX, "events.out.tfevents")) or name in ("checkpoint", "metrics.jsonl", "eval.jsonl"):
+            files.remove(os.path.join(directory, name))
+    predictions = os.path.join(directory, "predictions")
+    for name in files.list_folder(predictions):
+        if re.search(r"samples_step_\d+\.txt$", name):
+            files.remove(os.path.join(predictions, name))
     return count
 
 
@@ -206,12 +206,13 @@ def contents(path: str, wanted: Mapping[str, list[int]], source: str) -> tuple[d
 
 
 def save_state(directory: str, step: int, state: Mapping[str, Any]) -> None:
-    """Write what `restore_state` gives for the checkpoint of this step, before somebody else saves its variables."""
-    io = tf.io.gfile
-    path = io.join(directory, f"{_PREFIX}{step}")
-    with io.GFile(path + TEMPORARY + ".json", "w") as file:
-        file.write(json.dumps(dict(state)))
-    io.rename(path + TEMPORARY + ".json", path + ".json", overwrite=True)
+    """Write the state of the checkpoint of this step, for `restore_state`, when other code saves its variables."""
+    files.write_text(os.path.join(directory, f"{_PREFIX}{step}.json"), _with_checksum(state), durable=True)
+
+
+def _with_checksum(state: Mapping[str, Any]) -> str:
+    values = strict_json.finite(dict(state))
+    return strict_json.dumps({**values, _CHECKSUM: checksums.of_json(values)})
 
 
 def _check_depth(path: str, stored: Iterable[str], wanted: Iterable[str], source: str) -> None:
@@ -227,20 +228,23 @@ def _check_depth(path: str, stored: Iterable[str], wanted: Iterable[str], source
 
 
 def restore_state(path: str) -> dict[str, Any]:
-    """What `save` was given as `state`; empty for a checkpoint of another program.
+    """The `state` that `save` was given; empty for a checkpoint of another program.
 
     Raises:
         InputError: the file is damaged.
     """
     name = path + ".json"
-    if not tf.io.gfile.exists(name):
+    if not files.exists(name):
         return {}
+    damaged = InputError(
+        f"{name}: is damaged; it holds the position of {path} in the data: restore it, or delete it to continue after "
+        "as many batches as the checkpoint has steps"
+    )
     try:
-        with tf.io.gfile.GFile(name) as file:
-            state: dict[str, Any] = json.loads(file.read())
-    except ValueError:
-        raise InputError(
-            f"{name}: is damaged; it holds where {path} stands in the data: restore it, or delete it to read on after "
-            "as many batches as it has steps"
-        ) from None
+        state = json.loads(files.read_bytes(name))
+    except (ValueError, RecursionError):
+        raise damaged from None
+    # Checkpoints of earlier versions have no checksum.
+    if not isinstance(state, dict) or state.pop(_CHECKSUM, None) not in (None, checksums.of_json(state)):
+        raise damaged
     return state

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpt_mesh.config import Config
 from gpt_mesh.evaluation.statistics import Metrics
 from gpt_mesh.evaluation.tasks import Task
+from gpt_mesh.storage import checksums
 
 ERROR = "_stderr"
 
@@ -25,7 +24,7 @@ def config_digest(config: Config) -> str:
     alphabet, as JSON.
     """
     values = {name: value for name, value in config.to_json().items() if name != "model_path"}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return checksums.of_json(values)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Where the files of evaluation tasks lie, how they come here, and what is kept of them."""
+"""Finds, downloads and caches the files of evaluation tasks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import http.client
 import json
 import os
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -17,8 +16,9 @@ from typing import Any
 from gpt_mesh.data.encoders import Encoder
 from gpt_mesh.errors import InputError
 from gpt_mesh.meshes.compiled_cache import cache_root
+from gpt_mesh.storage import checksums, strict_json
 from gpt_mesh.storage import files as storage
-from gpt_mesh.storage.progress import Progress, log
+from gpt_mesh.storage.progress import BYTES, Progress, log
 
 _SECONDS = 10.0  # without an answer
 _BLOCK = 1 << 20
@@ -105,30 +105,23 @@ def _download(task: str, published: Published, target: str) -> str:
 
 
 def _fetch(url: str, published: Published, target: str) -> None:
-    """Download to a hidden name, verify, and move into place.
+    """Download, verify, and move into place.
 
     Raises:
         OSError: no answer, or no room.
-        ValueError: what came is another file.
+        ValueError: it is another file than the published one.
     """
     digest, size = hashlib.sha256(), 0
     log.info("downloading %s (%s bytes) to %s", url, f"{published.size:,}", target)
-    part = f"{target}.{os.getpid()}.part"
-    progress = Progress(-(-published.size // _BLOCK), 0, "downloading", "MiB")
-    try:
-        with urllib.request.urlopen(url, timeout=_SECONDS) as answer, open(part, "wb") as file:
+    with urllib.request.urlopen(url, timeout=_SECONDS) as answer, storage.replacing(target) as file:
+        with Progress(published.size, "downloading", BYTES) as progress:
             while block := answer.read(_BLOCK):
                 file.write(block)
                 digest.update(block)
                 size += len(block)
-                progress.update()
+                progress.update(len(block))
         if (size, digest.hexdigest()) != (published.size, published.sha256):
             raise ValueError(f"{size:,} bytes of SHA-256 {digest.hexdigest()[:12]}… came, not the published file")
-        os.replace(part, target)
-    finally:
-        progress.close()
-        with suppress(OSError):
-            os.remove(part)
 
 
 def digest(path: str) -> str:
@@ -137,14 +130,10 @@ def digest(path: str) -> str:
     Raises:
         InputError: it cannot be read.
     """
-    found = hashlib.sha256()
     try:
-        with storage.open_binary(path) as file:
-            while block := file.read(_BLOCK):
-                found.update(block)
+        return checksums.of_file(path)
     except storage.errors() as error:
         raise InputError(f"{path}: cannot be read: {storage.reason(error)}; name a file that can") from error
-    return found.hexdigest()
 
 
 def encoded(form: str, content: str, encoder: Encoder, make: Callable[[], list[Any]]) -> list[Any]:
@@ -165,7 +154,5 @@ def encoded(form: str, content: str, encoder: Encoder, make: Callable[[], list[A
     found = make()
     with suppress(OSError):  # a cache that cannot be written to costs a second or two, and nothing else
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=os.path.dirname(path), suffix=".part", delete=False) as part:
-            json.dump(found, part)
-        os.replace(part.name, path)
+        strict_json.write(path, found, indent=None)
     return found

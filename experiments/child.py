@@ -1,6 +1,6 @@
-"""main.py as a child: it is asked to save and end when the program that started it is gone.
+"""main.py as a child process: it saves and ends when its parent is gone, and reports its progress in a heartbeat file.
 
-    python3 experiments/child.py PARENT_PID [flags of main.py]
+    python3 experiments/child.py PARENT_PID HEARTBEAT_FILE [flags of main.py]
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ if not __package__:  # run as a file: its checkout is the package
     runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir, "gpt_mesh.py"))
 
 from gpt_mesh import main
+from gpt_mesh.storage import heartbeat
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def end_with(parent: int) -> None:
-    """Get SIGTERM, which saves a checkpoint, when the parent dies. Does nothing on systems that cannot."""
+    """Get SIGTERM, which saves a checkpoint, when the parent dies. Linux only; does nothing elsewhere."""
     if not sys.platform.startswith("linux"):
         return
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:  # it was gone before that
+    if os.getppid() != parent:  # it died before the call
         sys.exit(128 + signal.SIGTERM)
 
 
 if __name__ == "__main__":
     end_with(int(sys.argv[1]))
-    sys.exit(main.main(sys.argv[2:]))
+    heartbeat.start(sys.argv[2])
+    sys.exit(main.main(sys.argv[3:]))

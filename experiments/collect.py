@@ -1,4 +1,4 @@
-"""Finds runs below a folder, and reads what they left: a run's own directory, or Sacred's record of it."""
+"""Finds runs below a folder and reads their results, from the run's own directory or from Sacred's record of it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-from gpt_mesh.experiments.stream import COUNTS, parse_row
+from gpt_mesh.experiments.stream import COUNTS
+from gpt_mesh.storage.json_lines import JsonLines
 
-POINTS = 2000  # of a curve: more than a screen has
+POINTS = 2000  # of a curve: more than a screen has pixels
 SAMPLE_CHARACTERS = 20_000
-SILENCE = timedelta(minutes=5)  # of a record: no beat is that long in coming
+SILENCE = timedelta(minutes=5)  # a running record is updated more often
 HIDDEN = ("_sources", "_resources", "outbox", "dataset_configs", "data", "plugins", "predictions")
 
 
@@ -33,7 +34,8 @@ class Run:
 
 
 def find_runs(folder: str) -> list[Run]:
-    """The runs below it, by name. Sacred's record of a run whose directory is there too only gives its status."""
+    """The runs below a folder, sorted by name. Sacred's record only gives the status of a run whose directory is found.
+    """
     own: dict[str, Run] = {}
     records: list[tuple[Path, Run, str]] = []
     for directory, files in _walk(folder):
@@ -61,7 +63,7 @@ def _walk(folder: str) -> Iterator[tuple[Path, set[str]]]:
 
 
 def _is_sacreds(record: dict[str, Any]) -> bool:
-    """Whether a run.json is Sacred's, and whole: other programs write files of that name too."""
+    """Whether a run.json is a complete one of Sacred: other programs write files of that name too."""
     experiment, status = record.get("experiment"), record.get("status")
     return isinstance(experiment, dict) and isinstance(experiment.get("name"), str) and isinstance(status, str)
 
@@ -72,11 +74,11 @@ def _number(directory: Path) -> int:
 
 def _of_directory(directory: Path, name: str) -> Run:
     run = Run(name, config=_json(directory / "config.json"))
-    for row in _rows(directory / "metrics.jsonl"):
+    for row in JsonLines(str(directory / "metrics.jsonl")).rows():
         _add(run, "training", row)
-    for row in _rows(directory / "eval.jsonl"):
+    for row in JsonLines(str(directory / "eval.jsonl")).rows():
         task = str(row.get("task", "validation"))
-        if "stride" in row:  # another measurement, which is not to be mixed with those side by side
+        if "stride" in row:  # another measure, not comparable with windows side by side
             task += f", stride {row.pop('stride')}"
         _add(run, task, row)
         run.evaluations.append({**row, "task": task})
@@ -104,9 +106,10 @@ def _of_sacred(directory: Path, name: str, record: dict[str, Any]) -> Run:
 
 
 def _status(record: dict[str, Any]) -> str:
-    """How a run ended, or whether it lives: one that was killed with all that watched it cannot say so any more.
+    """The status in a record. A run that was killed together with its supervisor says "running" for ever, so that it
+    is shown with the time when it was last updated.
 
-    Sacred's times are in UTC, which they do not say.
+    Sacred's times are in UTC, without a time zone.
     """
     status = str(record["status"]).lower()
     with suppress(KeyError, TypeError, ValueError):
@@ -117,13 +120,13 @@ def _status(record: dict[str, Any]) -> str:
 
 
 def _points(columns: Any) -> list[tuple[int, float]]:
-    """Steps and values of one metric of Sacred's, as far as they are numbers."""
+    """Steps and values of one of Sacred's metrics, where both are numbers."""
     if not isinstance(columns, dict):
         return []
     steps, values = (columns.get(name) for name in ("steps", "values"))
     if not isinstance(steps, list) or not isinstance(values, list):
         return []
-    pairs = zip(steps, values, strict=False)  # a damaged one may have more of one
+    pairs = zip(steps, values, strict=False)  # in a damaged record their lengths may differ
     return [(step, value) for step, value in pairs if isinstance(step, int) and isinstance(value, (int, float))]
 
 
@@ -141,7 +144,7 @@ def _add_sample(run: Run, path: Path) -> None:
 
 
 def _tidied(run: Run) -> Run:
-    """Sorted, of each step the newest point, and thinned out to what a screen can show; the last point stays."""
+    """Sorted, with the newest point of each step, thinned out to what a screen can show. The last point is kept."""
     run.samples.sort()
     run.evaluations.sort(key=lambda row: (str(row.get("task")), row["step"]))
     for name, points in run.series.items():
@@ -151,18 +154,8 @@ def _tidied(run: Run) -> Run:
     return run
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole rows of a file of JSON lines, which may be in the writing."""
-    if not path.exists():
-        return
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        row = parse_row(line)
-        if row is not None:
-            yield row
-
-
 def _json(path: Path) -> dict[str, Any]:
-    """The object in a file; an empty one where there is no such file, or none in it."""
+    """The JSON object in a file; an empty one if there is none."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -13,11 +13,11 @@ from typing import Any
 from gpt_mesh.commands.train import Train
 from gpt_mesh.config import Config, load_config
 from gpt_mesh.errors import InputError
-from gpt_mesh.experiments.console import log
 from gpt_mesh.experiments.mongo import Mongo
 from gpt_mesh.experiments.signals import Signals
 from gpt_mesh.experiments.supervisor import Plan
 from gpt_mesh.storage import files as storage
+from gpt_mesh.storage.progress import log
 
 OUTBOX = "outbox"
 

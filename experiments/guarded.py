@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from gpt_mesh.errors import InputError
-from gpt_mesh.experiments.console import log
 from gpt_mesh.experiments.sacred_import import import_sacred
+from gpt_mesh.storage.progress import log
 
 import_sacred()
 

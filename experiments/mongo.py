@@ -11,11 +11,10 @@ import importlib.util
 import mimetypes
 from collections.abc import Callable
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from gpt_mesh.errors import InputError
-from gpt_mesh.experiments.outbox import Event, Rejected, Unreachable
+from gpt_mesh.experiments.outbox import Event, Outbox, Rejected, Unreachable
 
 FORMAT = "MongoObserver-0.7.0"
 DATABASE = "sacred"
@@ -82,14 +81,14 @@ class MongoReceiver:
         self.runs, self.metrics, self.fs = database["runs"], database["metrics"], gridfs.GridFS(database)
         self._id: int | None = None
 
-    def deliver(self, event: Event, files: Path) -> None:
-        handlers: dict[str, Callable[[Event, Path], None]] = {
+    def deliver(self, event: Event, outbox: Outbox) -> None:
+        handlers: dict[str, Callable[[Event, Outbox], None]] = {
             "started": self._started,
             "metrics": self._metrics,
             "artifact": self._artifact,
             "resource": self._resource,
         }
-        self._guarded(lambda: handlers.get(event["kind"], self._ended)(event, files))
+        self._guarded(lambda: handlers.get(event["kind"], self._ended)(event, outbox))
 
     def heartbeat(self, values: Event) -> None:
         def write() -> None:
@@ -124,14 +123,14 @@ class MongoReceiver:
             hopeless = isinstance(error, OperationFailure) and error.code in HOPELESS
             raise (Rejected if hopeless else Unreachable)(str(error).partition(",")[0]) from error
 
-    def _started(self, event: Event, files: Path) -> None:
+    def _started(self, event: Event, outbox: Outbox) -> None:
         """Insert the run under the next free number, as Sacred does, unless it is there."""
         from pymongo.errors import DuplicateKeyError
 
         if self.runs.find_one({"outbox": self.key}, {"_id": 1}) is not None:
             return
         experiment = dict(event["experiment"])
-        experiment["sources"] = [[name, self._store(files / name_in, name)] for name, name_in in event["sources"]]
+        experiment["sources"] = [[name, self._store(outbox, digest, name)] for name, digest in event["sources"]]
         entry = {
             "outbox": self.key,
             "format": FORMAT,
@@ -156,7 +155,7 @@ class MongoReceiver:
             except DuplicateKeyError:  # another run took the number
                 continue
 
-    def _metrics(self, event: Event, files: Path) -> None:
+    def _metrics(self, event: Event, outbox: Outbox) -> None:
         rejected = []
         for name, points in event["metrics"].items():
             try:
@@ -178,16 +177,16 @@ class MongoReceiver:
         if not appended.matched_count and self.metrics.find_one({"run_id": run, "name": name}, {"_id": 1}) is None:
             self.metrics.insert_one({"run_id": run, "name": name, **columns, "delivered": number})
 
-    def _artifact(self, event: Event, files: Path) -> None:
+    def _artifact(self, event: Event, outbox: Outbox) -> None:
         run, name = self._run_id(), event["name"]
-        file_id = self._store(files / event["file"], f"artifact://runs/{run}/{name}", event["n"])
+        file_id = self._store(outbox, event["file"], f"artifact://runs/{run}/{name}", event["n"])
         self.runs.update_one({"_id": run}, {"$pull": {"artifacts": {"name": name}}})  # written again: the newer counts
         self.runs.update_one({"_id": run}, {"$addToSet": {"artifacts": {"name": name, "file_id": file_id}}})
 
-    def _resource(self, event: Event, files: Path) -> None:
+    def _resource(self, event: Event, outbox: Outbox) -> None:
         self.runs.update_one({"_id": self._run_id()}, {"$addToSet": {"resources": [event["name"], event["md5"]]}})
 
-    def _ended(self, event: Event, files: Path) -> None:
+    def _ended(self, event: Event, outbox: Outbox) -> None:
         values = {name: event[name] for name in ("result", "fail_trace") if name in event}
         self._set(status=event["status"], stop_time=_time(event["time"]), **values)
 
@@ -203,18 +202,17 @@ class MongoReceiver:
     def _set(self, **values: Any) -> None:
         self.runs.update_one({"_id": self._run_id()}, {"$set": values})
 
-    def _store(self, path: Path, name: str, number: int = 0) -> Any:
-        """A file in GridFS under an id that follows from what it is, so that a second try finds the first."""
+    def _store(self, outbox: Outbox, digest: str, name: str, number: int = 0) -> Any:
+        """Store a file in GridFS under an id that is derived from it, so that a second try finds the first."""
         from bson import ObjectId
 
-        # Sources are the same file for every run that has them; an artifact is its event's.
-        whose = f"{self.key}/{number}" if number else path.name
+        # Runs share equal sources; an artifact belongs to its event.
+        whose = f"{self.key}/{number}" if number else digest
         file_id = ObjectId(hashlib.sha256(f"{whose}/{name}".encode()).digest()[:12])
         if self.database["fs.files"].find_one({"_id": file_id}, {"_id": 1}) is None:
             self.database["fs.chunks"].delete_many({"files_id": file_id})  # of a try that was cut off
             kind = mimetypes.guess_type(name)[0]
-            with path.open("rb") as file:
-                self.fs.put(file, _id=file_id, filename=name, content_type=kind)
+            self.fs.put(outbox.content(digest), _id=file_id, filename=name, content_type=kind)
         return file_id
 
 

@@ -1,4 +1,4 @@
-"""Where a tracked run is written to: Sacred's observers, each of which gets every event, by way of guarded.py."""
+"""Where a tracked run is recorded: Sacred's observers. Each gets every event, through guarded.py."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from gpt_mesh.errors import InputError
-from gpt_mesh.experiments.console import log
 from gpt_mesh.experiments.guarded import Metrics
 from gpt_mesh.experiments.mongo import Mongo
-from gpt_mesh.experiments.outbox import Postman, Unreachable, left_behind, new_outbox
+from gpt_mesh.experiments.outbox import Delivery, Unreachable, left_behind, new_outbox
 from gpt_mesh.experiments.sacred_import import import_sacred
+from gpt_mesh.storage import strict_json
+from gpt_mesh.storage.progress import log
 
 import_sacred()
 
@@ -28,12 +29,12 @@ from sacred.serializer import flatten as _flatten  # noqa: E402
 get_digest: Any = _get_digest
 flatten: Any = _flatten
 
-OUTPUT_KEPT = 1_000_000  # characters of output that a database gets; the local directory has all
+OUTPUT_KEPT = 1_000_000  # characters of output that a database gets; the local directory has everything
 FINISH_SECONDS = 15.0  # for the last events, when a run has ended
 
 
 class LocalObserver(FileStorageObserver):
-    """Sacred's own directory of runs, whose files are whole at any moment: heartbeats come from another thread."""
+    """Sacred's directory of runs, with files that are complete at any moment: heartbeats come from another thread."""
 
     def __init__(self, directory: str) -> None:
         super().__init__(directory)
@@ -44,27 +45,25 @@ class LocalObserver(FileStorageObserver):
     def save_json(self, obj: Any, filename: str) -> None:
         path = os.path.join(self.dir, filename)
         with self._lock:
-            with open(path + ".writing", "w") as file:
-                json.dump(flatten(obj), file, sort_keys=True, indent=2)
-            os.replace(path + ".writing", path)
+            strict_json.write(path, flatten(obj))
 
     def artifact_event(self, name: str, filename: str, metadata: Any = None, content_type: Any = None) -> None:
         copy: Any = self.save_file
         copy(filename, name)
         with self._lock:
-            if name not in self.run_entry["artifacts"]:  # written again: the newer counts
+            if name not in self.run_entry["artifacts"]:  # written again: the newer one counts
                 self.run_entry["artifacts"].append(name)
             self.save_json(self.run_entry, "run.json")
 
 
 class QueueObserver(RunObserver):
-    """Puts every event into an outbox, from which a database gets it once it can be reached."""
+    """Puts every event into an outbox, from which it is delivered when the database can be reached."""
 
     def __init__(self, parent: Path, mongo: Mongo) -> None:
         super().__init__()
         self.priority = 10  # after the local directory, which gives the run its number
         self._outbox, self._parent, self._mongo = new_outbox(parent), parent, mongo
-        self._postman = Postman(self._outbox, mongo.receiver(self._outbox.key), mongo.name)
+        self._delivery = Delivery(self._outbox, mongo.receiver(self._outbox.key), mongo.name)
 
     def started_event(self, ex_info, command, host_info, start_time, config, meta_info, _id):  # type: ignore[no-untyped-def]
         base = ex_info["base_dir"]
@@ -80,15 +79,15 @@ class QueueObserver(RunObserver):
                 config=config,
                 meta=meta_info,
             )
-        except OSError:
+        except Exception:
             self._outbox.discard()
             raise
-        self._postman.start()
+        self._delivery.start()
 
     def heartbeat_event(self, info: Any, captured_out: str, beat_time: datetime, result: Any) -> None:
         kept = captured_out[-OUTPUT_KEPT:]
         self._outbox.beat(**_plain(info=info, captured_out=kept, beat_time=beat_time, result=result))
-        self._postman.wake()
+        self._delivery.wake()
 
     def log_metrics(self, metrics_by_name: Metrics, info: Any) -> None:
         if metrics_by_name:
@@ -111,16 +110,16 @@ class QueueObserver(RunObserver):
 
     def _put(self, kind: str, **values: Any) -> None:
         self._outbox.put(kind, **_plain(**values))
-        self._postman.wake()
+        self._delivery.wake()
 
     def join(self) -> None:
-        """Deliver what can be delivered now, of earlier runs too; called when the run has ended."""
-        if self._postman.is_alive() and not self._postman.finish(FINISH_SECONDS):
+        """Deliver the remaining events, of earlier runs too. Called when the run has ended."""
+        if self._delivery.is_alive() and not self._delivery.finish(FINISH_SECONDS):
             log.warning(
-                "%s did not take %d events: they wait in %s for the next run, or for run_experiment.py --deliver %s",
+                "%s does not have %d events: they wait in %s for the next run, or for run_experiment.py --deliver %s",
                 self._mongo.name,
                 self._outbox.waiting,
-                self._outbox.folder,
+                self._outbox.path,
                 self._parent.parent,
             )
             self._outbox.close()
@@ -130,7 +129,7 @@ class QueueObserver(RunObserver):
 
 
 def deliver_left_behind(parent: Path, mongo: Mongo) -> int:
-    """Deliver what earlier runs could not, until the database cannot be reached; returns how many events still wait."""
+    """Deliver the events of earlier runs, while the database can be reached; returns how many still wait."""
     waiting, reachable = 0, True
     for outbox in left_behind(parent):
         before = outbox.waiting
@@ -138,12 +137,12 @@ def deliver_left_behind(parent: Path, mongo: Mongo) -> int:
             if reachable:
                 outbox.send(mongo.receiver(outbox.key))
         except Unreachable as error:
-            log.warning("%s takes nothing (%s)", mongo.name, error)
+            log.warning("%s is unreachable (%s)", mongo.name, error)
             reachable = False
-        except Exception:  # a damaged one must not keep the others back
-            log.exception("%s cannot be delivered", outbox.folder)
+        except Exception:  # one that is damaged must not block the others
+            log.exception("%s cannot be delivered", outbox.path)
         if before and not outbox.waiting:
-            log.info("%s has %d events of an earlier run now", mongo.name, before)
+            log.info("%s received %d events of an earlier run", mongo.name, before)
         waiting += outbox.waiting
         outbox.close()
     return waiting
@@ -188,8 +187,8 @@ class WandbObserver(RunObserver):
         self._run.finish(exit_code=1)
 
 
-# What MLflow reads from the environment, where the user has not set it: a folder is taken for a store, since somebody
-# named one; and a server that is away is given up in seconds, not in four minutes in which nothing else is recorded.
+# Environment variables for MLflow, where the user has not set them: a folder is allowed as a store, since the user
+# named one, and an unreachable server is given up after seconds, not after four minutes without any record.
 MLFLOW = {
     "MLFLOW_ALLOW_FILE_STORE": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -216,7 +215,7 @@ class MlflowObserver(RunObserver):
         experiment = known.experiment_id if known else self._client.create_experiment(name)
         self._run_id = self._client.create_run(experiment, run_name=f"{name}-{_id}").info.run_id
         params = [Param(key, str(value)[:500]) for key, value in flatten(config).items()]
-        for start in range(0, len(params), 100):  # as many as MLflow takes at once
+        for start in range(0, len(params), 100):  # MLflow's limit for one call
             self._client.log_batch(self._run_id, params=params[start : start + 100])
 
     def log_metrics(self, metrics_by_name: Metrics, info: Any) -> None:
@@ -250,7 +249,7 @@ def _require(package: str, flag: str) -> None:
 
 
 def milliseconds(time: datetime) -> int:
-    """Since 1970, of a time in Sacred's form: UTC, which it does not say of itself."""
+    """Milliseconds since 1970 of a time in Sacred's form: UTC, without a time zone."""
     return int(time.replace(tzinfo=timezone.utc).timestamp() * 1000)
 
 
@@ -264,7 +263,7 @@ def _by_step(metrics: Metrics) -> list[tuple[int, dict[str, Any]]]:
 
 
 def _plain(**values: Any) -> dict[str, Any]:
-    """JSON of what Sacred hands out: times in ISO form, and what JSON has no form for as text."""
+    """Sacred's values as JSON: times in ISO form, other types as text."""
 
     def simple(value: Any) -> Any:
         return value.isoformat() if isinstance(value, datetime) else str(value)

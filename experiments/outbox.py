@@ -1,19 +1,16 @@
-"""A queue on disk between a run and a database that may be away: what goes in is delivered in order, once.
+"""A queue on disk between a run and a database that may be away: events are delivered in order, once.
 
-The folder of a run holds `events.jsonl` (numbered, appended), `files/` (copies, named by their digest),
-`heartbeat.json` (the latest only) and `delivered` (the number of the last event that the other side has). An event that
-was delivered in the moment of a crash is offered again: the receiver knows it by its number (experiments/mongo.py).
+Each run has an SQLite database, which its process keeps locked. It holds numbered events, the files that they name (by
+digest), and the latest heartbeat. If the process is killed between a delivery and its record, the event is delivered
+again: the receiver recognises it by its number (experiments/mongo.py).
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
-import io
 import json
 import os
-import shutil
+import sqlite3
 import threading
 import time
 import uuid
@@ -21,11 +18,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from gpt_mesh.experiments.console import log
+from gpt_mesh.storage import strict_json
+from gpt_mesh.storage.progress import log
 
 Event = dict[str, Any]  # `n` from 1, `kind`, and what the kind needs
 RETRY_SECONDS = 5.0
 LAST_KINDS = ("completed", "interrupted", "failed")
+SUFFIX = ".sqlite"
+_TABLES = """
+CREATE TABLE IF NOT EXISTS events (
+    n INTEGER PRIMARY KEY, kind TEXT NOT NULL, content TEXT NOT NULL, delivered INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE IF NOT EXISTS files (digest TEXT PRIMARY KEY, content BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS heartbeat (one INTEGER PRIMARY KEY CHECK (one = 1), content TEXT NOT NULL);
+"""
 
 
 class Unreachable(Exception):
@@ -37,9 +43,9 @@ class Rejected(Exception):
 
 
 class Receiver(Protocol):
-    """Takes the events of one run, in order; those that it has already are taken and change nothing."""
+    """Takes the events of one run, in order. An event that it already has changes nothing."""
 
-    def deliver(self, event: Event, files: Path) -> None:
+    def deliver(self, event: Event, outbox: Outbox) -> None:
         """Raises Unreachable or Rejected."""
 
     def heartbeat(self, values: Event) -> None:
@@ -47,137 +53,132 @@ class Receiver(Protocol):
 
 
 class Outbox:
-    """The folder of one run. One process at a time has it open."""
+    """The events of one run. One process at a time has it open."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, path: Path) -> None:
         """
         Raises:
-            BlockingIOError: another process has it open.
+            sqlite3.Error: another process has it open, or it cannot be written.
         """
-        self.folder, self.files = folder, folder / "files"
-        self.files.mkdir(parents=True, exist_ok=True)
-        self._lock_file = (folder / "lock").open("w")
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.RLock()
+        # In autocommit mode, with `synchronous` at its default: an event is on disk when `put` returns.
+        self._database = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
         try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock_file.close()
+            self._database.execute("PRAGMA locking_mode = EXCLUSIVE")  # the kernel releases it however a process ends
+            self._database.executescript(f"BEGIN EXCLUSIVE; {_TABLES} COMMIT;")
+        except sqlite3.Error:
+            self._database.close()
             raise
-        self._lock = threading.Lock()
-        self._beats, self._beats_sent = int((folder / "heartbeat.json").exists()), 0
-        self._file = _appendable(folder / "events.jsonl")
-        self.delivered = int(_read(folder / "delivered") or 0)
-        self._position = 0  # in bytes, of the first event that is not delivered
-        self.count, self.ended = self.delivered, False
-        for event, end in list(self._events()):
-            self.count, self.ended = event["n"], event["kind"] in LAST_KINDS
-            if event["n"] <= self.delivered:
-                self._position = end
+        self._beats, self._beats_sent = 1, 0
 
     @property
     def key(self) -> str:
-        """Names the run to the receiver, whatever machine it came from."""
-        return self.folder.name
+        """Identifies the run to the receiver, whatever machine it came from."""
+        return self.path.stem
+
+    @property
+    def waiting(self) -> int:
+        """How many events the receiver does not have."""
+        return int(self._one("SELECT count(*) FROM events WHERE NOT delivered")[0])
+
+    @property
+    def last(self) -> str | None:
+        """The kind of the newest event, delivered or not; None if there is no event."""
+        row = self._one("SELECT kind FROM events ORDER BY n DESC LIMIT 1")
+        return None if row is None else str(row[0])
 
     def put(self, kind: str, **values: Any) -> None:
         """Add an event; it is on disk when this returns.
 
         Raises:
-            OSError: the disk is full; nothing of the event is there.
+            sqlite3.Error: the disk is full; nothing of the event is kept.
         """
-        with self._lock:
-            line = (json.dumps({"n": self.count + 1, "kind": kind, **values}) + "\n").encode()
-            end = self._file.tell()
-            try:
-                while line:
-                    line = line[self._file.write(line) :]
-                os.fsync(self._file.fileno())
-            except OSError:
-                self._file.truncate(end)
-                self._file.seek(end)
-                raise
-            self.count += 1
-            self.ended = kind in LAST_KINDS
+        self._one("INSERT INTO events (kind, content) VALUES (?, ?)", kind, strict_json.dumps(values))
 
     def beat(self, **values: Any) -> None:
         """Replace the latest heartbeat."""
         with self._lock:
-            _replace(self.folder / "heartbeat.json", json.dumps(values))
+            self._one("INSERT OR REPLACE INTO heartbeat VALUES (1, ?)", strict_json.dumps(values))
             self._beats += 1
 
     def copy(self, path: str) -> str:
-        """Keep a copy of a file as it is now; returns the name that it has in `files`."""
-        with open(path, "rb") as file:
-            digest = hashlib.sha256(file.read()).hexdigest()
-        if not (self.files / digest).exists():
-            temporary = self.files / f"{digest}.writing"
-            shutil.copyfile(path, temporary)
-            os.replace(temporary, self.files / digest)
+        """Keep a copy of a file as it is now; returns its digest."""
+        content = Path(path).read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        self._one("INSERT OR IGNORE INTO files VALUES (?, ?)", digest, content)
         return digest
 
-    @property
-    def waiting(self) -> int:
-        """How many events the receiver does not have."""
-        return self.count - self.delivered
+    def content(self, digest: str) -> bytes:
+        """A file that was copied."""
+        return bytes(self._one("SELECT content FROM files WHERE digest = ?", digest)[0])
+
+    def last_beat(self) -> Event:
+        """The latest heartbeat; empty if there was none."""
+        found = self._one("SELECT content FROM heartbeat")
+        return json.loads(found[0]) if found else {}
 
     def send(self, receiver: Receiver) -> None:
-        """Deliver what waits; what the receiver rejects is left out, with a warning.
+        """Deliver the waiting events. What the receiver rejects is dropped with a warning.
 
         Raises:
-            Unreachable: what was delivered until then stays so.
+            Unreachable: events delivered until then stay delivered.
         """
-        for event, end in self._events():
-            if event["kind"] in LAST_KINDS:  # the last of the output comes before the end
+        while (event := self._first()) is not None:
+            if event["kind"] in LAST_KINDS:  # the last output comes before the end
                 self._send_beat(receiver)
             try:
-                receiver.deliver(event, self.files)
+                receiver.deliver(event, self)
             except Rejected as error:
                 log.warning("event %d (%s) is not kept: %s", event["n"], event["kind"], error)
-            _replace(self.folder / "delivered", str(event["n"]))
-            self.delivered, self._position = event["n"], end
+            self._one("UPDATE events SET delivered = 1 WHERE n = ?", event["n"])
         self._send_beat(receiver)
 
+    def _first(self) -> Event | None:
+        row = self._one("SELECT n, kind, content FROM events WHERE NOT delivered ORDER BY n LIMIT 1")
+        return None if row is None else {"n": row[0], "kind": row[1], **json.loads(row[2])}
+
     def _send_beat(self, receiver: Receiver) -> None:
-        beats, text = self._beats, _read(self.folder / "heartbeat.json")
-        if text and self.delivered and beats != self._beats_sent:
+        with self._lock:
+            beats, values = self._beats, self.last_beat()
+        # The receiver knows a run once it has the first event.
+        if values and beats != self._beats_sent and self._one("SELECT n FROM events WHERE delivered"):
             try:
-                receiver.heartbeat(json.loads(text))
+                receiver.heartbeat(values)
             except Rejected as error:
                 log.warning("a heartbeat is not kept: %s", error)
             self._beats_sent = beats
 
-    def _events(self) -> Iterator[tuple[Event, int]]:
-        """The events that are not delivered, each with the position of its end."""
-        with (self.folder / "events.jsonl").open("rb") as file:
-            file.seek(self._position)
-            for line in file:
-                if not line.endswith(b"\n"):  # in the writing
-                    return
-                yield json.loads(line), file.tell()
+    def _one(self, statement: str, *values: Any) -> Any:
+        """Execute a statement; returns its first row, or None."""
+        with self._lock:
+            return self._database.execute(statement, values).fetchone()
 
     def close(self) -> None:
-        """Leave it; the folder goes when nothing of it is needed any more."""
-        if not self.waiting and self.ended:
+        """Leave it. The file is removed if the run has ended and everything is delivered, or if it never began."""
+        if self.last in (None, *LAST_KINDS) and not self.waiting:
             self.discard()
-        self._file.close()
-        self._lock_file.close()
+        self._database.close()
 
     def discard(self) -> None:
-        """Remove the folder, whatever is in it."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the file, whatever is in it."""
+        for suffix in ("", "-journal"):
+            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
 
 
-class Postman(threading.Thread):
-    """Delivers an outbox in the background, and tries again while the receiver is away."""
+class Delivery(threading.Thread):
+    """Delivers an outbox in the background, and retries while the receiver is away."""
 
     def __init__(self, outbox: Outbox, receiver: Receiver, name: str) -> None:
         """`name`: of the receiver, for messages."""
-        super().__init__(name="postman", daemon=True)
+        super().__init__(name="delivery", daemon=True)
         self._outbox, self._receiver, self._where = outbox, receiver, name
         self._wake, self._stop_at = threading.Event(), float("inf")
         self._away = False
 
     def wake(self) -> None:
-        """There is something new."""
+        """There is something new to deliver."""
         self._wake.set()
 
     def run(self) -> None:
@@ -195,15 +196,15 @@ class Postman(threading.Thread):
         except Unreachable as error:
             if not self._away:
                 log.warning(
-                    "%s takes nothing (%s): the run goes on, what it reports waits in %s",
+                    "%s is unreachable (%s): the run continues, and its reports wait in %s",
                     self._where,
                     error,
-                    self._outbox.folder,
+                    self._outbox.path,
                 )
             self._away = True
             return False
-        except Exception:  # a defect must not end the run that it reports
-            log.exception("%s: nothing more is sent in this run; it waits in %s", self._where, self._outbox.folder)
+        except Exception:  # a defect here must not end the run
+            log.exception("%s: nothing more is sent in this run; reports wait in %s", self._where, self._outbox.path)
             self._stop_at = 0.0
             return False
         if self._away:
@@ -212,45 +213,36 @@ class Postman(threading.Thread):
         return True
 
     def finish(self, seconds: float) -> bool:
-        """Deliver what can be delivered in that time, and end; returns whether all was."""
+        """Deliver what can be delivered in that time, and end; returns whether everything was."""
         self._stop_at = time.monotonic() + seconds
         self._wake.set()
         self.join()
         return not self._outbox.waiting
 
 
-def new_outbox(parent: Path) -> Outbox:
-    """An empty one, under a name that no other has."""
-    return Outbox(parent / uuid.uuid4().hex)
+def new_outbox(folder: Path) -> Outbox:
+    """An empty one, with a unique name."""
+    return Outbox(folder / f"{uuid.uuid4().hex}{SUFFIX}")
 
 
-def left_behind(parent: Path) -> Iterator[Outbox]:
-    """Outboxes of runs that ended before all was delivered. Whoever takes one closes it."""
-    for folder in sorted(parent.glob("*/")):
-        with contextlib.suppress(OSError):  # its run is alive
-            yield Outbox(folder)
+def left_behind(folder: Path) -> Iterator[Outbox]:
+    """Outboxes of runs that are over. Whoever takes one closes it.
 
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return ""
-
-
-def _appendable(path: Path) -> io.FileIO:
-    """The file, open at the end of its last whole line, and unbuffered: what could not be written is not tried again.
+    A run that was killed could not report its end: its outbox gets an event that says it was interrupted.
     """
-    text = _read(path)
-    if text and not text.endswith("\n"):
-        _replace(path, text[: text.rfind("\n") + 1])
-    file = path.open("ab", buffering=0)
-    assert isinstance(file, io.FileIO)
-    file.seek(0, os.SEEK_END)
-    return file
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        try:
+            outbox = Outbox(path)
+        except sqlite3.Error as error:
+            if "locked" not in str(error):  # else its run is alive
+                log.warning("%s cannot be read (%s): left as it is", path, error)
+            continue
+        if outbox.last not in (None, *LAST_KINDS):
+            seen = outbox.last_beat().get("beat_time") or _modified(path)
+            outbox.put("interrupted", time=seen, status="INTERRUPTED")
+        yield outbox
 
 
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".writing")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+def _modified(path: Path) -> str:
+    """When a file was last written, in Sacred's form: UTC, without a time zone."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(os.stat(path).st_mtime))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gpt_mesh.experiments.stream import Row
+from gpt_mesh.storage.json_lines import Row
 
 
 def draw_curves(rows: Sequence[Row], path: str) -> bool:

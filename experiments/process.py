@@ -1,31 +1,26 @@
-"""Processes that are run, watched and ended: one life of main.py, and commands of the user's."""
+"""Child processes: one start of main.py, and the user's shell commands."""
 
 from __future__ import annotations
 
 import codecs
 import os
-import re
 import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 LAUNCHER = Path(__file__).with_name("child.py")
-TAIL = 64 * 1024  # characters of standard error that are kept to explain an end
-OUTPUT_SECONDS = 5.0  # for the last of the output, which a process in a session of its own may hold open
+TAIL = 64 * 1024  # characters of standard error that are kept to explain why a process ended
+OUTPUT_SECONDS = 5.0  # to wait for the last output: a grandchild in its own session may hold the pipe open
 TRACEBACK = "Traceback (most recent call last):"
-# What storage/progress.py's `alive` prints, from a thread that goes on where the one that works hangs. It tells when
-# the work began that it is about.
-ALIVE = re.compile(r": (?:(\d+):)?(\d+):(\d\d) so far$")
 
 
 class Group:
-    """A process in a session, and so a process group, of its own: a terminal's Ctrl-C reaches it only by `send`."""
+    """A process in its own session and process group: a terminal's Ctrl-C reaches it only through `send`."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         """`process`: started with `start_new_session`."""
@@ -37,25 +32,25 @@ class Group:
         return self._process.poll()
 
     def send(self, number: int) -> None:
-        """Give it this signal, if it runs."""
+        """Send it this signal, if it runs."""
         with suppress(ProcessLookupError):
             self._process.send_signal(number)
             self._process.send_signal(signal.SIGCONT)  # a stopped process answers nothing
 
     def kill(self) -> None:
-        """End it, and what it started and left behind, at once."""
-        with suppress(ProcessLookupError, PermissionError):  # macOS answers with the latter for a group of the dead
+        """Kill its whole process group."""
+        with suppress(ProcessLookupError, PermissionError):  # macOS raises the latter for a group of zombies
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Whether it ended within that time."""
+        """Wait, forever by default; returns whether it has ended."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(seconds)
         return self._process.poll() is not None
 
 
 class Command(Group):
-    """A shell command of the user's; signals go to all that it started."""
+    """A shell command of the user. Signals go to its whole process group."""
 
     def __init__(self, command: str, environment: Mapping[str, str]) -> None:
         super().__init__(
@@ -71,33 +66,27 @@ class Command(Group):
 
 
 class Child(Group):
-    """main.py with these flags. Its output is passed on, and looked through for signs of life.
+    """main.py with these flags. Its output is forwarded."""
 
-    Attributes:
-        last_output: when anything came, in `time.monotonic()`; None until then.
-        last_sign: when it last said something that shows that the work goes on.
-    """
-
-    def __init__(self, flags: Sequence[str]) -> None:
-        command = [sys.executable, "-u", str(LAUNCHER), str(os.getpid()), *flags]
+    def __init__(self, flags: Sequence[str], heartbeat: str) -> None:
+        """`heartbeat`: the file for `storage.heartbeat`."""
+        command = [sys.executable, "-u", str(LAUNCHER), str(os.getpid()), heartbeat, *flags]
         super().__init__(
             subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, bufsize=0
             )
         )
-        self.last_output: float | None = None
-        self.last_sign = float("-inf")
         self._tail = ""
         assert self._process.stdout is not None and self._process.stderr is not None
         self._threads = [
-            threading.Thread(target=self._pass_on, args=pair, daemon=True)
+            threading.Thread(target=self._forward, args=pair, daemon=True)
             for pair in ((self._process.stdout, "stdout"), (self._process.stderr, "stderr"))
         ]
         for thread in self._threads:
             thread.start()
 
     def end(self, grace: float) -> None:
-        """Ask it to save and end, if it runs; kill it if it does not, and in any case what it leaves behind."""
+        """Ask it to save and end, if it runs, and wait `grace` seconds; then kill its process group."""
         if self.status is None:
             self.send(signal.SIGTERM)
             self.wait(grace)
@@ -107,7 +96,7 @@ class Child(Group):
             thread.join(OUTPUT_SECONDS)
 
     def explanation(self) -> str:
-        """Why it ended, from its standard error: a traceback, or its last line."""
+        """Why it ended, from its standard error: a traceback, an error line, or the last line."""
         start = self._tail.rfind("\n" + TRACEBACK) + 1
         if start or self._tail.startswith(TRACEBACK):
             return self._tail[start:].strip()
@@ -115,23 +104,13 @@ class Child(Group):
         errors = [line for line in lines if line.startswith("error: ")]
         return (errors or lines or [""])[-1]
 
-    def _pass_on(self, source: IO[bytes], target: str) -> None:
-        decode, begun = codecs.getincrementaldecoder("utf-8")("replace").decode, ""
+    def _forward(self, source: IO[bytes], target: str) -> None:
+        decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         while data := source.read(65536):
             text = decode(data)
-            *lines, begun = re.split(r"[\r\n]", begun + text)
-            self._look_at([line for line in lines if line.strip()])
             if target == "stderr":
                 self._tail = (self._tail + text)[-TAIL:]
-            stream = getattr(sys, target)  # looked up each time: Sacred puts its own in place
+            stream = getattr(sys, target)  # looked up each time: Sacred replaces it
             with suppress(OSError, ValueError):
                 stream.write(text)
                 stream.flush()
-
-    def _look_at(self, lines: Sequence[str]) -> None:
-        now = time.monotonic()
-        self.last_output = now
-        for line in lines:
-            found = ALIVE.search(line)
-            hours, minutes, seconds = (int(part or 0) for part in found.groups()) if found else (0, 0, 0)
-            self.last_sign = max(self.last_sign, now - 3600 * hours - 60 * minutes - seconds)

@@ -1,18 +1,16 @@
-"""Runs as one web page that needs nothing else: no server, no network, no other file."""
+"""Runs as one self-contained web page: no server, no network, no other files."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import os
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from gpt_mesh.errors import InputError
 from gpt_mesh.experiments.collect import Run, find_runs
-from gpt_mesh.experiments.console import log
+from gpt_mesh.storage import files, strict_json
+from gpt_mesh.storage.progress import log
 
 PAGE = Path(__file__).with_name("page")
 
@@ -30,7 +28,7 @@ def write_report(folder: str, output: str | None) -> int:
         raise InputError(f"--report {folder}: no run below it; a run's folder (model_path) has a metrics.jsonl")
     target = output or os.path.join(folder, "report.html")
     try:
-        Path(target).write_text(page(runs, os.path.abspath(folder)), encoding="utf-8")
+        files.write_text(target, page(runs, os.path.abspath(folder)))
     except OSError as error:
         raise InputError(f"--output {target}: cannot be written ({error.strerror}); name another file") from None
     log.info("wrote %s: %d runs; open it in any browser", target, len(runs))
@@ -42,22 +40,11 @@ def page(runs: list[Run], folder: str) -> str:
     data = {
         "folder": folder,
         "written": datetime.now().strftime("%Y-%m-%d %H:%M"),
-        "runs": [_finite(dataclasses.asdict(run)) for run in runs],
+        "runs": [dataclasses.asdict(run) for run in runs],
     }
     # In a script element, "</script>" and "<!--" would end or change it.
-    embedded = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    embedded = strict_json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
     html = (PAGE / "page.html").read_text(encoding="utf-8")
     for mark, name in (("/* page.css */", "page.css"), ("/* page.js */", "page.js")):
         html = html.replace(mark, (PAGE / name).read_text(encoding="utf-8"))
     return html.replace("/* data */", embedded)
-
-
-def _finite(value: Any) -> Any:
-    """The same without numbers that JSON does not have."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value

@@ -1,52 +1,55 @@
-"""Keeps a run alive: starts main.py, follows what it writes, starts it again when it stalls or dies."""
+"""Keeps a run going: starts main.py, follows what it writes, and restarts it when it stalls or dies."""
 
 from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
-from gpt_mesh.experiments.console import log
 from gpt_mesh.experiments.process import TRACEBACK, Child, Command
 from gpt_mesh.experiments.signals import Signals
-from gpt_mesh.experiments.stream import Files, Row, Rows, newest_checkpoint
+from gpt_mesh.experiments.stream import Files, Rows, newest_checkpoint
 from gpt_mesh.storage import files as storage
+from gpt_mesh.storage.heartbeat import Watch
+from gpt_mesh.storage.json_lines import Row
+from gpt_mesh.storage.progress import log
 
 POLL_SECONDS = 0.5
 URL_POLL_SECONDS = 10.0  # each look at a bucket is a request
-START_SECONDS = 300.0  # until the first line: importing TensorFlow from a slow disk, on a busy machine
-FIRST_ROW_SECONDS = 3600.0  # until the first row, while there is output: a large model compiles for very long
-GRACE_SECONDS = 30.0  # for a stalled run to save what it can
+START_SECONDS = 300.0  # until the first heartbeat: Python may come from a slow disk, on a busy machine
+FIRST_ROW_SECONDS = 3600.0  # until the first row, while there are heartbeats: a large model compiles for very long
+GRACE_SECONDS = 30.0  # for a stalled run to save
 
 
 class Listener(Protocol):
-    """Who is told what a run does."""
+    """Receives what a run does."""
 
     def row(self, row: Row) -> None:
         """A row of metrics.jsonl, or of eval.jsonl if it has a `task`."""
 
     def file(self, path: str) -> None:
-        """A file of samples or a picture that the run wrote."""
+        """A file of samples or an image that the run wrote."""
 
     def restarted(self, count: int, reason: str) -> None:
-        """The run is about to be started again."""
+        """The run is about to be restarted."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run and how long to put up with.
+    """What to run, and when to restart it.
 
     Attributes:
         flags: of main.py, as the user gave them.
         new, yes: whether `--new` and `--yes` are among them.
         directory: the run's model_path.
-        train_steps: where training is complete; None for what is no training.
-        heartbeat_timeout: seconds without a sign of life after which a run has stalled (`Supervisor._limit_passed`).
+        train_steps: where training is complete; None if it is not training.
+        heartbeat_timeout: seconds without progress after which a run has stalled.
         max_restarts: after which the run has failed.
-        before_restart: a shell command, such as one that makes the TPU anew.
+        before_restart: a shell command, such as one that recreates the TPU.
     """
 
     flags: Sequence[str]
@@ -69,23 +72,22 @@ class Ending:
 
 
 @dataclass
-class _Life:
-    """What was seen of one start of main.py.
+class _Start:
+    """One start of main.py.
 
     Attributes:
-        last_sign: when it last wrote something.
         logged: whether it has logged a step.
-        stalled: the seconds that it was given, if it let them pass.
+        stalled: the seconds without progress that it was allowed, if it exceeded them.
     """
 
     child: Child
-    last_sign: float = field(default_factory=lambda: time.monotonic())
+    watch: Watch
     logged: bool = False
     stalled: float | None = None
 
 
 class Supervisor:
-    """One run, over as many starts as it takes. The child gets the signals that come, and decides what they mean."""
+    """One run, over as many starts as it takes. Signals are passed to the child, which decides what they mean."""
 
     def __init__(self, plan: Plan, listener: Listener, signals: Signals) -> None:
         self.plan, self.listener, self.signals = plan, listener, signals
@@ -103,24 +105,26 @@ class Supervisor:
 
     def run(self) -> Ending:
         while not self.signals.received:
-            life = _Life(Child(self._flags()))
-            try:
-                with self.signals.passed_to(life.child):
-                    self._follow(life)
-            finally:
-                life.child.end(GRACE_SECONDS)
-            ending = self._judge(life)
+            with tempfile.TemporaryDirectory(prefix="gpt-mesh-") as folder:
+                heartbeat = os.path.join(folder, "heartbeat")
+                start = _Start(Child(self._flags(), heartbeat), Watch(heartbeat))
+                try:
+                    with self.signals.passed_to(start.child):
+                        self._follow(start)
+                finally:
+                    start.child.end(GRACE_SECONDS)
+            ending = self._judge(start)
             if ending is not None:
                 return ending
         return Ending("interrupted", 128 + self.signals.received[0])
 
     def _flags(self) -> list[str]:
-        """`--new` holds until the run has a checkpoint of its own: from there on it would delete what was won."""
+        """`--new` is passed until the run has a checkpoint of its own, which it would delete."""
         state = self._checkpoint_state()
         if self.restarts and state is not None and state != self._first_state:
             return [flag for flag in self.plan.flags if flag != "--new"]
         if self.restarts and self.plan.new and not self.plan.yes:
-            return [*self.plan.flags, "--yes"]  # it was asked at the first start
+            return [*self.plan.flags, "--yes"]  # the user agreed at the first start
         return list(self.plan.flags)
 
     def _checkpoint_state(self) -> object:
@@ -129,63 +133,59 @@ class Supervisor:
         except storage.errors():
             return None
 
-    def _follow(self, life: _Life) -> None:
-        """Until the child has ended, one way or the other."""
-        while not life.child.wait(self._poll):
-            self._look(life)
-            life.stalled = self._limit_passed(life)
-            if life.stalled is not None:
-                log.warning("no sign of life for %g s (--heartbeat_timeout): ending this run", life.stalled)
-                life.child.end(min(GRACE_SECONDS, self.plan.heartbeat_timeout))
+    def _follow(self, start: _Start) -> None:
+        """Until the child has ended by itself, or has stalled and was ended."""
+        while not start.child.wait(self._poll):
+            self._look(start)
+            start.stalled = self._exceeded(start, self.plan.heartbeat_timeout)
+            if start.stalled is not None:
+                log.warning("no progress for %g s (--heartbeat_timeout): ending this run", start.stalled)
+                start.child.end(min(GRACE_SECONDS, self.plan.heartbeat_timeout))
                 break
-        self._look(life)
+        self._look(start)
 
-    def _limit_passed(self, life: _Life) -> float | None:
-        """The seconds that the child had for a sign of life, and let pass; None while it did not.
+    @staticmethod
+    def _exceeded(start: _Start, timeout: float) -> float | None:
+        """The seconds that the child was allowed to pass without progress, if it exceeded them.
 
-        The lines of a phase that cannot report how far it is ("sampling: 03:20 so far") come from a thread of their
-        own, hang or not. They count as signs of the moment in which the phase began; that they come is only asked for
-        until the first row, which may be long in coming.
+        A child that hangs still beats; one that is stopped does not. Before the first row only beats are required, for
+        an hour, since compiling may take long.
         """
-        now, timeout, output = time.monotonic(), self.plan.heartbeat_timeout, life.child.last_output
-        sign = max(life.last_sign, life.child.last_sign)
-        until_row = timeout if life.logged else max(timeout, FIRST_ROW_SECONDS)
-        if now - sign > until_row:
-            return until_row
-        until_output = max(timeout, START_SECONDS) if output is None else timeout
-        return until_output if now - max(sign, output or 0.0) > until_output else None
+        start.watch.look()
+        now = time.monotonic()
+        work = timeout if start.logged else max(timeout, FIRST_ROW_SECONDS)
+        if now - start.watch.worked_at > work:
+            return work
+        beat = timeout if start.watch.begun else max(timeout, START_SECONDS)
+        return beat if now - start.watch.beat_at > beat else None
 
-    def _look(self, life: _Life) -> None:
-        metrics, _ = self._streams
+    def _look(self, start: _Start) -> None:
         for stream in self._streams:
             for row in stream.new():
                 self.listener.row(row)
-            if stream.grew:
-                life.last_sign, life.logged = time.monotonic(), life.logged or stream is metrics
+        start.logged = start.logged or self._streams[0].grew
         for files in self._files:
             for path in files.new():
                 self.listener.file(path)
-            if files.changed:
-                life.last_sign = time.monotonic()
 
-    def _judge(self, life: _Life) -> Ending | None:
+    def _judge(self, start: _Start) -> Ending | None:
         """How the run ended; None if it goes on with another start."""
-        status = life.child.status
+        status = start.child.status
         assert status is not None
         if self.signals.received:
             done = status == 0 and self._complete()
             return Ending("completed" if done else "interrupted", status if status >= 0 else 128 - status)
-        if life.stalled is not None:
-            return self._again(f"stalled: no sign of life for {life.stalled:g} s", 1)
+        if start.stalled is not None:
+            return self._again(f"stalled: no progress for {start.stalled:g} s", 1)
         if status == 0:
             return Ending("completed" if self._complete() else "interrupted", 0)
-        if status in (130, 143):  # somebody else's Ctrl-C or SIGTERM
+        if status in (130, 143):  # someone else sent Ctrl-C or SIGTERM
             return Ending("interrupted", status)
         if status < 0:
             return self._again(f"ended by {signal.Signals(-status).name}", 128 - status)
-        why = life.child.explanation()
-        hopeless = not life.logged and self.plan.before_restart is None
-        if TRACEBACK not in why or hopeless:  # what the user gave cannot work, or it would end there again
+        why = start.child.explanation()
+        hopeless = not start.logged and self.plan.before_restart is None
+        if TRACEBACK not in why or hopeless:  # wrong input, or it would fail there again
             return Ending("failed", status, why)
         return self._again(why, status)
 
@@ -194,7 +194,7 @@ class Supervisor:
 
     def _again(self, reason: str, code: int) -> Ending | None:
         if self.restarts >= self.plan.max_restarts:
-            return Ending("failed", code, f"{reason}\n({self.restarts} restarts were made, as --max_restarts allows)")
+            return Ending("failed", code, f"{reason}\n(after {self.restarts} restarts, as --max_restarts allows)")
         self.restarts += 1
         step = newest_checkpoint(self.plan.directory)
         for stream in self._streams:
@@ -210,7 +210,7 @@ class Supervisor:
         return None
 
     def _hook(self, command: str) -> str | None:
-        """Run the user's command; returns what went wrong."""
+        """Run the user's command; returns an error message if it failed."""
         log.info("before the restart: %s", command)
         hook = Command(command, {**os.environ, "RESTART": str(self.restarts)})
         with self.signals.passed_to(hook):

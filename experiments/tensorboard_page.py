@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gpt_mesh.experiments.console import log
+from gpt_mesh.storage.progress import log
 
 
 @contextmanager

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from gpt_mesh.config import Config
-from gpt_mesh.experiments.console import Console, log
 from gpt_mesh.experiments.plots import draw_curves
 from gpt_mesh.experiments.sacred_import import import_sacred, installed
 from gpt_mesh.experiments.signals import Signals
-from gpt_mesh.experiments.stream import COUNTS, Row
+from gpt_mesh.experiments.stream import COUNTS
 from gpt_mesh.experiments.supervisor import Ending, Plan, Supervisor
 from gpt_mesh.storage import files as storage
+from gpt_mesh.storage.json_lines import Row
+from gpt_mesh.storage.progress import Console, log
 
 sacred = import_sacred()
 

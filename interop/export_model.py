@@ -27,7 +27,7 @@ from gpt_mesh.interop.shards import SAFETENSORS, read_json
 from gpt_mesh.interop.tokenizer_files import write_json
 from gpt_mesh.interop.weights import CheckpointWeights, weight_sizes
 from gpt_mesh.storage import output_folder
-from gpt_mesh.storage.byte_progress import Progress
+from gpt_mesh.storage.progress import BYTES, Progress
 
 DTYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 SHARD_BYTES = 2_000_000_000
@@ -142,7 +142,7 @@ def _write_weights(
         stem = SAFETENSORS.removesuffix(".safetensors")
         names = [f"{stem}-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     total = sum(width * math.prod(tensor.shape) for tensor in tensors)
-    with Progress(total, f"exporting {weights.source}") as progress:
+    with Progress(total, f"exporting {weights.source}", BYTES) as progress:
         for name, shard in zip(names, shards, strict=True):
             arrays = {}
             for tensor in shard:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator
@@ -20,8 +19,8 @@ from gpt_mesh.errors import InputError
 from gpt_mesh.interop import tokenizer_files
 from gpt_mesh.interop.weights import HuggingFaceWeights
 from gpt_mesh.storage import files as storage
-from gpt_mesh.storage.byte_progress import Progress
-from gpt_mesh.storage.progress import log
+from gpt_mesh.storage import strict_json
+from gpt_mesh.storage.progress import BYTES, Progress, log
 from gpt_mesh.training import report
 
 # For fine-tuning: what a config needs and a model's folder does not say.
@@ -132,7 +131,7 @@ def _write_checkpoint(weights: HuggingFaceWeights, model_path: str, overwrite: b
 def _stream(weights: HuggingFaceWeights) -> Iterator[tuple[str, NDArray]]:
     """Every weight, with progress on standard error."""
     sizes = {name: 4 * math.prod(shape) for name, shape in weights.shapes.items()}
-    with Progress(sum(sizes.values()), f"importing {weights.source}") as progress:
+    with Progress(sum(sizes.values()), f"importing {weights.source}", BYTES) as progress:
         for name, size in sizes.items():
             yield name, weights.read(name)
             progress.update(size)
@@ -171,8 +170,7 @@ def _config(weights: HuggingFaceWeights, name: str, model_path: str) -> dict[str
 
 def _write(path: str, values: dict[str, Any]) -> None:
     try:
-        with storage.replacing(path) as file:
-            file.write(f"{json.dumps(values, indent=2)}\n".encode())
+        strict_json.write(path, values)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {storage.reason(error)}") from None
     log.info("wrote %s", path)

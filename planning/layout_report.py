@@ -14,6 +14,7 @@ from gpt_mesh.meshes.fitting import fit_sizes
 from gpt_mesh.meshes.limits import as_keys, layout_text, shape_text
 from gpt_mesh.planning.layout_search import Candidate, best_layouts, candidate, limits_of, mesh_shapes
 from gpt_mesh.planning.metrics import human_bytes
+from gpt_mesh.storage import files
 
 EFFECTS = {
     "batch": "{size} of {whole} sequences a replica; gradients of the weights are summed over it once a step",
@@ -182,9 +183,7 @@ def write_applied(config: Config, chosen: Candidate, *, replace: bool) -> str:
             with open(path, encoding="utf-8") as file:
                 if file.read() != text:
                     raise InputError(f"--apply: {path} is there already; add --yes to replace it, or move it away")
-        with open(f"{path}.writing", "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(f"{path}.writing", path)
+        files.write_text(path, text)
     except OSError as error:
         raise InputError(f"--apply: {path}: cannot be written ({error.strerror}); copy the config elsewhere") from None
     return path

@@ -1,11 +1,8 @@
-"""What a run reports: sizes and speeds, and the files that hold its measurements."""
+"""What a run reports: sizes and speeds."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
-from typing import Any
 
 import tensorflow as tf
 
@@ -93,38 +90,3 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}"
         count /= 1024
     return f"{count:.1f} GiB"
-
-
-class JsonLines:
-    """A file of one JSON object a line, with a `step` each, that can be taken back to an earlier step."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def rewind(self, step: int) -> None:
-        """Drop lines of later steps, and a last line that a kill cut off: a resumed run writes them again."""
-        if not tf.io.gfile.exists(self.path):
-            return
-        kept = []
-        with tf.io.gfile.GFile(self.path) as file:
-            content = file.read()
-        for line in content.splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError, TypeError):
-                continue
-        if "".join(kept) != content:
-            with tf.io.gfile.GFile(self.path + ".writing", "w") as file:
-                file.write("".join(kept))
-            tf.io.gfile.rename(self.path + ".writing", self.path, overwrite=True)
-
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Add a line; one that a kill cut off before it stays on its own."""
-        line = json.dumps(dict(row)) + "\n"
-        if tf.io.gfile.exists(self.path) and (size := tf.io.gfile.stat(self.path).length):
-            with tf.io.gfile.GFile(self.path, "rb") as file:
-                file.seek(size - 1)
-                line = line if file.read(1) == b"\n" else "\n" + line
-        with tf.io.gfile.GFile(self.path, "a") as file:
-            file.write(line)

@@ -1,7 +1,8 @@
-"""The few file operations of the data code, for local paths and for URLs such as `gs://bucket/file`.
+"""File operations on local paths and on URLs such as `gs://bucket/file`.
 
-Local paths never import TensorFlow: it takes seconds to load and the data scripts do not need it. URLs go through
-`tf.io.gfile`.
+Local paths never import TensorFlow, which takes seconds to load. URLs go through `tf.io.gfile`. A file that others read
+is replaced, never truncated: `replacing`, `write_text` and `write_bytes` write a temporary file beside it and move that
+into place.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from stat import S_ISDIR, S_ISREG
 from typing import IO, Any, NamedTuple, cast
@@ -146,11 +148,23 @@ def remove_folder(path: str) -> None:
 
 
 def move(source: str, target: str) -> None:
-    """Rename within one filesystem, replacing `target`."""
+    """Rename within one file system, replacing `target`."""
     if is_url(target):
         _gfile().rename(source, target, overwrite=True)
     else:
         os.replace(source, target)
+
+
+def sync(path: str) -> None:
+    """Flush a local file, or the names in a local folder, to the disk. Does nothing for URLs: closing a file sends it.
+    """
+    if is_url(path):
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class _UrlReader(io.RawIOBase):
@@ -193,19 +207,95 @@ def create_binary(path: str) -> IO[bytes]:
     return open(path, "wb", buffering=1 << 20)
 
 
+def append_binary(path: str) -> IO[bytes]:
+    """Open for writing at the end; what is written in one call to a local file arrives in one piece."""
+    if is_url(path):
+        return cast("IO[bytes]", _gfile().GFile(path, "ab"))
+    return cast("IO[bytes]", open(path, "ab", buffering=0))
+
+
 @contextlib.contextmanager
-def replacing(path: str) -> Iterator[IO[bytes]]:
-    """Write a file that appears under `path` only when the block ends well: readers never see half of it."""
+def replacing(path: str, *, durable: bool = False) -> Iterator[IO[bytes]]:
+    """Write a file that appears under `path` only when the block ends without an exception. Readers see the old file or
+    the new one, never a part. A pipe or a device, such as /dev/stdout, is written directly.
+
+    Args:
+        path: the file. Its folder must exist.
+        durable: flush the file and its folder to the disk, so that it survives a power cut.
+    """
+    if is_special(path):
+        with open(path, "wb") as file:
+            yield file
+        return
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
-        if is_url(path):
-            with _gfile().GFile(temporary, "wb") as file:
-                yield file
-        else:
-            with open(temporary, "wb", buffering=1 << 20) as file:
-                yield file
+        with create_binary(temporary) as file:
+            yield file
+        if durable:
+            sync(temporary)
         move(temporary, path)
     except BaseException:
         with contextlib.suppress(Exception):
             remove(temporary)
         raise
+    if durable:
+        sync(os.path.dirname(path) or ".")
+
+
+def write_bytes(path: str, content: bytes, *, durable: bool = False) -> None:
+    """Replace the content of a file."""
+    with replacing(path, durable=durable) as file:
+        file.write(content)
+
+
+def write_text(path: str, text: str, *, durable: bool = False) -> None:
+    """Replace the content of a file by text in UTF-8. Half a surrogate pair, which UTF-8 cannot encode, becomes
+    `\\udXXX`.
+    """
+    write_bytes(path, text.encode("utf-8", "backslashreplace"), durable=durable)
+
+
+def read_bytes(path: str) -> bytes:
+    """The content of a file. Raises one of errors()."""
+    with open_binary(path) as file:
+        return file.read()
+
+
+def remove_leftovers(folder: str, older_than: float = 3600.0) -> None:
+    """Remove temporary files of `replacing` that a killed process left in a folder.
+
+    Args:
+        folder: need not exist.
+        older_than: seconds since a file was last written; a younger one may still be in use.
+    """
+    for name in list_folder(folder):
+        if re.search(r"\.\d+\.tmp$", name):
+            path = os.path.join(folder, name)
+            with contextlib.suppress(*errors()):
+                if time.time() - stat(path).mtime_ns / 1e9 > older_than:
+                    remove(path)
+
+
+def check_path(path: str, where: str) -> None:
+    """
+    Args:
+        path: from the user.
+        where: file and key that named it, for the message.
+
+    Raises:
+        InputError: no file system can have such a path, or TensorFlow knows no file system of this scheme.
+    """
+    try:
+        os.fsencode(path)
+        bad = "\0" in path
+    except UnicodeEncodeError:
+        bad = True
+    if bad:
+        raise InputError(f"{where} = {path!r}: holds a character that no file name can have; name another")
+    scheme = path.partition("://")[0]
+    if is_url(path) and scheme not in ("gs", "file") and scheme not in _schemes():
+        raise InputError(f"{where} = {path}: {scheme}:// is not supported; name a local path, or one in gs://")
+
+
+def _schemes() -> list[str]:
+    return [str(scheme) for scheme in _gfile().get_registered_schemes()]

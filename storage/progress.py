@@ -1,4 +1,4 @@
-"""How far a run has come, on standard error: a bar on a terminal, plain lines in a log."""
+"""Progress of long work on standard error: a bar on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import TypeVar
 
 from tqdm import tqdm
 
-LINE_SECONDS = 20.0  # a log shows a sign of life at least this often
+from gpt_mesh.storage import heartbeat
+
+LINE_SECONDS = 20.0  # a log gets a line at least this often
+BYTES = "B"
 
 log = logging.getLogger("gpt")
 T = TypeVar("T")
 
 
-class _Console(logging.Handler):
-    """Writes to standard error around a progress bar, without breaking it."""
+class Console(logging.Handler):
+    """Writes to whatever standard error currently is, without breaking a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)
@@ -30,74 +34,95 @@ def set_up_logging() -> None:
     """Send the program's own messages to standard error. Called by the command line; a library user configures logging.
     """
     if not log.handlers:
-        log.addHandler(_Console())
+        log.addHandler(Console())
         log.setLevel(logging.INFO)
         log.propagate = False
 
 
 class Progress:
-    """Counts up to `total`: a bar with rate and time left on a terminal; in a log, a line when there was none for a
-    while.
+    """Counts up to `total`: a bar with rate and remaining time on a terminal; in a log, a line if there was none for
+    `LINE_SECONDS`.
+
+    >>> with Progress(size, "encoding", BYTES) as progress:
+    ...     progress.update(len(block))
+
+    Attributes:
+        done: the count.
     """
 
-    def __init__(self, total: int, initial: int, what: str, unit: str) -> None:
-        self._total, self._done, self._what, self._unit = total, initial, what, unit
+    def __init__(self, total: int, what: str, unit: str, *, done: int = 0, leave: bool = True) -> None:
+        """
+        Args:
+            what: names the work, as in "training".
+            unit: a plural such as "steps", or `BYTES`.
+            done: where the count starts.
+            leave: whether the finished bar stays on the terminal.
+        """
+        self._total, self.done, self._what, self._unit = total, done, what, unit
         self._bar = tqdm(
             total=total,
-            initial=initial,
+            initial=done,
             desc=what,
-            unit=f" {unit}",
+            unit=unit if unit == BYTES else f" {unit}",
+            unit_scale=unit == BYTES,
             dynamic_ncols=True,
+            leave=leave,
             disable=not sys.stderr.isatty(),
             file=sys.stderr,
         )
         self.restart()
 
     def restart(self) -> None:
-        """Count rate and silence from now on: something else was logged, or what came before was no step."""
-        self._since, self._done_then = time.monotonic(), self._done
+        """Measure rate and silence from now on: another line was logged, or the time until now was not spent on it."""
+        heartbeat.worked()
+        self._since, self._then = time.monotonic(), self.done
 
     def show(self, **figures: str) -> None:
-        """The latest figures, beside the bar."""
+        """Show the latest figures beside the bar."""
         self._bar.set_postfix(figures, refresh=False)
 
-    def update(self) -> None:
-        """One more."""
-        self._done += 1
-        self._bar.update()
+    def update(self, count: int = 1) -> None:
+        """Add to the count."""
+        heartbeat.worked()
+        self.done += count
+        self._bar.update(count)
         if self._bar.disable and time.monotonic() - self._since >= LINE_SECONDS:
-            self._log_line()
+            log.info("%s", self._line())
+            self.restart()
 
-    def _log_line(self) -> None:
-        rate = (self._done - self._done_then) / (time.monotonic() - self._since)
-        left = tqdm.format_interval((self._total - self._done) / rate)
+    def _line(self) -> str:
+        rate = (self.done - self._then) / max(time.monotonic() - self._since, 1e-9)
+        left = tqdm.format_interval(max(self._total - self.done, 0) / rate) if rate else "?"
+        if self._unit == BYTES:
+            done, total, speed = (tqdm.format_sizeof(value, "B") for value in (self.done, self._total, rate))
+            counts = f"{done} of {total} ({self.done / max(self._total, 1):.0%})"
+            return f"{self._what}: {counts}, {speed}/s, {left} left"
         speed = f"{rate:.2f} {self._unit}/s" if rate >= 1 else f"{1 / rate:.1f} s a {self._unit.removesuffix('s')}"
-        log.info("%s: %d of %d %s, %s, %s left", self._what, self._done, self._total, self._unit, speed, left)
-        self.restart()
+        return f"{self._what}: {self.done} of {self._total} {self._unit}, {speed}, {left} left"
 
     def close(self) -> None:
         self._bar.close()
 
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
 
 def track(items: Iterable[T], total: int, what: str, unit: str) -> Iterator[T]:
-    """The items, with a bar that goes away at the end; in a log, a line now and then."""
-    start = last = time.monotonic()
-    with tqdm(
-        items, total=total, desc=what, unit=f" {unit}", leave=False, dynamic_ncols=True, disable=not sys.stderr.isatty()
-    ) as bar:
-        for count, item in enumerate(bar, 1):
+    """Yield the items, with a bar that disappears at the end, or lines in a log."""
+    with Progress(total, what, unit, leave=False) as progress:
+        for item in items:
             yield item
-            now = time.monotonic()
-            if bar.disable and now - last >= LINE_SECONDS:
-                last, rate = now, count / (now - start)
-                log.info(
-                    "%s: %d of %d %s, %s left", what, count, total, unit, tqdm.format_interval((total - count) / rate)
-                )
+            progress.update()
 
 
 @contextmanager
 def alive(what: str) -> Iterator[None]:
-    """Logs a line now and then while the block runs: for one long call, which cannot report by itself."""
+    """Log a line every `LINE_SECONDS` while the block runs: for one long call, which cannot report by itself."""
     start, over = time.monotonic(), threading.Event()
 
     def tell() -> None:
@@ -106,8 +131,21 @@ def alive(what: str) -> Iterator[None]:
 
     thread = threading.Thread(target=tell, name="alive", daemon=True)
     thread.start()
+    heartbeat.worked()
     try:
         yield
     finally:
         over.set()
         thread.join()
+        heartbeat.worked()
+
+
+class Share:
+    """Splits `whole` in proportion to parts that add up to `parts`; the shares then add up to `whole`."""
+
+    def __init__(self, whole: int, parts: int) -> None:
+        self._whole, self._parts, self._done = whole, parts, 0
+
+    def of(self, size: int) -> int:
+        before, self._done = self._done, self._done + size
+        return self._whole * self._done // self._parts - self._whole * before // self._parts

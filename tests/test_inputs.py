@@ -18,7 +18,7 @@ from gpt_mesh.data.encoders import load_encoder
 from gpt_mesh.errors import InputError
 from gpt_mesh.inputs import EvaluationData, TrainingData, count_bytes, split
 from gpt_mesh.objectives.registry import objective_of
-from gpt_mesh.storage import byte_progress as progress
+from gpt_mesh.storage import progress
 from tests.support.corpora import (
     TEXTS,
     add_dataset,
@@ -27,6 +27,7 @@ from tests.support.corpora import (
     numbered_documents,
     write_corpus,
 )
+from tests.support.runs import logged
 
 EOS = 999_999
 WIDTH = 9  # n_ctx 8, and the last label
@@ -407,15 +408,16 @@ def test_description(mixed):
         assert part in lines[1]
 
 
-def test_progress_is_shown_only_while_files_are_indexed(mixed, monkeypatch, capsys):
-    monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
-    TrainingData(mixed)
-    lines = capsys.readouterr().err.splitlines()
+def test_progress_is_shown_only_while_files_are_indexed(mixed, monkeypatch):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    with logged() as lines:
+        TrainingData(mixed)
     assert len(lines) == 9  # one for each file
     assert all(line.startswith("indexing: ") for line in lines)
     assert "(100%)" in lines[-1]
-    TrainingData(mixed)
-    assert capsys.readouterr().err == ""
+    with logged() as lines:
+        TrainingData(mixed)
+    assert not lines
 
 
 # The background thread

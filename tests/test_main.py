@@ -20,7 +20,7 @@ from gpt_mesh.commands.trained import keep
 from gpt_mesh.data.encoders import load_encoder
 from gpt_mesh.engine import checkpoints
 from gpt_mesh.engine.engine import Engine
-from gpt_mesh.planning.metrics import JsonLines
+from gpt_mesh.storage.json_lines import JsonLines
 from tests.support.corpora import random_documents
 from tests.support.runs import (
     N_CTX,

@@ -15,7 +15,8 @@ from gpt_mesh.evaluation.results import result_row
 from gpt_mesh.evaluation.validation import Validation
 from gpt_mesh.inputs import TrainingData
 from gpt_mesh.models.dims import layout_tensors
-from gpt_mesh.planning.metrics import JsonLines
+from gpt_mesh.storage import heartbeat
+from gpt_mesh.storage.json_lines import JsonLines
 from gpt_mesh.storage.progress import alive, log
 from gpt_mesh.tpu.devices import Tpu
 from gpt_mesh.tpu.estimator import TpuEngine, TpuSampler, Training
@@ -57,7 +58,6 @@ class TpuTrainer:
         self.directory, self.steps_per_checkpoint = config.training.model_path, steps_per_checkpoint
         tensors = layout_tensors(config.model, config.training.train_batch_size)
         plan = tpu.plan(config, tensors, training=True, fit=fit_mesh)
-        report.prepare_directory(config)
         self.checkpoint = None if new else checkpoints.latest(self.directory)
         self.data = TrainingData(config)
         if config.training.eval_tasks:
@@ -158,6 +158,7 @@ class TpuTrainer:
 
     def add(self, steps: int, sums: Figures, newest: Figures) -> None:
         """See `Account`."""
+        heartbeat.worked()
         self.step += steps
         self.interval.add(steps, sums, newest)
         if not math.isfinite(newest["loss"]):

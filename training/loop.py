@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import tensorflow as tf
 
@@ -25,8 +24,10 @@ from gpt_mesh.evaluation.tasks import tasks_of
 from gpt_mesh.evaluation.validation import Validation
 from gpt_mesh.inputs import TrainingData
 from gpt_mesh.meshes.devices import MeshPlan
-from gpt_mesh.planning.metrics import JsonLines, device_peak, flops_per_token
+from gpt_mesh.planning.metrics import device_peak, flops_per_token
 from gpt_mesh.sample import Sampler
+from gpt_mesh.storage.json_lines import JsonLines
+from gpt_mesh.storage.lease import Lease
 from gpt_mesh.storage.progress import Progress, alive, log
 from gpt_mesh.training import report
 from gpt_mesh.training.interrupts import Interrupts, termination_raises
@@ -93,6 +94,7 @@ class Trainer:
         hosts: Hosts | None = None,
         init_from: Beginning | None = None,
         profile: Steps | None = None,
+        lease: Lease | None = None,
     ) -> None:
         """Checks everything that can be wrong before the first step, and starts the hosts' devices after that.
 
@@ -101,14 +103,14 @@ class Trainer:
             hosts: whose devices the plan has; default: this one.
             init_from: weights that a run without a checkpoint begins from.
             profile: the steps to profile.
+            lease: of `model_path`, which nothing is written to once another process has taken it over.
 
         Raises:
             InputError: data, checkpoint, directory or initial weights cannot be used.
         """
-        self.config, self.plan, self.new, self.sacred_id = config, plan, new, sacred_id
+        self.config, self.plan, self.new, self.sacred_id, self.lease = config, plan, new, sacred_id, lease
         self.directory = config.training.model_path
         self.steps_per_checkpoint = steps_per_checkpoint
-        report.prepare_directory(config)
         self.checkpoint = None if new else checkpoints.latest(self.directory)
         self.initial = self._initial_weights(init_from)
         self.data = TrainingData(config)
@@ -168,16 +170,16 @@ class Trainer:
         """Train to `train_steps` or until SIGINT or SIGTERM, whichever comes first; both leave a checkpoint.
 
         Raises:
-            InputError: the loss is no longer a number, or the disk is full.
+            InputError: the loss is no longer a number, or files cannot be read or written.
         """
-        with report.full_disk_explained(self.config), termination_raises():
+        with report.file_errors_explained(self.config), termination_raises():
             return self._run()
 
     def _run(self) -> TrainResult:
         self._begin()
         evaluation, cut_short = None, False
         writer = tf.summary.create_file_writer(self.directory)
-        progress = Progress(self.config.training.train_steps, self.step, "training", "steps")
+        progress = Progress(self.config.training.train_steps, "training", "steps", done=self.step)
         batches = self.data.batches(self.position, self.config.training.train_batch_size)
         staged = Prefetcher(map(self.engine.stage, batches), STAGED)
         with self._writing_ended(), closing(writer), writer.as_default(), closing(progress), batches, staged:
@@ -307,7 +309,13 @@ class Trainer:
         return tokens_per_second * flops_per_token(self.config.model) / self.peak
 
     def _save(self) -> None:
-        """Begin to write a checkpoint, once the one before it is written."""
+        """Start to write a checkpoint, once the one before it is written.
+
+        Raises:
+            InputError: another process has taken the run over, or the one before could not be written.
+        """
+        if self.lease is not None:
+            self.lease.check()
         self._fetch()
         self._note_written(wait=True)
         state = {"samples": self.position, "data": self.data.fingerprint, "interval": self.interval.state()}
@@ -363,7 +371,7 @@ def owed_outputs(config: Config, step: int, steps_per_checkpoint: int, sacred_id
     if step == 0 or (step % steps_per_checkpoint and step < settings.train_steps):
         return Owed((), False)
     wanted = [*([Validation.name] if settings.eval_steps else []), *settings.eval_tasks]
-    rows = read_json_lines(io.join(settings.model_path, "eval.jsonl")) if wanted else []
+    rows = JsonLines(io.join(settings.model_path, "eval.jsonl")).rows() if wanted else []
     done = {row.get("task") for row in rows if row.get("step") == step}
     return Owed(
         tasks=tuple(name for name in wanted if name not in done),
@@ -420,16 +428,3 @@ class _Clock:
         begin = time.perf_counter()
         yield
         self._begin += time.perf_counter() - begin
-
-
-def read_json_lines(path: str) -> list[dict[str, Any]]:
-    """The rows of `metrics.jsonl` or `eval.jsonl`, without what a kill cut off; none if there is no such file."""
-    if not tf.io.gfile.exists(path):
-        return []
-    with tf.io.gfile.GFile(path) as file:
-        lines = file.read().splitlines()
-    rows = []
-    for line in lines:
-        with suppress(ValueError):
-            rows.append(json.loads(line))
-    return rows

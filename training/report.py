@@ -21,8 +21,11 @@ from gpt_mesh.meshes import processor
 from gpt_mesh.meshes.devices import MeshPlan
 from gpt_mesh.models.shapes import weight_count
 from gpt_mesh.planning.memory import training_memory
-from gpt_mesh.planning.metrics import JsonLines, flops_per_token, human_bytes
+from gpt_mesh.planning.metrics import flops_per_token, human_bytes
+from gpt_mesh.storage import files, strict_json
 from gpt_mesh.storage.files import reason
+from gpt_mesh.storage.json_lines import JsonLines
+from gpt_mesh.storage.lease import Lease, lease
 from gpt_mesh.storage.progress import log
 
 
@@ -32,43 +35,70 @@ def prepare_directory(config: Config) -> None:
     Raises:
         InputError: it cannot.
     """
-    io, path = tf.io.gfile, config.training.model_path
-    probe = io.join(path, ".writable")
+    path = config.training.model_path
+    files.check_path(path, f"{config.source}: model_path")
+    probe = os.path.join(path, ".writable")
     try:
-        io.makedirs(path)
-        with io.GFile(probe, "w") as file:
-            file.write("")
-        io.remove(probe)
-    except (tf.errors.OpError, OSError) as error:
+        tf.io.gfile.makedirs(path)
+        files.write_bytes(probe, b"")
+        files.remove(probe)
+    except files.errors() as error:
         raise InputError(
             f"{config.source}: model_path = {path}: cannot be written to ({reason(error)}); name a directory that can"
         ) from None
 
 
 @contextlib.contextmanager
-def full_disk_explained(config: Config) -> Iterator[None]:
-    """Raise InputError where a disk that is full ends the block."""
+def claimed(config: Config) -> Iterator[Lease]:
+    """Create a run's directory and hold it for the duration of the block.
+
+    Raises:
+        InputError: it cannot be written to, or another process is using it.
+    """
+    prepare_directory(config)
+    path = config.training.model_path
+    with lease(os.path.join(path, ".run.lock"), "a run") as held:
+        for folder in (path, os.path.join(path, "dataset_configs"), os.path.join(path, "predictions")):
+            files.remove_leftovers(folder)
+        yield held
+
+
+@contextlib.contextmanager
+def file_errors_explained(config: Config) -> Iterator[None]:
+    """Raise InputError for an exception that says that a file could not be read or written."""
     try:
         yield
-    except (tf.errors.OpError, OSError) as error:  # what TensorFlow raises is also what it raises for want of memory
-        if not _full(error):
+    except (tf.errors.OpError, OSError) as error:  # TensorFlow raises OpError for much else, such as lack of memory
+        if not isinstance(error, OSError) and _system_error(error) is None:
             raise
         raise unwritable(config, error) from error
 
 
 def unwritable(config: Config, error: Exception) -> InputError:
-    """The error of a run that cannot write what it has to."""
-    full = _full(error)
-    why, remedy = (full[0], "make room") if full else (reason(error), "mend that")
+    """The error of a run that cannot read or write a file."""
+    path, found = config.training.model_path, _system_error(error)
+    full = found in (errno.ENOSPC, errno.EDQUOT)
+    why, remedy = (os.strerror(found), "make room") if found and full else (reason(error), "fix that")
+    named = getattr(error, "filename", None)
+    ours = named is None or str(named).startswith(path)
+    what = f"model_path = {path}: cannot be written to" if ours else f"{named}: cannot be used"
     return InputError(
-        f"{config.source}: model_path = {config.training.model_path}: cannot be written to ({why}); {remedy}, and the "
-        "same command goes on from the newest checkpoint"
+        f"{config.source}: {what} ({why}); {remedy}, and the same command goes on from the newest checkpoint"
     )
 
 
-def _full(error: Exception) -> list[str]:
-    """How the error says that the disk is full; empty if it does not."""
-    return [text for text in map(os.strerror, (errno.ENOSPC, errno.EDQUOT)) if text in str(error)]
+# What the system says of files; TensorFlow passes it on as text.
+_SYSTEM_ERRORS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR,
+    errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.EFBIG, errno.ENODEV, errno.ENXIO,
+)  # fmt: skip
+
+
+def _system_error(error: Exception) -> int | None:
+    """The errno that an exception has or quotes; None if there is none."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    return next((number for number in _SYSTEM_ERRORS if os.strerror(number) in str(error)), None)
 
 
 def header(config: Config, plan: MeshPlan) -> list[str]:
@@ -207,10 +237,12 @@ def diverged(config: Config, loss: float, step: int, checkpoint: str | None) -> 
 
 def write_config(config: Config) -> None:
     """Write the config and its dataset configs into the run's directory. `gpt_mesh.load(directory)` reads them."""
-    directory, io = config.training.model_path, tf.io.gfile
-    _write_json(io.join(directory, "config.json"), config.to_json())
+    directory = config.training.model_path
+    strict_json.write(os.path.join(directory, "config.json"), config.to_json(), durable=True)
+    files.make_folder(os.path.join(directory, "dataset_configs"))
     for use in config.data.datasets:
-        _write_json(io.join(directory, "dataset_configs", f"{use.id}.json"), _dataset_json(use.dataset))
+        path = os.path.join(directory, "dataset_configs", f"{use.id}.json")
+        strict_json.write(path, _dataset_json(use.dataset), durable=True)
 
 
 def _dataset_json(dataset: DatasetConfig) -> dict[str, Any]:
@@ -233,11 +265,3 @@ def _absolute(source: str, path: str) -> str:
             if glob.glob(os.path.expanduser(candidate), recursive=True):
                 return os.path.abspath(os.path.expanduser(candidate))
     return path
-
-
-def _write_json(path: str, values: dict[str, Any]) -> None:
-    io = tf.io.gfile
-    io.makedirs(os.path.dirname(path))
-    with io.GFile(path + ".writing", "w") as file:
-        file.write(json.dumps(values, indent=2) + "\n")
-    io.rename(path + ".writing", path, overwrite=True)

@@ -11,6 +11,7 @@ from gpt_mesh.errors import InputError
 from gpt_mesh.evaluation.validation import common_encoder
 from gpt_mesh.objectives.registry import objective_of
 from gpt_mesh.sample import Generates, Request
+from gpt_mesh.storage import files
 from gpt_mesh.storage.progress import alive, log
 
 
@@ -80,9 +81,7 @@ def write_predictions(model_path: str, step: int, sacred_id: str | None, text: s
     io = tf.io.gfile
     io.makedirs(io.join(model_path, "predictions"))
     path = predictions_path(model_path, step, sacred_id, kind)
-    with io.GFile(path + ".writing", "w") as file:
-        file.write(text)
-    io.rename(path + ".writing", path, overwrite=True)
+    files.write_text(path, text)
     return path
 
 

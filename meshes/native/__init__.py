@@ -27,6 +27,7 @@ from gpt_mesh.meshes.compat import mtf  # noqa: F401  (before TensorFlow, which 
 import tensorflow as tf
 
 from gpt_mesh.meshes import compat, compiled_cache
+from gpt_mesh.storage import files
 
 FOLDER = Path(__file__).parent
 SOURCES, HEADERS = sorted(FOLDER.glob("*.c")), sorted(FOLDER.glob("*.h"))
@@ -144,7 +145,7 @@ def _compile(compiler: list[str], library: Path) -> None:
             command += ["-o", unfinished]
             done = subprocess.run(command, capture_output=True, timeout=SECONDS)
             if not done.returncode and os.path.getsize(unfinished):
-                os.replace(unfinished, library)
+                files.move(unfinished, str(library))
                 return
         raise OSError(done.stderr.decode(errors="replace") or "the compiler wrote nothing")
     finally:

@@ -20,11 +20,11 @@ from gpt_mesh.data.cleaning import Cleaning
 from gpt_mesh.data.create_tfrecords import main
 from gpt_mesh.data.encoders import Encoder
 from gpt_mesh.data.encoding import Recipe, encode_pieces
-from gpt_mesh.data.output import locked
 from gpt_mesh.data.reading import Selection, read_corpus
 from gpt_mesh.data.sources import file_sources
 from gpt_mesh.data.tfrecords import load_index, parse_records, read_records
 from gpt_mesh.errors import InputError
+from gpt_mesh.storage.lease import lease
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [
@@ -319,9 +319,9 @@ def test_failure_before_the_first_file_leaves_nothing(
 
 def test_two_runs_at_once(command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out").mkdir()
-    with locked(str(tmp_path / "out"), "x"):
+    with lease(str(tmp_path / "out" / ".x.lock"), "an encoder that writes --name x"):
         assert command() == 1
-        assert "another run is writing --name x there" in error_line(capsys)
+        assert "out: an encoder that writes --name x is using it: process " in error_line(capsys)
     assert command() == 0
 
 

@@ -27,7 +27,7 @@ from gpt_mesh.data.files import find_files
 from gpt_mesh.data.sources import file_sources
 from gpt_mesh.data.text import Reading
 from gpt_mesh.errors import InputError
-from gpt_mesh.storage.byte_progress import Share
+from gpt_mesh.storage.progress import Share
 
 DOCUMENTS = ["one\ntwo", "", "\N{SNOWMAN}\u2028\r\n", "x" * 100_000]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import sqlite3
 import time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -84,18 +84,17 @@ def test_a_deleted_sample_does_not_end_the_local_record(tmp_path: Path) -> None:
     assert '"COMPLETED"' in (tmp_path / "1" / "run.json").read_text()
 
 
-def test_an_event_that_the_disk_cannot_take_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    outbox = Outbox(tmp_path / "box")
+def test_an_event_that_the_disk_cannot_take_leaves_no_trace(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path / "box.sqlite")
     outbox.put("started")
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patched, pytest.raises(OSError):
-        patched.setattr(os, "fsync", full)
-        outbox.put("metrics")
+    (pages,) = outbox._one("PRAGMA page_count")
+    outbox._one(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        outbox.put("metrics", values="x" * 100_000)
+    outbox._one("PRAGMA max_page_count = 1000000")
     outbox.put("completed")
-    assert [(event["n"], event["kind"]) for event, _ in outbox._events()] == [(1, "started"), (2, "completed")]
+    found = outbox._database.execute("SELECT n, kind FROM events ORDER BY n").fetchall()
+    assert found == [(1, "started"), (2, "completed")]
 
 
 def test_times_are_utc_wherever_the_machine_is(monkeypatch: pytest.MonkeyPatch) -> None:

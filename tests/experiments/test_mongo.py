@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import random
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from gpt_mesh.errors import InputError
-from gpt_mesh.experiments import outbox as outboxes
 from gpt_mesh.experiments.mongo import Mongo
-from gpt_mesh.experiments.outbox import Outbox, Postman, Unreachable, left_behind, new_outbox
+from gpt_mesh.experiments.outbox import Delivery, Outbox, Unreachable, left_behind, new_outbox
 from tests.support.mongo_server import Document, MongoServer
+from tests.support.runs import logged
 
 NOW = "2026-01-02T03:04:05"
 STARTED = {
@@ -86,7 +88,7 @@ def test_a_run_arrives_as_sacred_writes_it(server: MongoServer, tmp_path: Path) 
     assert deliver(outbox, server) and not outbox.waiting
     check(server)
     outbox.close()
-    assert not outbox.folder.exists()
+    assert not list(tmp_path.glob("*.sqlite*"))
 
 
 def test_answers_that_are_lost_repeat_nothing(server: MongoServer, tmp_path: Path) -> None:
@@ -108,45 +110,52 @@ def test_answers_that_are_lost_repeat_nothing(server: MongoServer, tmp_path: Pat
     check(server)
 
 
-def test_a_crash_before_the_number_is_kept_repeats_nothing(
-    server: MongoServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    outbox, folder = filled(tmp_path), None
-    replace = outboxes._replace
-
-    def crash(path: Path, text: str) -> None:
-        if path.name == "delivered" and int(text) % 2 and int(text) not in crashed:
-            crashed.add(int(text))
-            raise SystemExit
-        replace(path, text)
-
-    crashed: set[int] = set()
-    monkeypatch.setattr(outboxes, "_replace", crash)
-    for _ in range(30):
+def test_a_crash_before_the_delivery_is_recorded_repeats_nothing(server: MongoServer, tmp_path: Path) -> None:
+    outbox, crashes = filled(tmp_path), 0
+    path = outbox.path
+    while outbox.waiting:
+        receiver = Mongo(server.url).receiver(outbox.key)
         try:
-            assert deliver(outbox, server)
-            break
+            outbox.send(Crashing(receiver))
         except SystemExit:
-            folder = outbox.folder
-            outbox._lock_file.close()  # as the death of its process does
-            outbox = Outbox(folder)
-    assert len(crashed) > 4
+            crashes += 1
+            outbox._database.close()  # as the death of its process does
+            outbox = Outbox(path)
+    assert crashes > 4
     check(server)
+
+
+class Crashing:
+    """Crashes when it has delivered an event with an odd number for the first time."""
+
+    seen: ClassVar[set[int]] = set()
+
+    def __init__(self, receiver: Any) -> None:
+        self.receiver = receiver
+
+    def deliver(self, event: dict[str, Any], outbox: Outbox) -> None:
+        self.receiver.deliver(event, outbox)
+        if event["n"] % 2 and event["n"] not in self.seen:
+            self.seen.add(event["n"])
+            raise SystemExit
+
+    def heartbeat(self, values: dict[str, Any]) -> None:
+        self.receiver.heartbeat(values)
 
 
 def test_a_server_that_dies_and_returns_gets_the_rest(server: MongoServer, tmp_path: Path) -> None:
     outbox = new_outbox(tmp_path)
-    postman = Postman(outbox, Mongo(server.url).receiver(outbox.key), "it")
-    postman.start()
+    delivery = Delivery(outbox, Mongo(server.url).receiver(outbox.key), "it")
+    delivery.start()
     outbox.put("started", **STARTED, sources=[])
     server.stop()
     for step in range(5):
         points = {"steps": [step], "values": [float(step)], "timestamps": [NOW]}
         outbox.put("metrics", metrics={"training.loss": points})
-        postman.wake()
+        delivery.wake()
     server.start()
     outbox.put("failed", time=NOW, status="FAILED", fail_trace=["Traceback\n", "ValueError: x\n"])
-    assert postman.finish(30)
+    assert delivery.finish(30)
     (series,) = server.database["metrics"].find()
     assert series["steps"] == [0, 1, 2, 3, 4]
     (run,) = server.database["runs"].find()
@@ -157,14 +166,57 @@ def test_what_an_ended_run_left_behind_is_found(server: MongoServer, tmp_path: P
     outbox = filled(tmp_path)
     assert list(left_behind(tmp_path)) == [], "its run is alive"
     outbox.close()
-    with (outbox.folder / "events.jsonl").open("a") as file:
-        file.write('{"n": 12, "ki')  # a kill in the middle of a line
     (again,) = left_behind(tmp_path)
     assert again.waiting == 11
     assert deliver(again, server)
     again.close()
     check(server)
     assert list(left_behind(tmp_path)) == []
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from gpt_mesh.experiments.outbox import new_outbox
+from tests.experiments.test_mongo import NOW, STARTED
+outbox = new_outbox(Path(sys.argv[1]))
+outbox.put("started", **STARTED, sources=[("child.py", outbox.copy(os.__file__))])
+outbox.beat(info={}, captured_out="printed", beat_time=NOW, result=None)
+print(flush=True)
+while True:
+    outbox.put("metrics", metrics={})
+"""
+
+
+@pytest.mark.parametrize("delivered", [False, True])
+def test_a_killed_run_does_not_stay_running(server: MongoServer, tmp_path: Path, delivered: bool) -> None:
+    """It could not report its end, whether or not the rest was delivered; nothing of it stays on this disk."""
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(0.2)
+        process.kill()
+    if delivered:
+        (path,) = tmp_path.glob("*.sqlite")
+        outbox = Outbox(path)
+        assert deliver(outbox, server)
+        outbox.close()
+        assert path.exists(), "its end was not reported"
+    (outbox,) = left_behind(tmp_path)
+    assert outbox.waiting == 1 if delivered else outbox.waiting > 2
+    assert deliver(outbox, server)
+    outbox.close()
+    (run,) = server.database["runs"].find()
+    assert (run["status"], run["captured_out"], run["stop_time"].isoformat()) == ("INTERRUPTED", "printed", NOW)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_outbox_that_is_damaged_is_left_and_does_not_block(server: MongoServer, tmp_path: Path) -> None:
+    (tmp_path / "a.sqlite").write_bytes(b"no database" * 1000)
+    filled(tmp_path).close()
+    with logged() as messages:
+        (outbox,) = left_behind(tmp_path)
+    assert f"{tmp_path / 'a.sqlite'} cannot be read" in messages[0] and deliver(outbox, server)
 
 
 def test_two_runs_get_two_numbers(server: MongoServer, tmp_path: Path) -> None:
@@ -177,11 +229,12 @@ def test_two_runs_get_two_numbers(server: MongoServer, tmp_path: Path) -> None:
 def test_a_run_that_was_deleted_takes_nothing_and_blocks_nothing(server: MongoServer, tmp_path: Path) -> None:
     outbox = filled(tmp_path)
     receiver = Mongo(server.url).receiver(outbox.key)
-    first = json.loads((outbox.folder / "events.jsonl").read_text().splitlines()[0])
-    receiver.deliver(first, outbox.files)
+    first = outbox._first()
+    assert first is not None
+    receiver.deliver(first, outbox)
     server.database["runs"].delete_many({})
     rest = Mongo(server.url).receiver(outbox.key)
-    rest.deliver({"n": 2, "kind": "metrics", "metrics": {}}, outbox.files)
+    rest.deliver({"n": 2, "kind": "metrics", "metrics": {}}, outbox)
     rest.heartbeat({"info": {}, "captured_out": "", "beat_time": NOW, "result": None})
     assert server.database["runs"].count_documents({}) == 0
 

@@ -63,7 +63,7 @@ def test_killed_stalled_and_without_its_database(workspace: Workspace) -> None:
             process.kill()  # its child ends with it
             process.wait()
         assert process.returncode == 0, err
-        assert re.search(r"ended by SIGKILL; restart 1 of 3, from step \d00", err) and "no sign of life for 60 s" in err
+        assert re.search(r"ended by SIGKILL; restart 1 of 3, from step \d00", err) and "no progress for 60 s" in err
         (run,) = server.database["runs"].find()
         stored = {one["name"]: one for one in server.database["metrics"].find()}
     record = folder / "sacred" / "1"

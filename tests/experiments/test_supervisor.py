@@ -12,16 +12,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tqdm import tqdm
 
 from gpt_mesh.experiments import process, supervisor
 from gpt_mesh.experiments.signals import Signals
 from gpt_mesh.experiments.stream import Rows, newest_checkpoint
 from gpt_mesh.experiments.supervisor import Ending, Plan, Supervisor
+from gpt_mesh.storage import heartbeat
 from tests.support.stand_in import append, rewind
 
 STEPS = 20
@@ -130,9 +129,9 @@ def test_a_run_that_ends_well(watch: Watch) -> None:
     ("how", "why"),
     [
         ("kill", "ended by SIGKILL"),
-        ("stop", "stalled: no sign of life for 500 s"),
-        ("stuck", "stalled: no sign of life for 500 s"),
-        ("hang", "stalled: no sign of life for 500 s"),
+        ("stop", "stalled: no progress for 500 s"),
+        ("stuck", "stalled: no progress for 500 s"),
+        ("hang", "stalled: no progress for 500 s"),
         ("traceback", "RuntimeError: the device is gone"),
     ],
 )
@@ -147,41 +146,23 @@ def test_every_row_comes_once_and_in_order_over_restarts(watch: Watch, how: str,
 
 
 def test_how_long_a_start_may_be_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seconds since it began or last wrote something, since its last output, and since its last line that counts."""
-    now, never = 10_000.0, float("inf")
+    """By the seconds since it last finished a piece of work, and since its last beat, if there was one."""
+    now = 10_000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    plan = Plan([], str(tmp_path / "run"), STEPS, heartbeat_timeout=500.0, max_restarts=0)
-    run = Supervisor(plan, Heard(), Signals())
 
-    def limit(wrote: float, output: float | None, line: float, logged: bool = False) -> float | None:
-        child: Any = SimpleNamespace(last_output=None if output is None else now - output, last_sign=now - line)
-        return run._limit_passed(supervisor._Life(child, last_sign=now - wrote, logged=logged))
+    def limit(work: float, beat: float, begun: bool = True, logged: bool = False) -> float | None:
+        watch = heartbeat.Watch(str(tmp_path / "none"), beat_at=now - beat, worked_at=now - work, begun=begun)
+        return Supervisor._exceeded(supervisor._Start(None, watch, logged=logged), 500.0)  # type: ignore[arg-type]
 
-    assert limit(400, None, never) is None and limit(600, None, never) == 500
-    assert limit(3000, 5, 2900) is None, "compiling, and alive"
-    assert limit(3000, 600, 2900) == 500, "not even that"
-    assert limit(4000, 5, 3700) == 3600
-    assert limit(600, 5, 550, logged=True) == 500
-    assert limit(600, 5, 450, logged=True) is None and limit(450, 5, 600, logged=True) is None
-
-
-def test_the_lines_of_a_long_call_are_known_by_their_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gpt_mesh.storage import progress
-    from tests.support.runs import logged
-
-    monkeypatch.setattr(progress, "LINE_SECONDS", 0.01)
-    with logged() as messages, progress.alive("validation"):
-        while not messages:
-            time.sleep(0.01)
-    assert process.ALIVE.search(messages[0])
-    for elapsed, parts in ((59, (None, "00", "59")), (3600 * 26 + 61, ("26", "01", "01"))):
-        found = process.ALIVE.search(f"sampling: {tqdm.format_interval(elapsed)} so far")
-        assert found is not None and found.groups() == parts
-    assert not process.ALIVE.search("training: 12 of 40 steps, 3.10 steps/s, 00:09 left")
+    assert limit(400, 400, begun=False) is None and limit(600, 600, begun=False) == 500
+    assert limit(3000, 5) is None, "compiling, and alive"
+    assert limit(3000, 600) == 500, "not even that"
+    assert limit(4000, 5) == 3600
+    assert limit(600, 5, logged=True) == 500 and limit(450, 5, logged=True) is None
 
 
 def test_a_crash_while_rows_are_written_again_is_tried_again(watch: Watch, tmp_path: Path) -> None:
-    """They are no news, but the run has come past its beginning."""
+    """They were reported before, but the run has come past its beginning."""
     ending, heard = watch(("kill", 11), ("traceback", 10), ("end", 0))
     assert ending.status == "completed" and len(lives(tmp_path)) == 3
     assert heard.steps() == list(range(1, STEPS + 1))

@@ -114,7 +114,7 @@ def test_a_failure_is_in_the_record(track: Track, capsys: pytest.CaptureFixture[
     assert "stand_in.py" in run["fail_trace"][-1] and "RuntimeError: the device is gone" in run["fail_trace"][-1]
     check_series(read(record / "metrics.json"), last=11)
     said = capsys.readouterr().err
-    assert "the run failed: (0 restarts were made" in said and "Failed after" not in said, "Sacred says nothing"
+    assert "the run failed: (after 0 restarts" in said and "Failed after" not in said, "Sacred says nothing"
     status, record = track(("error", 13))
     assert status == 1 and "the loss became nan" in read(record / "run.json")["fail_trace"][-1]
     assert capsys.readouterr().err.count("the loss became nan") == 1

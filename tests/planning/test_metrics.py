@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from gpt_mesh.config import load_config
 from gpt_mesh.models.shapes import weight_count
-from gpt_mesh.planning.metrics import JsonLines, device_peak, flops_per_token, human_bytes, peak_flops
+from gpt_mesh.planning.metrics import device_peak, flops_per_token, human_bytes, peak_flops
 from tests.support.models import is_weight, make_engine, tiny_config
 
 
@@ -77,56 +75,3 @@ def test_the_peak_of_a_cpu_is_not_known():
 )
 def test_human_bytes(count, text):
     assert human_bytes(count) == text
-
-
-def rows(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def test_lines_are_appended_and_taken_back(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    lines = JsonLines(str(path))
-    for step in (5, 10, 15, 20):
-        lines.append({"step": step, "loss": 1 / step, "mfu": None})
-    assert rows(path)[1] == {"step": 10, "loss": 0.1, "mfu": None}
-    lines.rewind(15)
-    assert [row["step"] for row in rows(path)] == [5, 10, 15], "the step itself was logged before its checkpoint"
-    lines.append({"step": 20, "loss": 0.0})
-    assert [row["step"] for row in rows(path)] == [5, 10, 15, 20]
-    lines.rewind(0)
-    assert path.read_text() == ""
-
-
-def test_a_line_that_a_kill_cut_off_is_dropped(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    for cut in ('{"step": 10, "lo', '{"step": 1', "1", "[]", '{"loss": 2}', '"text"'):
-        path.write_text('{"step": 5}\n' + cut)
-        JsonLines(str(path)).rewind(100)
-        assert path.read_text() == '{"step": 5}\n', cut
-        JsonLines(str(path)).append({"step": 6})
-        assert [row["step"] for row in rows(path)] == [5, 6]
-
-
-def test_a_whole_line_without_its_line_break_is_kept_apart_from_the_next(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 5}\n{"step": 10}')
-    lines = JsonLines(str(path))
-    lines.rewind(100)
-    lines.append({"step": 15})
-    assert [row["step"] for row in rows(path)] == [5, 10, 15]
-
-
-def test_a_missing_file_is_left_missing(tmp_path):
-    JsonLines(str(tmp_path / "metrics.jsonl")).rewind(3)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_line_that_was_cut_off_does_not_swallow_the_next(tmp_path):
-    rows = JsonLines(str(tmp_path / "eval.jsonl"))
-    rows.append({"step": 1})
-    with open(rows.path, "a") as file:
-        file.write('{"step": 2, "nl')
-    rows.append({"step": 3})
-    rows.append({"step": 4})
-    lines = (tmp_path / "eval.jsonl").read_text().splitlines()
-    assert lines == ['{"step": 1}', '{"step": 2, "nl', '{"step": 3}', '{"step": 4}']

@@ -1,9 +1,9 @@
 """Stands in for main.py: writes what a training run writes, in milliseconds, and ends as it is told to.
 
-    STAND_IN=FILE python3 stand_in.py PARENT_PID [flags of main.py]
+    STAND_IN=FILE python3 stand_in.py PARENT_PID HEARTBEAT_FILE [flags of main.py]
 
 FILE is JSON: `model_path`, `train_steps`, `every` (steps from one checkpoint to the next), and `lives`, one for each
-start: `[how, step]`, where `how` is kill, stop, stuck, hang (while lines say that it works), traceback, early (before
+start: `[how, step]`, where `how` is kill, stop, stuck, hang (but its heart beats), traceback, early (before
 its first row), error, wait (for a signal), leave (a process behind), or end. It resumes, rewinds its rows and answers
 SIGTERM as the real one does. One that stands still writes `hung-N` beside the run first, N counting starts.
 """
@@ -42,7 +42,11 @@ def save(folder: Path, step: int) -> None:
     (folder / "checkpoint").write_text(f'model_checkpoint_path: "./model.ckpt-{step}"\n')
 
 
-def run(flags: list[str]) -> int:
+def beat(heart: str, beats: int, work: int) -> None:
+    Path(heart).write_text(f"{beats} {work}")
+
+
+def run(heart: str, flags: list[str]) -> int:
     given = json.loads(Path(os.environ["STAND_IN"]).read_text())
     folder = Path(given["model_path"])
     folder.mkdir(exist_ok=True)
@@ -63,6 +67,7 @@ def run(flags: list[str]) -> int:
     print(f"training from step {step}", file=sys.stderr, flush=True)
     while step < given["train_steps"] and not requested:
         step += 1
+        beat(heart, step, step)
         append(folder / "metrics.jsonl", step=step, loss=1 / step, mfu=None, tokens_per_second=float(life))
         if step % given["every"] == 0:
             save(folder, step)
@@ -70,24 +75,22 @@ def run(flags: list[str]) -> int:
             (folder / "predictions").mkdir(exist_ok=True)
             (folder / "predictions" / f"samples_step_{step}.txt").write_text(f"sample of {step}\n")
         if step == when:
-            end(how, requested, folder, life)
+            end(how, requested, folder, life, heart)
         time.sleep(0.005)
     save(folder, step)
     return 0
 
 
-def stand_still(mark: Path) -> None:
-    """Print what storage/progress.py's `alive` prints, of a phase that began long before the mark by the tests' clock.
-    """
-    print("sampling: 00:20 so far", file=sys.stderr, flush=True)
+def stand_still(mark: Path, heart: str) -> None:
+    """Beat as the thread of a process does whose work hangs."""
     mark.touch()
-    for second in range(1020, 7020):
-        print(f"sampling: {second // 60:02d}:{second % 60:02d} so far", file=sys.stderr, flush=True)
+    for beats in range(1000, 7000):
+        beat(heart, beats, 999)
         time.sleep(0.01)
     raise RuntimeError("nobody ended it")
 
 
-def end(how: str, requested: list[int], folder: Path, life: int) -> None:
+def end(how: str, requested: list[int], folder: Path, life: int, heart: str) -> None:
     mark = folder.parent / f"hung-{life}"
     if how == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -99,7 +102,7 @@ def end(how: str, requested: list[int], folder: Path, life: int) -> None:
         mark.touch()
         time.sleep(60)
     if how == "hang":
-        stand_still(mark)
+        stand_still(mark, heart)
     if how == "leave":
         left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
         (folder / "left").write_text(str(left.pid))
@@ -112,4 +115,4 @@ def end(how: str, requested: list[int], folder: Path, life: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[2:]))
+    sys.exit(run(sys.argv[2], sys.argv[3:]))

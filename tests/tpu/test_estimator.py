@@ -16,8 +16,8 @@ import tensorflow as tf
 from gpt_mesh import api
 from gpt_mesh.config import load_config
 from gpt_mesh.engine import checkpoints
+from gpt_mesh.storage.json_lines import JsonLines
 from gpt_mesh.tpu import session
-from gpt_mesh.training.loop import read_json_lines
 from tests.support.models import ONE_LAYER, cpu_names
 from tests.support.runs import Workspace, printed
 
@@ -50,7 +50,7 @@ def train(workspace: Workspace, request: pytest.FixtureRequest) -> Train:
 
 
 def rows(directory: Path, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
-    return read_json_lines(str(directory / file))
+    return JsonLines(str(directory / file)).rows()
 
 
 def assert_same_figures(found: Path, expected: Path) -> None:

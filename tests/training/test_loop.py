@@ -48,9 +48,9 @@ def test_a_full_disk_is_one_line_and_want_of_memory_is_not() -> None:
     config = load_config("demo")
     for error in (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), exhausted("a.ckpt; No space left on device")):
         refused = pytest.raises(InputError, match=r"model_path = .*: cannot be written to \(No space left on device\)")
-        with refused, report.full_disk_explained(config):
+        with refused, report.file_errors_explained(config):
             raise error
-    with pytest.raises(tf.errors.ResourceExhaustedError), report.full_disk_explained(config):
+    with pytest.raises(tf.errors.ResourceExhaustedError), report.file_errors_explained(config):
         raise exhausted("OOM when allocating tensor")
 
 
@@ -320,7 +320,7 @@ def test_a_second_signal_ends_the_process_at_once(workspace: Workspace) -> None:
 def test_a_log_shows_signs_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.5)
     with logged() as messages:
-        shown = Progress(total=100, initial=10, what="training", unit="steps")
+        shown = Progress(100, "training", "steps", done=10)
         shown.update()
         assert not messages  # too early
         time.sleep(0.6)

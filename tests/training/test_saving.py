@@ -110,7 +110,7 @@ def test_what_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     writer = writer_in(tmp_path / "file")
     writer.start(3, VALUES, {})
-    refused = r"^tiny\.json: model_path = .*file: cannot be written to \(/\S+; Not a directory\); mend that"
+    refused = r"^tiny\.json: model_path = .*file: cannot be written to \(/\S+; Not a directory\); fix that"
     with pytest.raises(InputError, match=refused) as caught:
         writer.close()
     assert "\n" not in str(caught.value)
