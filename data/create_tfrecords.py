@@ -43,6 +43,7 @@ from gpt_mesh.data.sources import Source, add_source_flags, open_sources
 from gpt_mesh.errors import InputError
 from gpt_mesh.storage import files as storage
 from gpt_mesh.storage.byte_progress import Progress
+from gpt_mesh.storage.progress import set_up_logging
 
 
 def create_tfrecords(flags: argparse.Namespace) -> None:
@@ -167,6 +168,7 @@ def _manifest(
     chunks = {"chunk_size": flags.chunk_size, "separator": list(separator)} if flags.mode == "chunks" else {}
     names = ("mode", "minimum_size", "records_per_file", "text_key", "errors", "ftfy", "wikitext_detokenize")
     settings = {name: getattr(flags, name) for name in (*names, "eval_fraction", "deduplicate")}
+    settings |= {name: getattr(flags, name) for name in ("format", "skip_null") if getattr(flags, name)}
     return Manifest(
         name=flags.name,
         tokenizer=TokenizerFacts(encoder.source, encoder.fingerprint, encoder.n_vocab),
@@ -354,6 +356,7 @@ def _cores() -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     flags = _arguments(argv)
+    set_up_logging()
     try:
         create_tfrecords(flags)
     except InputError as error:

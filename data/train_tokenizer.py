@@ -26,6 +26,7 @@ from gpt_mesh.errors import InputError
 from gpt_mesh.storage import files as storage
 from gpt_mesh.storage.byte_progress import Progress
 from gpt_mesh.storage.files import make_folder
+from gpt_mesh.storage.progress import set_up_logging
 
 SPECIAL_TOKENS = (END_OF_TEXT, PADDING)
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
@@ -54,6 +55,8 @@ class Sample:
         with Progress(total, "reading") as progress:
             for source in self.sources:
                 for piece, _ in source.pieces(_PIECE_CHARACTERS, progress.update):
+                    if piece is None:
+                        continue
                     size = len(piece.encode())
                     self.read += size
                     if self.used <= ahead + (self.limit - ahead) * progress.done // max(total, 1):
@@ -141,6 +144,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     flags = _arguments(argv)
+    set_up_logging()
     try:
         sample = Sample(open_sources(flags.base_dir, flags), round(flags.sample_mb * 1e6))
         make_folder(flags.output_dir)  # before the work, not after it
