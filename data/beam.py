@@ -173,6 +173,8 @@ def _digests(keyed: tuple[TaskKey, list[Document]]) -> Iterator[tuple[bytes, tup
     """Each document's digest, its task, and its number within the source."""
     key, documents = keyed
     for document in documents:
+        if document.origin.null:
+            continue
         yield document.origin.digest, (key, document.origin.place.document)
 
 

@@ -1,37 +1,53 @@
-"""How many bytes of text a token stands for, which turns nats per token into bits per byte."""
+"""The bytes that tokens stand for, and how many: with these, nats per token become bits per byte."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import pre_tokenizers
 
 from gpt_mesh.data.encoders import Encoder
 from gpt_mesh.errors import InputError
+
+_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_OTHERS = [byte for byte in range(256) if byte not in set(_PRINTABLE)]
+ALPHABET = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + place): byte for place, byte in enumerate(_OTHERS)}
+"""The byte of each character of a byte-level vocabulary (Radford et al. 2019; https://github.com/openai/gpt-2)."""
+
+
+def token_bytes(encoder: Encoder) -> dict[int, bytes]:
+    """The bytes of each token that has some of its own: of a byte-level vocabulary all but the added ones, of one with
+    byte fallback those for single bytes. Parts of characters are only known by these.
+    """
+    if not encoder.byte_level:
+        return {number: bytes([byte]) for number, byte in encoder.fallback_bytes.items()}
+    added = encoder.tokenizer.get_added_tokens_decoder()
+    return {
+        number: bytes(ALPHABET[character] for character in token)
+        for token, number in encoder.tokenizer.get_vocab(with_added_tokens=True).items()
+        if number not in added and ALPHABET.keys() >= set(token)
+    }
 
 
 def byte_lengths(encoder: Encoder) -> NDArray[np.int64]:
     """UTF-8 bytes of each token id: int64 [n_vocab], 0 for special tokens, which are no text, and for unused ids.
 
-    Exact for byte-level BPE, where every token is a string of bytes: the sum over an encoded text is the length of that
-    text in UTF-8 (a character may be split over tokens, so that decoding one token at a time would not tell). Raises
-    InputError for a tokenizer of another kind.
+    The sum over an encoded text is the length of that text in UTF-8.
+
+    Raises:
+        InputError: the tokenizer is not byte-level, or changes text before it encodes it, so that no such table exists.
     """
+    if not encoder.keeps_bytes:
+        raise InputError(
+            f"{encoder.source}: its tokens do not have the bytes of the text: it is not byte-level, or it normalizes "
+            "text or adds spaces; bits per byte needs a byte-level BPE that does neither"
+        )
     added = encoder.tokenizer.get_added_tokens_decoder()
-    special = {number for number, token in added.items() if token.special} | {encoder.eos_id, encoder.padding_id}
-    # Byte-level BPE writes each of the 256 bytes as one printable character (Radford et al., 2019).
-    alphabet = set(pre_tokenizers.ByteLevel.alphabet())
     table = np.zeros(encoder.n_vocab, np.int64)
-    for token, number in encoder.tokenizer.get_vocab(with_added_tokens=True).items():
-        if number in special:
-            continue
-        if number in added:
-            table[number] = len(token.encode())
-        elif alphabet.issuperset(token):
-            table[number] = len(token)
-        else:
-            raise InputError(
-                f"{encoder.source}: token {token!r} is not a string of bytes; bits per byte needs a byte-level BPE "
-                "tokenizer"
-            )
+    for number, data in token_bytes(encoder).items():
+        table[number] = len(data)
+    for number, token in added.items():
+        table[number] = 0 if token.special else len(token.content.encode())
+    for special in (encoder.eos_id, encoder.padding_id):
+        if special is not None and special < len(table):
+            table[special] = 0
     return table

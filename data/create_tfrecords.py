@@ -169,6 +169,7 @@ def _manifest(
     chunks = {"chunk_size": flags.chunk_size, "separator": list(separator)} if flags.mode == "chunks" else {}
     names = ("mode", "minimum_size", "records_per_file", "text_key", "errors", "ftfy", "wikitext_detokenize")
     settings = {name: getattr(flags, name) for name in (*names, "eval_fraction", "deduplicate")}
+    settings |= {name: getattr(flags, name) for name in ("format", "skip_null") if getattr(flags, name)}
     return Manifest(
         name=flags.name,
         tokenizer=TokenizerFacts(encoder.source, encoder.fingerprint, encoder.n_vocab),

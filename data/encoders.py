@@ -14,10 +14,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from gpt_mesh.data import tokenizer_folders
 from gpt_mesh.data.pieces import CUT
+from gpt_mesh.data.tokenizer_errors import is_panic, library_errors
 from gpt_mesh.errors import InputError
 from gpt_mesh.storage import files as storage
 
@@ -30,6 +33,7 @@ GPT2 = "gpt2"
 _TOKENIZER_FILES = (TOKENIZER_FILE, "tokenizer.json")
 _VOCABULARY_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 _HUB_SECONDS = 5.0
+_LARGEST_VOCABULARY = 1 << 24
 _UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
 # GPT-2 has no padding token. Published configs pad with the first id after its vocabulary.
@@ -51,22 +55,23 @@ class Encoder:
         self.source = source
 
     def __reduce__(self) -> tuple[type[Encoder], tuple[Tokenizer, str]]:
-        return Encoder, (self.tokenizer, self.source)  # not _literal: pickling loses what makes it so
+        return Encoder, (self.tokenizer, self.source)  # without _literal, whose special setting pickling loses
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`. Special tokens written out in it, such as `<|endoftext|>`, become their ids."""
-        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        with library_errors(self.source):
+            return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """encode() for many texts, on every core (unless the environment has TOKENIZERS_PARALLELISM=false)."""
-        return _ids(self.tokenizer, texts)
+        return self._ids(self.tokenizer, texts)
 
     def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of text that is data. A special token written out in it stays text and is encoded letter by letter.
 
         Someone else's document must not be able to put an end of text, or padding, into a corpus by naming it.
         """
-        return _ids(self._literal, texts)
+        return self._ids(self._literal, texts)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`, special tokens written out. An id that no token has becomes U+FFFD.
@@ -76,7 +81,9 @@ class Encoder:
         texts = []
         for known, run in itertools.groupby(map(int, ids), key=self._known.__contains__):
             found = list(run)
-            texts.append(self.tokenizer.decode(found, skip_special_tokens=False) if known else _UNKNOWN * len(found))
+            with library_errors(self.source):
+                text = self.tokenizer.decode(found, skip_special_tokens=False) if known else _UNKNOWN * len(found)
+            texts.append(text)
         return "".join(texts)
 
     @cached_property
@@ -103,6 +110,50 @@ class Encoder:
         return hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()
 
     @cached_property
+    def byte_level(self) -> bool:
+        """Whether every token is a string of bytes, each written as one printable character, as in GPT-2's vocabulary.
+
+        A character of a text may be spread over such tokens.
+        """
+        step = self._definition["decoder"] or {}
+        steps = step.get("decoders", [step])
+        return bool(steps) and steps[0].get("type") == "ByteLevel"
+
+    @cached_property
+    def fallback_bytes(self) -> dict[int, int]:
+        """The byte of each token `<0xE2>`, with which SentencePiece's kind writes what its vocabulary lacks.
+
+        A run of such tokens is decoded together: to its text if all of it is UTF-8, else to one U+FFFD each. Empty for
+        other kinds.
+        """
+        step = self._definition["decoder"] or {}
+        if not any(one.get("type") == "ByteFallback" for one in step.get("decoders", [step])):
+            return {}
+        ids = ((byte, self.tokenizer.token_to_id(f"<0x{byte:02X}>")) for byte in range(256))
+        return {number: byte for byte, number in ids if number is not None}
+
+    @cached_property
+    def keeps_bytes(self) -> bool:
+        """Whether the bytes of a text's tokens are the bytes of the text: it is byte-level, has all 256 of them, and
+        neither normalizes text nor adds or drops any."""
+        step = self._definition["pre_tokenizer"] or {}
+        steps = step.get("pretokenizers", [step])
+        keeping = (
+            (one.get("type") == "ByteLevel" and not one.get("add_prefix_space"))
+            or one.get("type") == "Digits"
+            or (one.get("type") in ("Split", "Punctuation") and one.get("behavior") != "Removed")
+            for one in steps
+        )
+        return (
+            self.byte_level
+            and self._definition["normalizer"] is None
+            and all(keeping)
+            and any(one.get("type") == "ByteLevel" for one in steps)
+            and all(self.tokenizer.token_to_id(byte) is not None for byte in pre_tokenizers.ByteLevel.alphabet())
+            and not any(token["lstrip"] or token["rstrip"] for token in self._definition["added_tokens"])
+        )
+
+    @cached_property
     def splittable(self) -> bool:
         """Whether a text cut where pieces.CUT says has the ids of its pieces, joined.
 
@@ -111,7 +162,7 @@ class Encoder:
         2019; https://github.com/openai/gpt-2). Added tokens are matched before the pattern, so none of them may reach
         over such a cut either; special ones are not looked for in documents.
         """
-        definition = json.loads(self.tokenizer.to_str())
+        definition = self._definition
         step = definition["pre_tokenizer"] or {}
         plain = step.get("type") == "ByteLevel" and step.get("use_regex", True) and not step.get("add_prefix_space")
         return bool(
@@ -123,18 +174,23 @@ class Encoder:
         )
 
     @cached_property
+    def _definition(self) -> dict[str, Any]:
+        return dict(json.loads(self.tokenizer.to_str()))
+
+    @cached_property
     def _known(self) -> frozenset[int]:
         return frozenset(self.tokenizer.get_vocab(with_added_tokens=True).values())
 
     @cached_property
     def _literal(self) -> Tokenizer:
-        tokenizer = Tokenizer.from_str(self.tokenizer.to_str())
+        with library_errors(self.source):
+            tokenizer = Tokenizer.from_str(self.tokenizer.to_str())
         tokenizer.encode_special_tokens = True  # "encode" them: take them for text
         return tokenizer
 
-
-def _ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+    def _ids(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+        with library_errors(self.source):
+            return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
 def byte_level_bpe(model: models.BPE, *, nfkc: bool = False, prefix_space: bool = False) -> Tokenizer:
@@ -152,22 +208,46 @@ def byte_level_bpe(model: models.BPE, *, nfkc: bool = False, prefix_space: bool 
 
 
 def load_encoder(path: str, pretrained: bool = False) -> Encoder:
-    """The tokenizer at `path`: a tokenizer JSON as train_tokenizer.py writes it, or a folder with one or with
-    `vocab.json` and `merges.txt`. With `pretrained`, `path` may also be a name on the Hugging Face hub, such as `gpt2`
-    (a file or folder of that name goes first).
+    """The tokenizer at `path`.
 
-    Raises InputError when there is no such tokenizer, it cannot be read, or the hub cannot be reached.
+    Args:
+        path: a tokenizer JSON, as train_tokenizer.py and the tokenizers library write it; or a folder: with one, with
+            `vocab.json` and `merges.txt` of GPT-2's kind, or as transformers saves it, with settings and added tokens.
+        pretrained: `path` may also be a name on the Hugging Face hub, such as `gpt2` (a file or folder of that name
+            goes first).
+
+    Raises:
+        InputError: there is no such tokenizer, it cannot be read, or the hub cannot be reached.
     """
     if storage.is_folder(path):
-        return Encoder(_from_folder(path), path)
+        return _checked(Encoder(_from_folder(path), path))
     if storage.exists(path):
-        return Encoder(_from_json(path), path)
+        return _checked(Encoder(_from_json(path), path))
     if pretrained:
-        return Encoder(_from_json(_hub_file(path)), path)
+        return _checked(Encoder(_from_json(_hub_file(path)), path))
     raise InputError(f"{path}: no such tokenizer; give a {TOKENIZER_FILE}, or a folder with vocab.json and merges.txt")
 
 
+def _checked(encoder: Encoder) -> Encoder:
+    """The encoder, tried: some damage shows only in use.
+
+    Raises:
+        InputError: the library fails, or an id is too large for any vocabulary.
+    """
+    if encoder.n_vocab > _LARGEST_VOCABULARY:
+        raise InputError(
+            f"{encoder.source}: has a token of id {encoder.n_vocab - 1}; ids must be less than {_LARGEST_VOCABULARY:,}: "
+            "get the tokenizer again"
+        )
+    with library_errors(encoder.source):
+        ids = encoder.encode("A try.\n") + encoder.encode_documents(["A try.\n"])[0]
+        encoder.decode(ids + sorted(encoder._known)[:3])
+    return encoder
+
+
 def _from_folder(folder: str) -> Tokenizer:
+    if not storage.exists(f"{folder}/{TOKENIZER_FILE}") and tokenizer_folders.is_saved(folder):
+        return tokenizer_folders.load_saved(folder)
     for name in _TOKENIZER_FILES:
         if storage.exists(f"{folder}/{name}"):
             return _from_json(f"{folder}/{name}")
@@ -181,8 +261,11 @@ def _from_json(path: str) -> Tokenizer:
     text = _read_text(path)
     try:
         return Tokenizer.from_str(text)
-    except Exception as error:  # the library raises Exception itself
-        raise InputError(f"{path}: is not a tokenizer of the tokenizers library: {storage.reason(error)}") from error
+    except BaseException as error:
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
+        reason = storage.reason(error)[:200]
+        raise InputError(f"{path}: is not a tokenizer of the tokenizers library: {reason}") from error
 
 
 def _from_vocabulary(vocabulary_path: str, merges_path: str) -> Tokenizer:
@@ -191,8 +274,10 @@ def _from_vocabulary(vocabulary_path: str, merges_path: str) -> Tokenizer:
     try:
         pairs = [(left, right) for left, right in (rule.split(" ") for rule in rules if rule)]
         tokenizer = byte_level_bpe(models.BPE(vocab=json.loads(vocabulary), merges=pairs))
-    except Exception as error:  # the library raises Exception itself
-        reason = storage.reason(error)
+    except BaseException as error:
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
+        reason = storage.reason(error)[:200]
         raise InputError(f"{vocabulary_path} and merges.txt: are not a byte-level BPE: {reason}") from error
     known = tokenizer.get_vocab()
     tokenizer.add_special_tokens([token for token in (END_OF_TEXT, PADDING) if token in known])
@@ -202,7 +287,7 @@ def _from_vocabulary(vocabulary_path: str, merges_path: str) -> Tokenizer:
 def _read_text(path: str) -> str:
     try:
         with storage.open_binary(path) as file:
-            return file.read().decode("utf-8")
+            return file.read().decode("utf-8-sig")
     except storage.errors() as error:
         raise InputError(f"{path}: cannot be read: {storage.reason(error)}") from error
     except UnicodeDecodeError as error:

@@ -6,6 +6,7 @@ import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
+from gpt_mesh.data.junk import LeftOut, is_junk
 from gpt_mesh.errors import InputError
 from gpt_mesh.storage import files as storage
 
@@ -18,8 +19,8 @@ def find_files(pattern: str, file_types: Sequence[str] | None = None) -> list[st
 
     pattern: a file, a folder (searched with its subfolders), or a glob of either. file_types: endings in any case and
     without their leading dot, such as `txt` or `py`; of a folder only such files are taken, FILE_TYPES when it is None.
-    A glob is filtered only when types are given; a file that is named is taken whatever it is. Pipes, sockets and
-    devices are left out unless they are named.
+    A glob is filtered only when types are given; a file that is named is taken whatever it is. Otherwise pipes, sockets
+    and devices are left out, and so are files of the system's and of editors that are no documents, which are logged.
 
     Raises InputError when nothing is found, or a folder cannot be read.
     """
@@ -27,11 +28,18 @@ def find_files(pattern: str, file_types: Sequence[str] | None = None) -> list[st
         return [pattern]
     found: list[str] = []
     try:
-        for match in [pattern] if storage.is_folder(pattern) else storage.glob(pattern):
-            if storage.is_folder(match):
-                found += _of_type(storage.walk(match), file_types or FILE_TYPES)
-            else:
-                found += _of_type([match], file_types) if file_types else [match]
+        with LeftOut(pattern) as left_out:
+            for match in [pattern] if storage.is_folder(pattern) else storage.glob(pattern):
+                if storage.is_folder(match):
+                    inside = _of_type(storage.walk(match), file_types or FILE_TYPES)
+                else:
+                    inside = _of_type([match], file_types) if file_types else [match]
+                for path in inside:
+                    name = path.removeprefix(match).lstrip("/") or os.path.basename(path)
+                    if is_junk(name):
+                        left_out.add(name)
+                    else:
+                        found.append(path)
     except storage.errors() as error:
         where = getattr(error, "filename", None) or pattern
         raise InputError(

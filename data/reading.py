@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from gpt_mesh.data.digests import DIGEST_BYTES, DigestSet
+from gpt_mesh.data.documents import joined
 from gpt_mesh.data.sources import Source
+
+_WHOLE = 1 << 20  # characters of the pieces that are put together again
 
 
 class Place(NamedTuple):
@@ -27,13 +30,19 @@ class Position(NamedTuple):
 class Origin(NamedTuple):
     """What is known of a document without encoding it.
 
-    held_out: it belongs to the evaluation set. digest: of its text, as it was read.
+    Attributes:
+        place: where it is.
+        held_out: it belongs to the evaluation set.
+        duplicate: its text came before.
+        digest: of its text, as it was read.
+        null: it is a record without a text, which is only counted.
     """
 
     place: Place
     held_out: bool
     duplicate: bool
     digest: bytes = b""
+    null: bool = False
 
 
 class Piece(NamedTuple):
@@ -74,11 +83,11 @@ class Selection:
         answers = {place >= first for first in (self._from if self._limit else self._from[:1])}
         return answers.pop() if len(answers) == 1 else None
 
-    def decide(self, place: Place, digest: bytes) -> Origin | None:
+    def decide(self, place: Place, digest: bytes, null: bool = False) -> Origin | None:
         """None when the document is not wanted. To be called once for every document, in order."""
-        held_out = int.from_bytes(digest[:8], "big") < self._limit
-        duplicate = self._seen is not None and not self._seen.add(digest)
-        return Origin(place, held_out, duplicate, digest) if place >= self._from[held_out] else None
+        held_out = not null and int.from_bytes(digest[:8], "big") < self._limit
+        duplicate = not null and self._seen is not None and not self._seen.add(digest)
+        return Origin(place, held_out, duplicate, digest, null) if place >= self._from[held_out] else None
 
 
 def read_corpus(
@@ -100,11 +109,11 @@ def read_corpus(
             continue
         document, held = 0, list[str]()
         digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
-        pieces = (
-            ((text, True) for text in source.documents(progress)) if size is None else source.pieces(size, progress)
-        )
-        for text, ends in pieces:
-            place = Place(number, document)
+        pieces = source.pieces(size or _WHOLE, progress)
+        if size is None:
+            pieces = ((text, True) for text in joined(pieces))
+        for piece, ends in pieces:
+            place, text = Place(number, document), piece or ""
             digest.update(text.encode())
             wanted = selection.wanted_early(place)
             if not ends:
@@ -113,7 +122,7 @@ def read_corpus(
                 elif wanted is None:
                     held.append(text)
                 continue
-            if (origin := selection.decide(place, digest.digest())) is not None:
+            if (origin := selection.decide(place, digest.digest(), piece is None)) is not None:
                 yield from (Piece(part, None) for part in held)
                 yield Piece(text, origin)
             document, held = document + 1, []

@@ -138,7 +138,9 @@ def admit(document: Document, minimum_size: int, account: Account) -> bool:
     """Whether a document is to be written. It is counted as read, and, if it is not, as dropped."""
     length = len(document.ids)
     account.read(length, document.bytes)
-    if document.origin.duplicate:
+    if document.origin.null:
+        account.drop("null texts (--skip_null)", length, 1)
+    elif document.origin.duplicate:
         account.drop("duplicates", length, 1)
     elif length == 0:
         account.drop("empty", length, 1)

@@ -6,20 +6,22 @@ import argparse
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from gpt_mesh.data.documents import Progress, read_documents, read_pieces
+from gpt_mesh.data.documents import in_pieces, read_documents, read_pieces
 from gpt_mesh.data.files import FILE_TYPES, find_files
-from gpt_mesh.data.pieces import cut
-from gpt_mesh.data.text import AS_IT_STANDS, Reading
-from gpt_mesh.data.tfds import check_name, tfds_documents, tfds_size
+from gpt_mesh.data.readers.reader import AS_IT_STANDS, Progress, Reading
+from gpt_mesh.data.readers.table import FORMATS
+from gpt_mesh.data.readers.tfds import check_name, tfds_documents, tfds_size
 from gpt_mesh.errors import InputError
 from gpt_mesh.storage import files as storage
 
 
 @dataclass(frozen=True)
 class Source:
-    """Some documents in a fixed order: those of one file. Small, and can be pickled.
+    """The documents of one file, in order. Small, and can be pickled.
 
-    path: of the file. reading: how its bytes become text.
+    Attributes:
+        path: of the file.
+        reading: how its bytes become text.
     """
 
     path: str
@@ -32,7 +34,7 @@ class Source:
 
     @property
     def mtime_ns(self) -> int | None:
-        """When it was last changed; None where that is not known."""
+        """When it was last changed, in nanoseconds; None if that is not known."""
         return self._stat().mtime_ns
 
     def _stat(self) -> storage.FileStat:
@@ -40,15 +42,16 @@ class Source:
             return storage.stat(self.path)
         except storage.errors() as error:  # such as a symbolic link to nowhere
             raise InputError(
-                f"{self.path}: cannot be read: {storage.reason(error)}; put it in order, or take it away"
+                f"{self.path}: cannot be read: {storage.reason(error)}; make it readable, or take it away"
             ) from error
 
     def documents(self, progress: Progress | None = None) -> Iterator[str]:
         """Each document whole; `progress` is called with the number of bytes read since its last call."""
         return read_documents(self.path, self.reading, progress)
 
-    def pieces(self, size: int, progress: Progress | None = None) -> Iterator[tuple[str, bool]]:
-        """Documents in pieces of about `size` characters: (text, whether the document ends with it)."""
+    def pieces(self, size: int, progress: Progress | None = None) -> Iterator[tuple[str | None, bool]]:
+        """Documents in pieces of about `size` characters: (text, whether the document ends with it); (None, True) for
+        a record whose text is null and which is skipped."""
         return read_pieces(self.path, size, self.reading, progress)
 
 
@@ -74,15 +77,14 @@ class TfdsSource(Source):
     def documents(self, progress: Progress | None = None) -> Iterator[str]:
         return tfds_documents(self.path, self.folder, self.reading, progress or (lambda _: None))
 
-    def pieces(self, size: int, progress: Progress | None = None) -> Iterator[tuple[str, bool]]:
-        for document in self.documents(progress):
-            yield from cut([document], size, f"--tfds {self.path}")
+    def pieces(self, size: int, progress: Progress | None = None) -> Iterator[tuple[str | None, bool]]:
+        return in_pieces(([text] for text in self.documents(progress)), size, f"--tfds {self.path}")
 
 
 def add_source_flags(parser: argparse.ArgumentParser, folder_flag: str) -> None:
-    """Add the flags that name text to a script's parser; `folder_flag` (such as --input_dir) is its word for a folder.
+    """Add the flags that name text to a script's parser; `folder_flag` (such as --input_dir) names a folder.
 
-    open_sources() takes what they hold.
+    `open_sources` takes their values.
     """
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument(folder_flag, help="folder of text (with its subfolders), a file, or a glob")
@@ -107,6 +109,13 @@ def add_source_flags(parser: argparse.ArgumentParser, folder_flag: str) -> None:
         help="field, column or feature that holds the text; a.b is field b of field a (default: %(default)s)",
     )
     add(
+        "--format",
+        choices=sorted(FORMATS),
+        help="what the files hold, whatever their endings say, once they are decompressed and taken out of archives "
+        "(default: the endings tell, or the content)",
+    )
+    add("--skip_null", action="store_true", help="leave out records whose text is null (default: stop at the first)")
+    add(
         "--errors",
         choices=("strict", "replace"),
         default="strict",
@@ -119,12 +128,13 @@ def open_sources(folder: str | None, flags: argparse.Namespace) -> list[Source]:
 
     Raises InputError when there are none.
     """
-    reading = Reading(text_key=flags.text_key, errors=flags.errors, by_flags=True)
+    reading = Reading(flags.text_key, flags.errors, flags.skip_null, flags.format, by_flags=True)
     if folder is not None:
         if flags.tfds_dir is not None:
             raise InputError("--tfds_dir: goes with --tfds, which is not given")
         return file_sources(find_files(folder, flags.file_type), reading)
-    if flags.file_type:
-        raise InputError("--file_type: goes with a folder; --tfds has none")
+    for name, value in (("file_type", flags.file_type), ("format", flags.format)):
+        if value:
+            raise InputError(f"--{name}: goes with a folder; --tfds has none")
     check_name(flags.tfds)
     return [TfdsSource(flags.tfds, reading, flags.tfds_dir)]

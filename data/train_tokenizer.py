@@ -54,6 +54,8 @@ class Sample:
         with Progress(total, "reading", BYTES) as progress:
             for source in self.sources:
                 for piece, _ in source.pieces(_PIECE_CHARACTERS, progress.update):
+                    if piece is None:
+                        continue
                     size = len(piece.encode())
                     self.read += size
                     if self.used <= ahead + (self.limit - ahead) * progress.done // max(total, 1):

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gpt_mesh.data import compression
 from gpt_mesh.data.documents import read_documents
 from gpt_mesh.data.encoders import Encoder
+from gpt_mesh.data.readers import compressed
 from gpt_mesh.engine.engine import Engine
 from gpt_mesh.errors import InputError
 from gpt_mesh.evaluation import sources
@@ -54,7 +54,7 @@ class Lambada(FileTask):
         `.json` files of token ids that the reference keeps under `lambada_tokens_path`.
         """
         name = path.lower()
-        while name.endswith(compression.ENDINGS):
+        while name.endswith(compressed.ENDINGS):
             name = name[: name.rindex(".")]
         if not name.endswith(ENDINGS):  # any other file is one document, and so would be one passage
             raise InputError(

@@ -23,8 +23,10 @@ class TextStream:
         self._encoder, self._stop = encoder, tuple(stop)
         # The last token whose text is known, for context, and those after it. At first the last whole character: what
         # the tokens of half a one would become is not the prompt's text.
+        run = self._run(before)
         tails = (list(before[-n:]) for n in range(1, min(UNFINISHED_TOKENS + 1, len(before)) + 1))
-        self._pending = next((tail for tail in tails if INCOMPLETE not in encoder.decode(tail)), [])
+        whole = next((tail for tail in tails if INCOMPLETE not in encoder.decode(tail)), [])
+        self._pending = list(before[len(before) - run :]) if run else whole
         self._context = len(self._pending)  # how many of _pending are only context
         self._held = ""  # decoded, but perhaps the beginning of a stop string
         self.stopped = False
@@ -46,8 +48,11 @@ class TextStream:
         """New text of the pending tokens. What may still become a character stays pending."""
         decode, known = self._encoder.decode, self._pending[: self._context]
         text = decode(self._pending)
-        ready = len(self._pending)
-        if text.endswith(INCOMPLETE) and not last:
+        run = 0 if last else self._run(self._pending[self._context :])
+        ready = len(self._pending) - run
+        if run:  # the next token decides what becomes of them
+            text = decode(self._pending[:ready])
+        elif text.endswith(INCOMPLETE) and not last:
             # Decoded apart, the parts of one character would give more signs than together.
             fresh = len(self._pending) - self._context
             tails = range(1, min(UNFINISHED_TOKENS, fresh) + 1)
@@ -59,6 +64,12 @@ class TextStream:
         start = max(ready - 1, 0)
         self._pending, self._context = self._pending[start:], ready - start
         return new
+
+    def _run(self, tokens: Sequence[int]) -> int:
+        """How many tokens at the end stand for single bytes (see `Encoder.fallback_bytes`), which are decoded together.
+        """
+        fallback = self._encoder.fallback_bytes
+        return next((n for n, token in enumerate(reversed(tokens)) if token not in fallback), len(tokens))
 
     def _release(self, fresh: str, *, last: bool, may_stop: bool = True) -> str:
         """`fresh` text joined to what is held, up to a stop string or to what may become one."""

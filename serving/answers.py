@@ -12,43 +12,48 @@ from typing import Any
 
 from gpt_mesh.evaluation.scoring import TokenScores
 from gpt_mesh.generation.requests import Event, TokenLogprob
-from gpt_mesh.serving.token_text import TokenText, continues, whole_characters
+from gpt_mesh.serving.token_text import TokenPlaces, TokenText
 
 
 class Logprobs:
     """Log-probabilities of the tokens of one text, as lists of equal length, which can be taken part by part."""
 
-    def __init__(self, names: TokenText, top: int) -> None:
-        """`top`: how many of the likeliest tokens to name at each place."""
-        self._names, self._top = names, top
-        self._offset, self._unfinished = 0, b""  # where the next token begins, in characters; of a character begun
+    def __init__(self, names: TokenText, top: int, before: int | None = None) -> None:
+        """
+        Args:
+            names: of the tokens.
+            top: how many of the likeliest tokens to name at each place.
+            before: the token that the text goes on from; None where a text begins.
+        """
+        self._names, self._top, self._before = names, top, before
+        self._text_places = TokenPlaces(names, 0, before)
         self._places: list[tuple[str, float | None, dict[str, float] | None, int]] = []
 
     def add_prompt(self, text: str, tokens: Sequence[int], scores: TokenScores | None) -> None:
         """The prompt, which is before all else. Nothing predicts its first token, which alone has no scores."""
-        self._add(tokens[0], None, ())
+        offsets = self._names.offsets(text, tokens)
+        self._add(tokens[0], None, (), offsets[0])
         if scores is not None:
             for place, token in enumerate(tokens[1:]):
                 found = zip(scores.top_tokens[place], scores.top_logprobs[place], strict=True)
-                self._add(token, scores.logprobs[place], [(int(other), float(value)) for other, value in found])
-        self._offset, self._unfinished = len(text), b""
+                top = [(int(other), float(value)) for other, value in found]
+                self._add(token, scores.logprobs[place], top, offsets[place + 1])
+        self._text_places = TokenPlaces(self._names, len(text), self._before)
 
     def add(self, found: Sequence[TokenLogprob]) -> None:
         """Generated tokens."""
         for item in found:
-            self._add(item.token, item.logprob, [(token, value) for token, _, value in item.top])
+            top = [(token, value) for token, _, value in item.top]
+            self._add(item.token, item.logprob, top, self._text_places.add(item.token))
 
-    def _add(self, token: int, logprob: float | None, top: Sequence[tuple[int, float]]) -> None:
+    def _add(self, token: int, logprob: float | None, top: Sequence[tuple[int, float]], offset: int) -> None:
         name, own = self._names.name(token), None if logprob is None else _number(logprob)
-        likeliest = {self._names.name(other): _number(value) for other, value in top[: self._top]}
+        likeliest: dict[str, float] = {}
+        for other, value in top[: self._top]:
+            likeliest.setdefault(self._names.name(other), _number(value))  # of tokens with one name, the likeliest
         if likeliest and own is not None:  # OpenAI names the token itself, too
             likeliest.setdefault(name, own)
-        data = self._names.data(token)
-        if self._unfinished and not continues(data):  # what was begun is no character: it is shown as U+FFFD
-            self._offset, self._unfinished = self._offset + 1, b""
-        self._places.append((name, own, likeliest or None, self._offset))
-        whole, self._unfinished = whole_characters(self._unfinished + data)
-        self._offset += len(whole)
+        self._places.append((name, own, likeliest or None, offset))
 
     def take(self) -> dict[str, Any]:
         """The JSON of what was added since the last call. `top_logprobs` is null if no alternatives were asked for."""

@@ -24,6 +24,7 @@ class Prompts:
 
     Attributes:
         tokens: ids of each, at least one.
+        last: the last of them, which the text goes on from; None where another text begins after it.
         texts: each as it is echoed.
         max_tokens: most new tokens of each.
     """
@@ -33,7 +34,7 @@ class Prompts:
         Raises:
             ApiError: a prompt that is too long, empty where nothing can begin, or not of this vocabulary.
         """
-        self.tokens, self.texts = [], []
+        self.tokens, self.texts, self.last = [], [], []
         for prompt in request.prompts:
             tokens = encode(prompt, request, limits, encoder.encode)
             if not tokens:
@@ -41,6 +42,7 @@ class Prompts:
                     raise invalid("prompt", "is empty, and the tokenizer has no end-of-text token to begin from")
                 tokens = [eos_id]
             self.tokens.append(tokens)
+            self.last.append(None if tokens[-1] == eos_id else tokens[-1])
             self.texts.append(prompt if isinstance(prompt, str) and prompt else encoder.decode(tokens))
         wanted = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
         self.max_tokens = [min(wanted, limits.n_ctx - len(tokens)) for tokens in self.tokens]
@@ -171,7 +173,7 @@ class _Part:
         self._prompt = index // job.request.best_of
         self._begun, self._ended, self._sent, self._sent_logprobs = False, False, 0, 0
         top = job.request.logprobs
-        self._logprobs = None if top is None else Logprobs(job.names, top)
+        self._logprobs = None if top is None else Logprobs(job.names, top, job.prompts.last[self._prompt])
 
     @property
     def has_news(self) -> bool:

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 from gpt_mesh.data.documents import read_documents
-from gpt_mesh.data.text import Reading
+from gpt_mesh.data.readers.reader import Reading
 from tests.data.test_documents import DOCUMENTS, memory_below, message, tar, written
 
 pa = pytest.importorskip("pyarrow", reason="is in requirements-data.lock, which `make test` installs")
@@ -60,7 +60,7 @@ def test_values_that_are_no_text(tmp_path: Path) -> None:
     invalid = pa.array([b"fine", b"ab\xff"]).cast(pa.binary()).view(pa.binary())
     invalid = pa.Array.from_buffers(pa.string(), 2, invalid.buffers())
     for column, reason in (
-        (pa.array(["a", None]), "row 1: its field text is no string but null"),
+        (pa.array(["a", None]), "row 1: its field text is null"),
         (pa.array([1]), "row 0: its field text is no string but int"),
         (invalid, "row 1: byte 2 of it is not UTF-8"),
     ):

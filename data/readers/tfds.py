@@ -1,12 +1,13 @@
-"""Documents of tensorflow-datasets (https://www.tensorflow.org/datasets), which is no requirement of the rest."""
+"""Documents of tensorflow-datasets (https://www.tensorflow.org/datasets), which is imported when it is asked for."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from gpt_mesh.data.text import Reading, text_of, utf8
+from gpt_mesh.data.readers.reader import Progress, Reading
+from gpt_mesh.data.readers.values import text_of, utf8
 from gpt_mesh.errors import InputError
 from gpt_mesh.storage import files as storage
 
@@ -22,21 +23,22 @@ def check_name(name: str) -> None:
 
 
 def tfds_size(name: str, folder: str | None) -> int:
-    """Bytes of the split, as its records say; downloads and prepares the dataset where `folder` has it not yet."""
+    """Bytes of the split, as its records say; downloads and prepares the dataset if `folder` does not have it."""
     return int(_prepared(name, folder).info.splits[_split(name)].num_bytes)
 
 
-def tfds_documents(name: str, folder: str | None, reading: Reading, progress: Callable[[int], object]) -> Iterator[str]:
+def tfds_documents(name: str, folder: str | None, reading: Reading, progress: Progress) -> Iterator[str]:
     """The feature `text_key` (`a.b` for a nested one) of each example of a split, in the order of its files.
 
     name: NAME[:CONFIG[:VERSION]]/SPLIT, where SPLIT may be sliced as tensorflow-datasets does it. folder: where
-    datasets lie (None: ~/tensorflow_datasets). `progress` is told the bytes of text.
+    datasets lie (None: ~/tensorflow_datasets). `progress` is told the length of each text.
     """
     builder = _prepared(name, folder)
     wanted = _wanted(f"--tfds {name}", builder.info.features, reading)
     for number, example in enumerate(_examples(name, builder, wanted)):
         where = f"--tfds {name}: example {number}"
         text = text_of(utf8(example, where, reading), where, reading)
+        assert text is not None, "features are never null"
         yield text
         progress(len(text))
 

@@ -9,15 +9,32 @@ import bz2
 import lzma
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import zstandard
 
+from gpt_mesh.data.readers.reader import Content, Documents, ReadContent, Reader, Reading
 from gpt_mesh.errors import InputError
 from gpt_mesh.storage import files as storage
 
 _OUTPUT_BYTES = 1 << 20  # decompressed at a time: a block of zeros can hold thousands of times its size
 _MAX_WINDOW = 1 << 31  # `zstd --long=31`
+
+
+class CompressedReader(Reader):
+    """The file inside, which the rest of the name describes; or its content where the name says no more."""
+
+    name: ClassVar[str] = "compressed"
+    endings: ClassVar[tuple[str, ...]] = (".gz", ".xz", ".bz2", ".zst", ".tgz")
+    container: ClassVar[bool] = True
+
+    def documents(self, content: Content, reading: Reading, read_inner: ReadContent) -> Documents:
+        name = content.name
+        if name.lower().endswith(".tgz"):
+            name = f"{name[:-4]}.tar.gz"
+        stem, _, ending = name.rpartition(".")
+        blocks = decompressed(content.where, f".{ending.lower()}", content.blocks)
+        yield from read_inner(Content(content.where, stem, blocks, compressed=True), reading)
 
 
 class _Stream(Protocol):

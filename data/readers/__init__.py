@@ -1,0 +1,1 @@
+"""Readers of text corpora: one file a format, listed in `table.py`."""
