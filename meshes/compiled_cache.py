@@ -27,8 +27,8 @@ FREE_BYTES = 2**30  # a disk with less is left alone: TensorFlow would fail wher
 
 _FLAG = "--tf_xla_persistent_cache_directory="
 _ENTRIES = "xla_compile_cache*"
-# What TensorFlow says of an entry that was damaged after the digests were checked: truncated, not its format, of another
-# program; and of a folder that it can no longer write to.
+# What TensorFlow says of an entry that was damaged after the digests were checked (truncated, not its format, of
+# another program) and of a folder that it can no longer write to.
 _DAMAGE = re.compile(
     r"Read less bytes than requested|Can't parse .*xla_compile_cache|Serialized (cache key|HLO) does not match|"
     r"xla_compile_cache.*(No space left|Permission denied|Read-only|No such file)|"
