@@ -148,14 +148,14 @@ class ClusterHosts(Hosts):
         try:
             answer = link.receive(ANSWER_SECONDS)
             self._check_answer(address, answer)
-        except LinkLost as lost:
+            devices: list[str] = answer["devices"]
+        except (LinkLost, KeyError) as lost:
             link.close()
             return f"it answers, but not as a worker that waits: {lost}"
         except BaseException:
             link.close()
             raise
         self._links[task] = link
-        devices: list[str] = answer["devices"]
         return devices
 
     def _check_answer(self, address: str, answer: Message) -> None:
@@ -172,7 +172,7 @@ class ClusterHosts(Hosts):
         for link in self._links.values():
             link.send(try_others=True)
         for task, link in self._links.items():
-            failures = self._answer(task, link, ANSWER_SECONDS)["unreachable"]
+            failures = self._answer(task, link, ANSWER_SECONDS).get("unreachable")
             if failures:
                 other, reason = next(iter(failures.items()))
                 raise InputError(

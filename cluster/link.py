@@ -119,7 +119,7 @@ class Link:
     def _take(self, line: bytes) -> None:
         try:
             message = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             message = None
         if not isinstance(message, dict):
             raise LinkLost("what it sends is not of this program")

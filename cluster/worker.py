@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 import gpt_mesh.meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
 
@@ -20,7 +22,8 @@ from gpt_mesh.cluster.host import PROTOCOL, listen, log, own_devices, reach, sta
 from gpt_mesh.cluster.link import Link, LinkLost, Message
 from gpt_mesh.errors import InputError
 
-HELLO_SECONDS = 10.0  # a caller that says nothing for so long is not the chief
+HELLO_SECONDS = 10.0  # a caller that does not introduce itself within this time is not the chief
+MAX_CALLERS = 32  # that are served side by side
 REACH_SECONDS = 5.0
 PARTING_SECONDS = 10.0  # the chief takes leave of the servers first
 
@@ -52,47 +55,89 @@ def serve(cluster: Cluster) -> int:
 
 
 def _wait(cluster: Cluster, listener: socket.socket) -> tuple[Link, int]:
-    """The chief's connection, once it has asked for this host's server, and how many CPU devices that has to have."""
-    while True:
-        connection, _ = listener.accept()
-        link = Link(connection)
-        with contextlib.suppress(LinkLost):  # a probe of the port, or another program's mistake
-            greeting = link.receive(HELLO_SECONDS)
+    """The chief's connection, once it has asked for this host's server, and how many CPU devices that has to have.
+
+    Others may connect too, such as a probe of the port: each caller introduces itself in a thread of its own, so that
+    none keeps the chief waiting.
+    """
+    chiefs: queue.SimpleQueue[tuple[Link, Message] | None] = queue.SimpleQueue()
+    receiving = threading.Thread(target=_receive_callers, args=(cluster, listener, chiefs), name="callers", daemon=True)
+    receiving.start()
+    try:
+        while (caller := chiefs.get()) is not None:
+            link, hello = caller
             try:
-                cpus = _negotiate(cluster, link, greeting)
+                cpus = _negotiate(cluster, link, hello)
                 if cpus is not None:
                     return link, cpus
             except LinkLost as lost:
                 log.info("the chief left before it used this host (%s): waiting for it again", lost)
+            link.close()
+    finally:
+        # Closing alone would not wake the thread in `accept`, which keeps the port in use.
+        with contextlib.suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+        receiving.join()
+    raise OSError("the port was closed")
+
+
+def _receive_callers(
+    cluster: Cluster, listener: socket.socket, chiefs: queue.SimpleQueue[tuple[Link, Message] | None]
+) -> None:
+    """Hand on those whose introduction is this worker's chief's, until the listener is shut down; then None."""
+    places = threading.Semaphore(MAX_CALLERS)
+
+    def receive(connection: socket.socket) -> None:
+        link = Link(connection)
+        try:
+            hello = link.receive(HELLO_SECONDS)
+            if (problem := _objection(cluster, hello)) is None:
+                chiefs.put((link, hello))
+                return
+            link.send(error=problem)
+            log.info("refused a caller: %s", problem)
+        except LinkLost as lost:
+            log.info("refused a caller: %s", lost)
+        finally:
+            places.release()
         link.close()
+
+    while True:
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            chiefs.put(None)
+            return
+        if places.acquire(blocking=False):
+            threading.Thread(target=receive, args=(connection,), name="caller", daemon=True).start()
+        else:
+            connection.close()
 
 
 def _negotiate(cluster: Cluster, link: Link, message: Message) -> int | None:
-    """Answer a chief's questions until it asks for the server; None if this host is not the one it looks for."""
-    problem = _objection(cluster, message)
-    if problem is not None:
-        link.send(error=problem)
-        log.info("refused a chief: %s", problem)
-        return None
+    """Answer the chief's questions until it asks for the server; None if it asks for devices that are not here."""
     try:
         devices = own_devices(message.get("devices"))
     except InputError as error:
         link.send(error=str(error))
         return None
     link.send(tensorflow=tf.__version__, devices=devices)
-    while "start" not in (message := link.receive()):
+    while type((message := link.receive()).get("start")) is not int:
         others = [address for address in cluster.addresses if address != cluster.addresses[cluster.index]]
         failures = {address: reach(address, REACH_SECONDS) for address in others}
         link.send(unreachable={address: reason for address, reason in failures.items() if reason is not None})
-    return int(message["start"])
+    start: int = message["start"]
+    return start
 
 
 def _objection(cluster: Cluster, hello: Message) -> str | None:
     """Why the sender of this greeting is not this worker's chief."""
     if hello.get("protocol") != PROTOCOL:
         return "it runs another version of this program; use the same one on all hosts"
-    theirs = tuple(hello.get("cluster", ()))
-    if theirs != cluster.addresses:
+    theirs, devices = hello.get("cluster"), hello.get("devices")
+    if not _is_texts(theirs) or not (devices is None or _is_texts(devices)):
+        return "it does not introduce itself as a chief does"
+    if tuple(theirs) != cluster.addresses:
         return (
             f"its list of hosts is {','.join(cluster.addresses)}, and the chief's {','.join(theirs)}; give all hosts "
             "the same addresses in the same order"
@@ -100,6 +145,10 @@ def _objection(cluster: Cluster, hello: Message) -> str | None:
     if hello.get("task") != cluster.index:
         return f"it is worker {cluster.index}, and not {hello.get('task')}; give each host the number of its address"
     return None
+
+
+def _is_texts(value: Any) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def _lend(cluster: Cluster, link: Link, cpus: int) -> int:
@@ -135,8 +184,9 @@ def _until_end(link: Link, chief: str) -> int:
             log.info("%s: asked the chief to save and end; once more ends at once, and loses that", _name(again))
     with contextlib.suppress(LinkLost, _Signalled):
         link.receive(PARTING_SECONDS)
-    log.info("the chief is done" if message["end"] == 0 else "the chief ended with an error")
-    return int(message["end"])
+    status = message["end"] if type(message["end"]) is int else 1
+    log.info("the chief is done" if status == 0 else "the chief ended with an error")
+    return status
 
 
 @contextlib.contextmanager

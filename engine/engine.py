@@ -58,6 +58,7 @@ class MeshFunction:
                     raise
                 del self._traced[form]  # TensorFlow remembers of each function that it could not be compiled
                 found = self.traced(*form)(*tensors)
+        compiled_cache.seal()
         self._called.add(form)
         return found
 

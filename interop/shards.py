@@ -14,6 +14,8 @@ from gpt_mesh.errors import InputError
 from gpt_mesh.interop.torch_files import TorchFile
 from gpt_mesh.storage import files as storage
 
+# Types that can be read, by their names in the format: not those of 8 bits or less of floating point, nor complex ones.
+TYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
 SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"
 
 
@@ -38,11 +40,19 @@ class SafetensorsFile:
         self.path = path
         try:
             with safe_open(path, "np") as file:
-                self._shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+                self._shapes = {name: tuple(one.get_shape()) for name, one in slices.items()}
+                types = {name: one.get_dtype() for name, one in slices.items()}
         except (SafetensorError, OSError) as error:
             raise InputError(
                 f"{path}: cannot be read ({storage.reason(error)}); it is damaged or incomplete: download it again"
             ) from None
+        for name, kind in types.items():
+            if kind not in TYPES:
+                raise InputError(
+                    f"{path}: tensor {name} is of type {kind}, which cannot be read; take the model in bfloat16, "
+                    "float16 or float32"
+                )
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes by name."""

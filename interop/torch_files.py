@@ -21,6 +21,9 @@ from numpy.typing import NDArray
 from gpt_mesh.errors import InputError
 
 MAX_PICKLE = 64 << 20  # bytes; that of a model with a thousand layers has one or two million
+MAX_ENTRIES = 1 << 20  # of dictionaries that a pickle copies: a few bytes of it may ask for another copy
+MAX_DIMENSIONS = 16
+MAX_TEXT = 64  # bytes of a member that names something
 
 _TYPES: dict[str, Any] = {
     "FloatStorage": np.float32,
@@ -59,16 +62,29 @@ class _Tensor(NamedTuple):
 def _allowed() -> dict[tuple[str, str], Any]:
     """What a pickle may name. Made for each pickle, since one can set attributes of what it gets."""
 
+    copied = 0
+
+    def ordered_dict(*pairs: Any) -> collections.OrderedDict[Any, Any]:
+        nonlocal copied
+        copied += sum(len(each) for each in pairs)
+        if copied > MAX_ENTRIES:
+            raise pickle.UnpicklingError("it copies dictionaries without end")
+        return collections.OrderedDict(*pairs)
+
     def rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *unused: Any) -> _Tensor:
         del unused  # requires_grad, hooks, metadata
-        return _Tensor(storage, offset, tuple(shape), tuple(strides))
+        for sizes in (shape, strides):
+            few = isinstance(sizes, tuple) and len(sizes) <= MAX_DIMENSIONS
+            if not few or not all(type(size) is int and 0 <= size < 1 << 48 for size in sizes):
+                raise pickle.UnpicklingError("a tensor in it has no sound shape")
+        return _Tensor(storage, offset, shape, strides)
 
     def rebuild_parameter(data: Any, *unused: Any) -> Any:
         del unused
         return data
 
     return {
-        ("collections", "OrderedDict"): collections.OrderedDict,
+        ("collections", "OrderedDict"): ordered_dict,
         ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
         ("torch._utils", "_rebuild_parameter"): rebuild_parameter,
         **{("torch", name): _StorageType(np.dtype(dtype)) for name, dtype in _TYPES.items()},
@@ -89,9 +105,11 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, storage_type, key, *_ = pid
-        if kind != "storage" or not isinstance(storage_type, _StorageType):
-            raise pickle.UnpicklingError("it names something that is no storage")
-        return _Storage(str(key), storage_type.dtype)
+        # Nothing that a pickle made is turned into text before its type is known: nested tuples of a few bytes can have
+        # texts of gigabytes.
+        if kind != "storage" or not isinstance(storage_type, _StorageType) or not isinstance(key, str):
+            raise pickle.UnpicklingError("it names something that is not a storage")
+        return _Storage(key, storage_type.dtype)
 
 
 class TorchFile:
@@ -118,18 +136,27 @@ class TorchFile:
                 "download it again, or save the model as safetensors"
             ) from None
         except Exception as error:  # whatever a made-up pickle brings about
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            told = isinstance(error, (pickle.UnpicklingError, ValueError))
+            reason = str(error).partition("\n")[0][:200] if told and str(error) else type(error).__name__
             raise InputError(
                 f"{path}: not a file of weights alone ({reason}); save the model as safetensors"
             ) from None
-        if not isinstance(found, dict) or not all(isinstance(x, _Tensor) for x in found.values()):
+        if not isinstance(found, dict) or not all(
+            isinstance(name, str) and isinstance(tensor, _Tensor) for name, tensor in found.items()
+        ):
             raise InputError(f"{path}: not a dictionary of tensors; save the model as safetensors")
-        self._tensors: dict[str, _Tensor] = {str(name): tensor for name, tensor in found.items()}
+        self._tensors: dict[str, _Tensor] = dict(found)
 
     def _text(self, name: str) -> str:
         """A small text in the archive; empty where there is none."""
-        present = self._prefix + name in self._zip.namelist()
-        return self._zip.read(self._prefix + name).decode() if present else ""
+        member = self._prefix + name
+        if member not in self._zip.namelist():
+            return ""
+        with self._zip.open(member) as file:
+            text = file.read(MAX_TEXT + 1)
+        if len(text) > MAX_TEXT:
+            raise pickle.UnpicklingError(f"its {name} is longer than {MAX_TEXT} bytes")
+        return text.decode()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes by name."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -75,6 +76,38 @@ def test_the_devices_of_all_hosts(pair: tuple[Cluster, Cluster]) -> None:
         hosts = ClusterHosts(pair[0], None)
         assert hosts.devices == [f"/job:worker/replica:0/task:{i}/{host.own_devices(None)[0]}" for i in (0, 1)]
         hosts.close()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"protocol": host.PROTOCOL, "cluster": 5},
+        {"protocol": host.PROTOCOL, "cluster": [1, 2]},
+        {"protocol": host.PROTOCOL, "cluster": None, "devices": 3},
+        {"protocol": [], "start": {}},
+        {"protocol": host.PROTOCOL, "cluster": ["a:1"], "devices": [None]},
+    ],
+)
+def test_a_caller_of_another_kind_is_refused_and_the_worker_goes_on_waiting(
+    pair: tuple[Cluster, Cluster], line: dict[str, Any]
+) -> None:
+    with waiting(pair[1]):
+        with socket.create_connection(("localhost", pair[1].port), timeout=10) as stranger:
+            stranger.sendall(json.dumps(line).encode() + b"\n")
+            answers = [json.loads(line) for line in stranger.makefile()]
+            assert ["error"] in [[*answer] for answer in answers], answers
+        ClusterHosts(pair[0], None).close()
+
+
+def test_silent_callers_do_not_keep_the_chief_waiting(pair: tuple[Cluster, Cluster]) -> None:
+    with waiting(pair[1]), ExitStack() as callers:
+        for _ in range(2 * worker.MAX_CALLERS // 3):
+            callers.enter_context(socket.create_connection(("localhost", pair[1].port)))
+        nested = callers.enter_context(socket.create_connection(("localhost", pair[1].port)))
+        nested.sendall(b"[" * 100_000 + b"\n")
+        begin = time.monotonic()
+        ClusterHosts(pair[0], None).close()
+        assert time.monotonic() - begin < worker.HELLO_SECONDS
 
 
 def test_a_loss_ends_the_process_after_the_checkpoint_that_is_being_written(

@@ -6,11 +6,13 @@ import os
 import pickle
 import shutil
 import struct
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -241,6 +243,60 @@ def test_a_pickle_of_anything_else_is_never_run(tmp_path: Path) -> None:
         pickle.loads(pickled)
         assert made.exists(), "what was refused does nothing"
         made.unlink()
+
+
+def _nested_key() -> bytes:
+    """A few hundred bytes: the storage's key is a tuple of two, nested so deep that its text would take gigabytes."""
+    opcodes = pickle.PROTO + b"\x02" + pickle.BINUNICODE + b"\x01\0\0\0a" + pickle.BINPUT + b"\0"
+    for i in range(40):
+        twice = pickle.BINGET + bytes([i])
+        opcodes += twice + twice + pickle.TUPLE2 + pickle.BINPUT + bytes([i + 1]) + pickle.POP
+    kind = pickle.BINUNICODE + b"\x07\0\0\0storage" + pickle.GLOBAL + b"torch\nFloatStorage\n"
+    return opcodes + pickle.MARK + kind + pickle.BINGET + bytes([40]) + pickle.TUPLE + pickle.BINPERSID + pickle.STOP
+
+
+def _endless_copies() -> bytes:
+    """Each few bytes ask for another copy of a dictionary of 10,000 entries."""
+    opcodes = pickle.dumps({i: i for i in range(10_000)}, 2)[:-1] + pickle.LONG_BINPUT + b"\xff\xff\0\0"
+    opcodes += (
+        pickle.POP + pickle.GLOBAL + b"collections\nOrderedDict\n" + pickle.LONG_BINPUT + b"\xfe\xff\0\0" + pickle.POP
+    )
+    copy = pickle.LONG_BINGET + b"\xfe\xff\0\0" + pickle.LONG_BINGET + b"\xff\xff\0\0" + pickle.TUPLE1 + pickle.REDUCE
+    return opcodes + pickle.EMPTY_LIST + (copy + pickle.APPEND) * 100_000 + pickle.STOP
+
+
+@pytest.mark.parametrize(
+    ("pickled", "byteorder", "words"),
+    [
+        (_nested_key(), b"little", "not a storage"),
+        (_endless_copies(), b"little", "without end"),
+        (pickle.dumps({}), b"\0" * (1 << 28), "byteorder is longer"),
+    ],
+    ids=["nested key", "endless copies", "long byte order"],
+)
+def test_a_file_that_would_take_all_memory_is_refused(
+    tmp_path: Path, pickled: bytes, byteorder: bytes, words: str
+) -> None:
+    with zipfile.ZipFile(tmp_path / "x.bin", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        archive.writestr("archive/byteorder", byteorder)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=words):
+            TorchFile(str(tmp_path / "x.bin"))
+        assert tracemalloc.get_traced_memory()[1] < 1 << 28
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", [ml_dtypes.float8_e4m3fn, np.complex64])
+def test_a_type_that_cannot_be_read_is_refused_whole(workspace: Workspace, tmp_path: Path, kind: Any) -> None:
+    state: dict[str, Any] = dict(random_state())
+    state["transformer.ln_f.bias"] = state["transformer.ln_f.bias"].astype(kind)
+    folder = write_folder(tmp_path / "theirs", workspace.tokenizer, state=state)
+    with pytest.raises(InputError, match=r"tensor transformer.ln_f.bias is of type .*, which cannot be read"):
+        import_model(str(folder), "neo", config_dir=str(tmp_path), model_path=str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("content", [{"a": 1}, [1, 2]])

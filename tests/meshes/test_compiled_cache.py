@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import subprocess
@@ -66,14 +67,50 @@ def test_drops_what_is_old_and_what_is_too_much(tmp_path: Path, monkeypatch: pyt
     folder = compiled_cache.directory(switched_on(tmp_path))
     assert folder is not None
     for name, age in (("new", 0), ("newer", 1), ("week", 7), ("old", 31)):
-        (folder / name).write_bytes(b"x" * 10)
+        entry = folder / f"xla_compile_cache_{name}"
+        entry.write_bytes(b"x" * 10)
         moment = time.time() - age * 86400
-        os.utime(folder / name, (moment, moment))
-    switched_on(tmp_path)
-    assert {entry.name for entry in folder.iterdir()} == {"new", "newer", "week"}
+        os.utime(entry, (moment, moment))
+    monkeypatch.setenv("TF_XLA_FLAGS", f"--tf_xla_persistent_cache_directory={folder}")
+    compiled_cache.seal()
+
+    def kept() -> set[str]:
+        switched_on(tmp_path)
+        entries = {entry.name.removeprefix("xla_compile_cache_") for entry in folder.glob("xla*")}
+        assert {seal.name for seal in folder.glob(".xla*")} == {f".xla_compile_cache_{name}.sha256" for name in entries}
+        return entries
+
+    assert kept() == {"new", "newer", "week"}
     monkeypatch.setattr(compiled_cache, "KEPT_BYTES", 20)
-    switched_on(tmp_path)
-    assert {entry.name for entry in folder.iterdir()} == {"new", "newer"}
+    assert kept() == {"new", "newer"}
+
+
+def test_an_entry_without_the_right_digest_is_removed_before_tensorflow_sees_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = switched_on(tmp_path)
+    folder = compiled_cache.directory(environment)
+    assert folder is not None
+    names = [f"xla_compile_cache_{i}" for i in range(6)]
+    for name in names:
+        (folder / name).write_bytes(b"a program")
+    monkeypatch.setenv("TF_XLA_FLAGS", environment["TF_XLA_FLAGS"])
+    compiled_cache.seal()
+    (folder / names[1]).write_bytes(b"a prograM")
+    (folder / names[2]).write_bytes(b"")
+    (folder / f".{names[3]}.sha256").unlink()
+    (folder / f".{names[4]}.sha256").write_bytes(b"\xff\xfe")
+    (folder / names[5]).unlink()
+    (folder / names[5]).mkdir()
+    compiled_cache.switch_on(environment)  # as a child process does, for which its parent has set the flags
+    assert sorted(path.name for path in folder.iterdir()) == [f".{names[0]}.sha256", names[0]]
+
+
+def test_a_child_does_without_an_unusable_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = switched_on(tmp_path, TF_XLA_FLAGS="--tf_xla_auto_jit=1")
+    monkeypatch.setattr(compiled_cache, "FREE_BYTES", 2**80)
+    compiled_cache.switch_on(environment)
+    assert environment["TF_XLA_FLAGS"] == "--tf_xla_auto_jit=1"
 
 
 def test_only_damage_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +141,13 @@ def test_a_second_process_reads_what_the_first_compiled_and_replaces_it_when_dam
     first = step()
     compiled = entries()
     assert len(compiled) == 1 and step() == first and entries() == compiled
-    for path in tmp_path.rglob("xla_compile_cache*"):  # shows that it is read: else the damage would not be noticed
+    for path in tmp_path.rglob("xla_compile_cache*"):
+        damaged = bytearray(path.read_bytes())
+        damaged[len(damaged) // 2] ^= 4
+        path.write_bytes(damaged)
+    assert step() == first and entries().keys() == compiled.keys()
+    for path in tmp_path.rglob("xla_compile_cache*"):  # damaged later than the digest is checked: TensorFlow notices
         path.write_bytes(path.read_bytes()[:1000])
+        path.with_name(f".{path.name}.sha256").write_text(hashlib.sha256(path.read_bytes()).hexdigest())
     assert step() == first
     assert all(len(entry) > 1000 for entry in entries().values())
