@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
@@ -76,10 +77,16 @@ def test_an_index_may_name_a_tied_output_layer_that_no_file_holds(workspace: Wor
     read = HuggingFaceWeights(str(folder))
     np.testing.assert_array_equal(read.read("gpt2/wte"), random_state()["transformer.wte.weight"])
 
-    values["weight_map"]["transformer.h.1.ln_2.bias"] = values["weight_map"].pop("transformer.h.0.ln_2.bias")
+
+def test_a_tensor_that_is_not_where_the_index_says(workspace: Workspace, tmp_path: Path) -> None:
+    state = random_state()
+    del state["transformer.h.1.ln_2.bias"]
+    folder = write_folder(tmp_path / "theirs", workspace.tokenizer, form="shards", state=state)
+    index = folder / "model.safetensors.index.json"
+    values = json.loads(index.read_text())
+    file = values["weight_map"]["transformer.h.1.ln_2.bias"] = max(values["weight_map"].values())
     index.write_text(json.dumps(values))
-    (folder / values["weight_map"]["transformer.h.0.ln_1.bias"]).unlink()
-    with pytest.raises(InputError, match="is missing"):
+    with pytest.raises(InputError, match=f"h.1.ln_2.bias is not in {file}, where the index says"):
         HuggingFaceWeights(str(folder))
 
 
