@@ -77,8 +77,7 @@ def make(folder: Path, n_layer: int, n_embd: int, n_head: int) -> None:
     from safetensors.numpy import save_file
 
     from gpt_mesh.config import parse_model
-    from gpt_mesh.interop.gpt_neo_config import from_hugging_face
-    from gpt_mesh.interop.names import counterparts
+    from gpt_mesh.interop.architectures.gpt_neo import GPTNeo
     from gpt_mesh.interop.weights import weight_sizes
 
     folder.mkdir()
@@ -88,15 +87,15 @@ def make(folder: Path, n_layer: int, n_embd: int, n_head: int) -> None:
         "attention_types": [[["global", "local"], n_layer // 2]],
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
-    model = parse_model(from_hugging_face(config, "made up"), "made up")
+    model = parse_model(GPTNeo().read(config, "made up"), "made up")
     block = (0.02 * np.random.default_rng(0).standard_normal(VOCABULARY * n_embd)).astype(np.float32)
     sizes, places = weight_sizes(model), {}
     shards: dict[str, dict[str, np.ndarray]] = {}
-    for name, place in counterparts(model).items():
-        shape = place.shape(sizes[name])
-        file = f"model-{name.split('/')[1]}.safetensors"
-        shards.setdefault(file, {})[place.name] = block[: int(np.prod(shape))].reshape(shape)
-        places[place.name] = file
+    for exchange in GPTNeo().exchanges(model):
+        shape, name = exchange.shape(sizes), exchange.theirs
+        file = f"model-{exchange.ours[0].split('/')[1]}.safetensors"
+        shards.setdefault(file, {})[name] = block[: int(np.prod(shape))].reshape(shape)
+        places[name] = file
         for whole in [other for other in shards if other != file]:
             save_file(shards.pop(whole), folder / whole)
     for file, arrays in shards.items():

@@ -1,1 +1,1 @@
-"""Models from elsewhere, and for elsewhere: Hugging Face's GPT-Neo, in and out, and TensorFlow's SavedModel."""
+"""Models from elsewhere and for elsewhere: Hugging Face's, in and out, and TensorFlow's SavedModel."""

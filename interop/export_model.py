@@ -1,4 +1,4 @@
-"""A checkpoint as a Hugging Face GPT-Neo, shard by shard."""
+"""A checkpoint as a Hugging Face model, shard by shard."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from gpt_mesh.data.encoders import Encoder
 from gpt_mesh.engine import checkpoints
 from gpt_mesh.errors import InputError
 from gpt_mesh.evaluation.validation import required_encoder
-from gpt_mesh.interop import gpt_neo_config, model_card, tokenizer_files
-from gpt_mesh.interop.names import VOCABULARY, Counterpart, counterparts, is_finite
+from gpt_mesh.interop import architectures, model_card, tokenizer_files
+from gpt_mesh.interop.architecture import TOKEN_WEIGHTS, Architecture, Exchange, is_finite
 from gpt_mesh.interop.shards import SAFETENSORS, read_json
 from gpt_mesh.interop.tokenizer_files import write_json
 from gpt_mesh.interop.weights import CheckpointWeights, weight_sizes
@@ -41,11 +41,14 @@ _WRITTEN = re.compile(
 
 @dataclass(frozen=True)
 class _Tensor:
-    """A tensor to write: where it comes from, what becomes of it, and how large that is."""
+    """A tensor to write: what it consists of, and its shape in the file."""
 
-    ours: str
-    place: Counterpart
+    exchange: Exchange
     shape: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return self.exchange.theirs
 
 
 def export_model(
@@ -76,10 +79,10 @@ def export_model(
         The names of the files written.
 
     Raises:
-        InputError: something that Hugging Face's GPT-Neo cannot express, weights that are no numbers, or a folder that
-            is in use.
+        InputError: something that no architecture of Hugging Face's can express, weights that are not finite, or a
+            folder that is in use.
     """
-    gpt_neo_config.check_expressible(config)
+    kind = architectures.of_config(config)
     output_folder.check(folder, overwrite)
     _check_replaceable(folder)
     encoder = required_encoder(config)
@@ -90,10 +93,10 @@ def export_model(
         )
     wanted = {name: list(shape) for name, shape in weight_sizes(config.model).items()}
     checkpoints.contents(checkpoint, {**wanted, "global_step": []}, config.source)
-    tensors = _tensors(config, encoder.n_vocab)
+    tensors = _tensors(kind, config, encoder.n_vocab)
     with output_folder.replaced(folder) as temporary:
-        _write_descriptions(temporary, config, encoder, dtype)
-        card = model_card.text(config, checkpoint, os.path.basename(folder.rstrip("/")), encoder.n_vocab, licence)
+        _write_descriptions(temporary, kind, config, encoder, dtype)
+        card = model_card.text(config, kind, checkpoint, os.path.basename(folder.rstrip("/")), encoder.n_vocab, licence)
         with open(os.path.join(temporary, "README.md"), "w", encoding="utf-8") as file:
             file.write(card)
         _write_weights(temporary, CheckpointWeights(checkpoint), tensors, dtype, shard_bytes)
@@ -111,7 +114,7 @@ def _check_replaceable(folder: str) -> None:
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     if not names:
         return
-    if "config.json" not in names or read_json(os.path.join(folder, "config.json")).get("model_type") != "gpt_neo":
+    if "config.json" not in names or not _is_known(read_json(os.path.join(folder, "config.json"))):
         what = "has no config.json of one"
     elif more := [name for name in names if not _WRITTEN.fullmatch(name) or os.path.isdir(os.path.join(folder, name))]:
         what = f"holds {more[0]} as well"
@@ -120,15 +123,19 @@ def _check_replaceable(folder: str) -> None:
     raise InputError(f"{folder}: --overwrite replaces an exported model, and this {what}; name another folder")
 
 
-def _tensors(config: Config, vocab_size: int) -> list[_Tensor]:
-    """What to write, in order, with the vocabulary cut to its tokens."""
+def _is_known(values: dict[str, Any]) -> bool:
+    return values.get("model_type") in [*architectures.ARCHITECTURES]  # a list, as it may be anything
+
+
+def _tensors(kind: Architecture, config: Config, vocab_size: int) -> list[_Tensor]:
+    """What to write, in order, with the vocabulary cut to the tokenizer's."""
     sizes = weight_sizes(config.model)
     found = []
-    for name, place in counterparts(config.model).items():
-        shape = place.shape(sizes[name])
-        if name in VOCABULARY:
+    for exchange in kind.exchanges(config.model):
+        shape = exchange.shape(sizes)
+        if exchange.ours[0] in TOKEN_WEIGHTS:
             shape = (vocab_size, *shape[1:])
-        found.append(_Tensor(name, place, shape))
+        found.append(_Tensor(exchange, shape))
     return found
 
 
@@ -146,8 +153,8 @@ def _write_weights(
         for name, shard in zip(names, shards, strict=True):
             arrays = {}
             for tensor in shard:
-                arrays[tensor.place.name] = _array(weights, tensor, dtype)
-                progress.update(arrays[tensor.place.name].nbytes)
+                arrays[tensor.name] = _array(weights, tensor, dtype)
+                progress.update(arrays[tensor.name].nbytes)
             path = os.path.join(folder, name)
             try:
                 save_file(arrays, path, metadata={"format": "pt"})
@@ -155,7 +162,7 @@ def _write_weights(
                 raise OSError(str(error)) from error
             shutil.copymode(os.path.join(folder, "config.json"), path)  # it would be for its owner alone
     if len(shards) > 1:
-        places = {t.place.name: name for name, shard in zip(names, shards, strict=True) for t in shard}
+        places = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         index = {"metadata": {"total_size": total}, "weight_map": places}
         write_json(os.path.join(folder, f"{SAFETENSORS}.index.json"), index)
 
@@ -176,20 +183,34 @@ def _shards(tensors: Sequence[_Tensor], width: int, shard_bytes: int) -> list[li
 
 def _array(weights: CheckpointWeights, tensor: _Tensor, dtype: str) -> NDArray:
     """One tensor as it is written."""
-    array = tensor.place.turned(weights.read(tensor.ours))[tuple(slice(size) for size in tensor.shape)]
+    packed = tensor.exchange.pack([weights.read(name) for name in tensor.exchange.ours])
+    array = packed[tuple(slice(size) for size in tensor.shape)]
     with np.errstate(over="ignore"):  # found below
         narrow: NDArray = np.ascontiguousarray(array, DTYPES[dtype])
     if dtype == "float16" and not is_finite(narrow):
-        raise InputError(f"{weights.source}: {tensor.ours} has elements beyond float16; export as bfloat16 or float32")
+        raise InputError(
+            f"{weights.source}: {tensor.exchange.ours[0]} has elements beyond float16; export as bfloat16 or float32"
+        )
     return narrow
 
 
-def _write_descriptions(folder: str, config: Config, encoder: Encoder, dtype: str) -> None:
+def _write_descriptions(folder: str, kind: Architecture, config: Config, encoder: Encoder, dtype: str) -> None:
     """What says how weights and text are to be used: config.json, generation_config.json, the tokenizer."""
     dataset, n_vocab = config.data.datasets[0].dataset, encoder.n_vocab
     eos_id = encoder.eos_id if dataset.eos_id is None else dataset.eos_id
     pad_id = tokenizer_files.padding_id(encoder, eos_id)
-    values = gpt_neo_config.to_hugging_face(config, vocab_size=n_vocab, eos_id=eos_id, pad_id=pad_id, dtype=dtype)
+    values = {
+        "architectures": [kind.causal_class],
+        "model_type": kind.model_type,
+        "vocab_size": n_vocab,
+        **kind.config_values(config),
+        "use_cache": True,
+        "bos_token_id": eos_id,  # texts begin after the token that ends the one before
+        "eos_token_id": eos_id,
+        "pad_token_id": pad_id,
+        "tie_word_embeddings": not config.model.no_weight_tie,
+        "torch_dtype": dtype,
+    }
     write_json(os.path.join(folder, "config.json"), values)
     drawn = config.training.generation
     generation = {

@@ -3,7 +3,7 @@
     python3 -m gpt_mesh.interop.huggingface import FOLDER --name NAME
     python3 -m gpt_mesh.interop.huggingface export MODEL FOLDER
 
-The first makes a checkpoint and configs of a GPT-Neo's folder (config.json, safetensors or .bin files, a tokenizer):
+The first makes a checkpoint and configs of a model's folder (config.json, safetensors or .bin files, a tokenizer):
 `main.py --model NAME` trains and samples it. The second makes such a folder of a checkpoint. docs/huggingface.md has
 more.
 """
@@ -29,7 +29,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         prog="python3 -m gpt_mesh.interop.huggingface", description="Models in Hugging Face's format, in and out."
     )
     actions = parser.add_subparsers(dest="action", required=True)
-    read = actions.add_parser("import", help="a Hugging Face GPT-Neo as a checkpoint with its configs")
+    read = actions.add_parser("import", help="a Hugging Face model as a checkpoint with its configs")
     read.add_argument("folder", help="config.json, safetensors or .bin files, tokenizer files")
     read.add_argument("--name", required=True, help="of the configs, and of the run")
     read.add_argument("--config_dir", default="configs", metavar="DIR", help="default: configs")

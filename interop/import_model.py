@@ -1,4 +1,4 @@
-"""A Hugging Face GPT-Neo as a checkpoint with its configs, weight by weight."""
+"""A Hugging Face model as a checkpoint with its configs, weight by weight."""
 
 from __future__ import annotations
 

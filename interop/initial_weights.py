@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gpt_mesh.config import Config
 from gpt_mesh.data.encoders import Encoder
 from gpt_mesh.errors import InputError
-from gpt_mesh.interop.names import VOCABULARY
+from gpt_mesh.interop.architecture import TOKEN_WEIGHTS
 from gpt_mesh.interop.weights import Weights, local_tokenizer, open_weights, weight_sizes
 from gpt_mesh.optimizers.registry import is_slot
 from gpt_mesh.storage.progress import log
@@ -95,7 +95,7 @@ class InitialWeights:
         """What is not as it was, in sentences."""
         lines: list[str] = []
         new, model = self.config.model, self.weights.model
-        if (old := self._size(VOCABULARY[0])) != new.n_vocab or self._rows is not None:
+        if (old := self._size(TOKEN_WEIGHTS[0])) != new.n_vocab or self._rows is not None:
             kept = int((self._rows >= 0).sum()) if self._rows is not None else min(old, new.n_vocab)
             how = "found by their text" if self._rows is not None else "by their ids"
             lines.append(
@@ -147,7 +147,7 @@ class InitialWeights:
     def _check_change(self, name: str, old: tuple[int, ...], new: tuple[int, ...]) -> None:
         source, begin = self.config.source, f"--init_from {self.init.path}"
         if self._unsized(name, old) == self._unsized(name, new):
-            if name in VOCABULARY and not self.init.resize_vocab:
+            if name in TOKEN_WEIGHTS and not self.init.resize_vocab:
                 raise InputError(
                     f"{source}: n_vocab = {self.config.model.n_vocab}, but {begin} has {old[self._axis(name) or 0]}; "
                     "make them equal, or add --resize_vocab"
@@ -169,7 +169,7 @@ class InitialWeights:
     def _axis(name: str) -> int | None:
         """The dimension of a weight, or of its slot of the same form, that may change."""
         weight = name.rpartition("/")[0] if is_slot(name) else name
-        return {VOCABULARY[0]: 0, VOCABULARY[1]: 1, POSITIONS: 0}.get(weight)
+        return {TOKEN_WEIGHTS[0]: 0, TOKEN_WEIGHTS[1]: 1, POSITIONS: 0}.get(weight)
 
     def _size(self, name: str) -> int:
         """Of the dimension that may change."""
@@ -190,7 +190,7 @@ class InitialWeights:
 
     def _is_resized(self, weight: str) -> bool:
         """Whether the rows of a weight are not those that it had."""
-        other = self._rows is not None and weight in VOCABULARY
+        other = self._rows is not None and weight in TOKEN_WEIGHTS
         return other or self.weights.shapes[weight] != self._wanted[weight]
 
     def _fitted(self, name: str, shape: tuple[int, ...]) -> NDArray:
@@ -222,7 +222,7 @@ class InitialWeights:
                 f"{self.init.path} were trained with; encode the data with that one, or add --resize_vocab"
             )
         places, before = np.full(self.config.model.n_vocab, -1), old.tokenizer.get_vocab(with_added_tokens=True)
-        rows = self.weights.shapes.get(VOCABULARY[0], (0,))[0]  # a tokenizer may have more tokens than its model
+        rows = self.weights.shapes.get(TOKEN_WEIGHTS[0], (0,))[0]  # a tokenizer may have more tokens than its model
         for token, number in new.tokenizer.get_vocab(with_added_tokens=True).items():
             if number < len(places) and before.get(token, rows) < rows:
                 places[number] = before[token]

@@ -9,25 +9,30 @@ import tensorflow as tf
 
 from gpt_mesh.config import Config
 from gpt_mesh.engine import checkpoints
+from gpt_mesh.interop.architecture import Architecture
 from gpt_mesh.models.shapes import weight_count
 
 
-def text(config: Config, checkpoint: str, name: str, n_vocab: int, licence: str | None) -> str:
+def text(config: Config, kind: Architecture, checkpoint: str, name: str, n_vocab: int, licence: str | None) -> str:
     """The card, in markdown with Hugging Face's header.
 
     Args:
+        kind: as which architecture it is exported.
         name: what the model is called.
         n_vocab: tokens of its tokenizer.
         licence: an identifier such as "mit"; None leaves the choice open.
     """
     model, step = dataclasses.replace(config.model, n_vocab=n_vocab), checkpoints.step_of(checkpoint)
-    header = ["library_name: transformers", "pipeline_tag: text-generation", "tags:", "- gpt_neo"]
+    header = ["library_name: transformers", "pipeline_tag: text-generation", "tags:", f"- {kind.model_type}"]
     if licence is not None:
         header.insert(0, f"license: {licence}")
     kinds = {kind: model.attention_types.count(kind) for kind in dict.fromkeys(model.attention_types)}
     layers = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     rows = [
-        ("architecture", f"GPT-Neo: {model.n_layer} layers ({layers}), {model.n_embd} features, {model.n_head} heads"),
+        (
+            "architecture",
+            f"{kind.title}: {model.n_layer} layers ({layers}), {model.n_embd} features, {model.n_head} heads",
+        ),
         ("parameters", f"{weight_count(model):,}"),
         ("context", f"{model.n_ctx:,} tokens"),
         ("vocabulary", f"{n_vocab:,} tokens"),

@@ -69,7 +69,13 @@ class SafetensorsFile:
 
 
 class Shards:
-    """The tensors of a folder."""
+    """The tensors of a folder.
+
+    Attributes:
+        shapes: by name.
+        absent: tensors that the index names and no file has, with the file where they should be. A tied output layer
+            is often among them.
+    """
 
     def __init__(self, folder: str) -> None:
         """
@@ -86,11 +92,7 @@ class Shards:
             for tensor, shape in file.shapes().items():
                 self._files[tensor] = file
                 self.shapes[tensor] = shape
-        if absent := sorted(set(index) - set(self.shapes)):
-            raise InputError(
-                f"{folder}: tensor {absent[0]} is not in {index[absent[0]]}, where the index says it is; download that "
-                "file again"
-            )
+        self.absent = {name: file for name, file in index.items() if name not in self.shapes}
 
     def read(self, name: str) -> NDArray[np.float32]:
         """One tensor, as float32."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -14,8 +14,8 @@ from gpt_mesh.config import Config, ModelConfig, parse_model
 from gpt_mesh.data.encoders import Encoder, load_encoder
 from gpt_mesh.engine import checkpoints
 from gpt_mesh.errors import InputError
-from gpt_mesh.interop import gpt_neo_config, tokenizer_files
-from gpt_mesh.interop.names import PREFIX, counterparts, is_buffer, is_finite
+from gpt_mesh.interop import architectures, tokenizer_files
+from gpt_mesh.interop.architecture import Exchange, is_finite
 from gpt_mesh.interop.shards import Shards, read_json
 from gpt_mesh.models.shapes import weight_shapes
 from gpt_mesh.storage.progress import log
@@ -72,7 +72,7 @@ class CheckpointWeights:
 
 
 class HuggingFaceWeights:
-    """Those of a folder with a GPT-Neo as `transformers` keeps it: config.json and weight files."""
+    """Those of a folder with a model as `transformers` keeps it: config.json and weight files."""
 
     def __init__(self, folder: str) -> None:
         """
@@ -82,42 +82,49 @@ class HuggingFaceWeights:
         self.source = folder
         self.values = read_json(os.path.join(folder, "config.json"))
         source = os.path.join(folder, "config.json")
-        self.keys = gpt_neo_config.from_hugging_face(self.values, source)
+        self.kind = architectures.of_values(self.values, source)
+        self.keys = self.kind.read(self.values, source)
         self.architecture = parse_model(self.keys, source)
         self.model: ModelConfig | None = self.architecture
         self.tokenizer = tokenizer_files.find(folder)
         self._shards = Shards(folder)
-        self._places = counterparts(self.architecture)
-        bare = not any(name.startswith(PREFIX) for name in self._shards.shapes)
-        self._names = {
-            ours: place.name.removeprefix(PREFIX) if bare else place.name for ours, place in self._places.items()
-        }
-        self.shapes: Mapping[str, tuple[int, ...]] = {
-            ours: self._places[ours].shape(self._shards.shapes[theirs])
-            for ours, theirs in self._names.items()
-            if theirs in self._shards.shapes
-        }
-        self._check()
+        exchanges = self.kind.exchanges(self.architecture)
+        self._exchanges = {name: exchange for exchange in exchanges for name in exchange.ours}
+        self._is_bare = not any(name.startswith(self.kind.prefix) for name in self._shards.shapes)
+        self.shapes: Mapping[str, tuple[int, ...]] = weight_sizes(self.architecture)
+        self._check(exchanges)
 
-    def _check(self) -> None:
-        for name, shape in weight_sizes(self.architecture).items():
-            if name not in self.shapes:
-                raise InputError(f"{self.source}: has no tensor {self._names[name]}, which its config.json asks for")
-            if self.shapes[name] != shape:
-                there, wanted = (list(self._places[name].shape(x)) for x in (self.shapes[name], shape))
+    def _name(self, exchange: Exchange) -> str:
+        """What the files call a tensor: without the prefix where the model has no output layer."""
+        return exchange.theirs.removeprefix(self.kind.prefix) if self._is_bare else exchange.theirs
+
+    def _check(self, exchanges: Sequence[Exchange]) -> None:
+        for exchange in exchanges:
+            name, wanted = self._name(exchange), exchange.shape(self.shapes)
+            if name in self._shards.absent:
                 raise InputError(
-                    f"{self.source}: tensor {self._names[name]} has shape {there}, but config.json makes it {wanted}; "
+                    f"{self.source}: tensor {name} is not in {self._shards.absent[name]}, where the index says it is; "
+                    "download that file again"
+                )
+            if name not in self._shards.shapes:
+                raise InputError(f"{self.source}: has no tensor {name}, which its config.json asks for")
+            if (found := self._shards.shapes[name]) != wanted:
+                raise InputError(
+                    f"{self.source}: tensor {name} has shape {list(found)}, but config.json makes it {list(wanted)}; "
                     "is one of the two another model's?"
                 )
-        known = {*self._names.values(), "lm_head.weight"}
-        if unused := sorted(name for name in self._shards.shapes if name not in known and not is_buffer(name)):
+        known = {*(self._name(exchange) for exchange in exchanges), "lm_head.weight"}
+        others = [name for name in self._shards.shapes if name not in known]
+        if unused := sorted(name for name in others if not self.kind.is_buffer(name)):
             more = ", …" if len(unused) > 3 else ""
             log.warning("%s: not used: %s%s", self.source, ", ".join(unused[:3]), more)
 
     def read(self, name: str) -> NDArray[np.float32]:
         """One weight, float32, in the form it has here."""
-        array = _finite(self.source, self._names[name], self._shards.read(self._names[name]))
-        return np.ascontiguousarray(self._places[name].turned(array))
+        exchange = self._exchanges[name]
+        theirs = self._name(exchange)
+        array = _finite(self.source, theirs, self._shards.read(theirs))
+        return np.ascontiguousarray(exchange.unpack(array)[exchange.ours.index(name)])
 
 
 def open_weights(path: str) -> Weights:

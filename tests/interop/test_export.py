@@ -22,8 +22,8 @@ from gpt_mesh.config import Config, load_config
 from gpt_mesh.data.encoders import load_encoder
 from gpt_mesh.errors import InputError
 from gpt_mesh.interop import export_model as exporting
+from gpt_mesh.interop.architecture import _TEMPORARY
 from gpt_mesh.interop.export_model import export_model
-from gpt_mesh.interop.gpt_neo_config import _PLAIN
 from gpt_mesh.interop.huggingface import main
 from gpt_mesh.training import report
 from tests.support.models import tiny_config
@@ -159,7 +159,7 @@ def test_what_a_gpt_neo_cannot_be_is_refused_by_name(tmp_path: Path, key: str, k
 
 
 def test_no_such_key_is_forgotten() -> None:
-    assert {*_PLAIN} <= {key for key, _ in BEYOND}
+    assert {*_TEMPORARY} <= {key for key, _ in BEYOND}
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path: Path, command: Command) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
@@ -21,10 +22,11 @@ from gpt_mesh.config import load_config
 from gpt_mesh.data.encoders import load_encoder
 from gpt_mesh.engine import checkpoints
 from gpt_mesh.errors import InputError
+from gpt_mesh.interop.architectures.gpt_neo import GPTNeo
 from gpt_mesh.interop.huggingface import main
 from gpt_mesh.interop.import_model import import_model
-from gpt_mesh.interop.names import counterparts
 from gpt_mesh.interop.torch_files import TorchFile
+from gpt_mesh.interop.weights import HuggingFaceWeights
 from gpt_mesh.training import runs
 from tests.support.hugging_face import random_state, write_folder, write_torch
 from tests.support.runs import Workspace, weights
@@ -48,10 +50,13 @@ def test_every_weight_arrives(workspace: Workspace, tmp_path: Path, form: str) -
     folder = write_folder(tmp_path / "theirs", workspace.tokenizer, form=form)
     done = import_model(str(folder), "neo", config_dir=str(tmp_path), model_path=str(tmp_path / "run"))
     state, stored, config = random_state(), weights(Path(done.checkpoint)), load_config(done.config)
-    places = counterparts(config.model)
-    assert stored.keys() == {*places, "global_step"} and stored["global_step"] == 0
-    for name, place in places.items():
-        wanted = state[place.name].T if place.transposed else state[place.name]
+    exchanges = GPTNeo().exchanges(config.model)
+    names = [name for exchange in exchanges for name in exchange.ours]
+    assert stored.keys() == {*names, "global_step"} and stored["global_step"] == 0
+    for exchange in exchanges:
+        [name] = exchange.ours
+        is_linear = state[exchange.theirs].ndim == 2 and name not in ("gpt2/wte", "gpt2/wpe")
+        wanted = state[exchange.theirs].T if is_linear else state[exchange.theirs]
         np.testing.assert_array_equal(stored[name], wanted, err_msg=name)
     assert (config.model.n_vocab, config.model.n_ctx, config.model.local_attention_radius) == (320, 32, 8)
     assert config.model.attention_types == ("global", "local")
@@ -62,6 +67,29 @@ def test_every_weight_arrives(workspace: Workspace, tmp_path: Path, form: str) -
     assert as_run.model == config.model and runs.find_checkpoint(as_run) == done.checkpoint
     dataset = as_run.data.datasets[0].dataset
     assert os.path.samefile(dataset.resolve(str(dataset.tokenizer_path)), done.tokenizer)
+
+
+def test_an_index_may_name_a_tied_output_layer_that_no_file_holds(workspace: Workspace, tmp_path: Path) -> None:
+    """Some published folders do; transformers loads them."""
+    folder = write_folder(tmp_path / "theirs", workspace.tokenizer, form="shards")
+    index = folder / "model.safetensors.index.json"
+    values = json.loads(index.read_text())
+    values["weight_map"]["lm_head.weight"] = max(values["weight_map"].values())
+    index.write_text(json.dumps(values))
+    read = HuggingFaceWeights(str(folder))
+    np.testing.assert_array_equal(read.read("gpt2/wte"), random_state()["transformer.wte.weight"])
+
+
+def test_a_tensor_that_is_not_where_the_index_says(workspace: Workspace, tmp_path: Path) -> None:
+    state = random_state()
+    del state["transformer.h.1.ln_2.bias"]
+    folder = write_folder(tmp_path / "theirs", workspace.tokenizer, form="shards", state=state)
+    index = folder / "model.safetensors.index.json"
+    values = json.loads(index.read_text())
+    file = values["weight_map"]["transformer.h.1.ln_2.bias"] = max(values["weight_map"].values())
+    index.write_text(json.dumps(values))
+    with pytest.raises(InputError, match=f"h.1.ln_2.bias is not in {file}, where the index says"):
+        HuggingFaceWeights(str(folder))
 
 
 def test_a_bare_model_is_read_too(workspace: Workspace, tmp_path: Path) -> None:

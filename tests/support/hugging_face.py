@@ -15,8 +15,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from gpt_mesh.config import parse_model
-from gpt_mesh.interop.gpt_neo_config import from_hugging_face
-from gpt_mesh.interop.names import counterparts
+from gpt_mesh.interop.architectures.gpt_neo import GPTNeo
 from gpt_mesh.interop.weights import weight_sizes
 
 CONFIG: dict[str, Any] = {
@@ -36,11 +35,11 @@ CONFIG: dict[str, Any] = {
 def random_state(**keys: Any) -> dict[str, np.ndarray]:
     """A state dict of random weights for CONFIG with these keys changed."""
     rng = np.random.default_rng(0)
-    model = parse_model(from_hugging_face(CONFIG | keys, "made up"), "made up")
+    model = parse_model(GPTNeo().read(CONFIG | keys, "made up"), "made up")
     sizes = weight_sizes(model)
     return {
-        place.name: rng.standard_normal(place.shape(sizes[name])).astype(np.float32)
-        for name, place in counterparts(model).items()
+        exchange.theirs: rng.standard_normal(exchange.shape(sizes)).astype(np.float32)
+        for exchange in GPTNeo().exchanges(model)
     }
 
 
