@@ -14,8 +14,9 @@ from gpt_mesh.meshes.compat import mtf
 import tensorflow as tf
 
 from gpt_mesh.models import kernels
-from gpt_mesh.models.attention import attention
-from gpt_mesh.models.cache import Cache, FullPass
+from gpt_mesh.models.attention.cache import Cache, FullPass
+from gpt_mesh.models.attention.kinds import KINDS
+from gpt_mesh.models.attention.layer import attention
 from gpt_mesh.models.context import Context, constant
 from gpt_mesh.models.feed_forward import feed_forward
 from gpt_mesh.models.moe import Balance, mixture_of_experts
@@ -91,7 +92,7 @@ def _pick(ctx: Context, x: mtf.Tensor, places: mtf.Tensor) -> mtf.Tensor:
 def embed(ctx: Context, tokens: mtf.Tensor, cache: Cache) -> mtf.Tensor:
     """[batch, sequence, embd]: token plus position embeddings, with dropout."""
     x = kernels.embedding_lookup(token_embedding(ctx), tokens, ctx.dims.vocab)
-    positions = position_embedding(ctx, cache)
+    positions = position_embedding(ctx.model).embed(ctx, cache.positions(ctx))
     return ctx.dropout(x if positions is None else x + positions, ctx.model.embed_dropout, "embed")
 
 
@@ -121,7 +122,7 @@ class Layer:
 
     def __init__(self, ctx: Context, number: int, cache: Cache) -> None:
         self.ctx, self.model, self.cache = ctx, ctx.model, cache
-        self.kind = ctx.model.attention_types[number]
+        self.kind = KINDS[ctx.model.attention_types[number]]
         self.is_mixture = number in ctx.model.moe_layers
         self.site = f"h{number}"
         self.name = "h0" if ctx.model.share_parameters else self.site
@@ -133,7 +134,7 @@ class Layer:
         ):  # a half-weight feed-forward on either side of attention (Lu et al., 2019, arXiv:1906.02762)
             share = 0.5
             x = self._branch(x, "mac", lambda h: feed_forward(self.ctx, h, f"{self.name}/mlp_mac"), share)
-        if self.kind != "none":
+        if self.kind is not None:
             x = self._branch(x, "1", self._attention)
         parts: list[mtf.Tensor] = []
 

@@ -19,8 +19,8 @@ from gpt_mesh.meshes.compat import mtf
 
 from gpt_mesh.config import Config
 from gpt_mesh.meshes.devices import MeshPlan
+from gpt_mesh.models.attention.linear import CHUNK
 from gpt_mesh.models.dims import Dims, whole
-from gpt_mesh.models.linear_attention import CHUNK
 from gpt_mesh.models.moe import LEAST_CAPACITY
 from gpt_mesh.models.shapes import weight_shapes
 from gpt_mesh.steps.microbatches import microbatch_size

@@ -10,34 +10,56 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from gpt_mesh.meshes import compat
+from gpt_mesh.meshes.compat import mtf
 
-import tensorflow as tf  # isort: skip  (after compat, which quiets its start-up)
+import tensorflow as tf
+
+from gpt_mesh.meshes import compat
+from gpt_mesh.models.attention.backend import Backend, Problem, View
 
 _FORWARD, _BACKWARD = "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"
 _TYPES = {tf.bfloat16: "bf16", tf.float32: "f32", tf.uint8: "ui8"}
-MOST_FEATURES = 128  # of a head; more run on some GPUs only
+MAX_FEATURES = 128  # of a head; more run on some GPUs only
 WHOLE_TILES = 64  # lengths that these divide were seen to run
 
 
-def fits(positions: int, features: int, dtype: tf.DType, causal: bool, window: int | None) -> bool:
+class Cudnn(Backend):
+    """cuDNN's flash attention."""
+
+    def supports(self, problem: Problem) -> bool:
+        ctx, dims = problem.ctx, problem.ctx.dims
+        return (
+            ctx.tensor_cores
+            and problem.is_bare
+            and problem.on_slices
+            and fits(dims.sequence.size, dims.features_per_head.size, problem.heads.q.dtype, problem.view)
+        )
+
+    def attend(self, problem: Problem) -> mtf.Tensor:
+        view = problem.view
+        return problem.run(
+            lambda q, k, v: attend(q, k, v, view),
+            gradient=lambda *values: gradient(*values[:6], view),
+            log_sums=True,
+        )
+
+
+def fits(positions: int, features: int, dtype: tf.DType, view: View) -> bool:
     """Whether cuDNN has a kernel for such attention of positions 0 … n-1 to each other."""
-    supported = dtype == tf.bfloat16 and features % 8 == 0 and features <= MOST_FEATURES
-    return supported and positions % WHOLE_TILES == 0 and (causal or window is None)
+    supported = dtype == tf.bfloat16 and features % 8 == 0 and features <= MAX_FEATURES
+    return supported and positions % WHOLE_TILES == 0 and (view.causal or view.window is None)
 
 
-def attend(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, causal: bool, window: int | None) -> tuple[tf.Tensor, tf.Tensor]:
+def attend(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, view: View) -> tuple[tf.Tensor, tf.Tensor]:
     """The weighted sums of values, and the logarithms of the weights' denominators.
 
     Args:
         q, k, v: [batch, n, heads, features], of a type and sizes that `fits`.
-        causal: whether a query sees only its own position and those before it.
-        window: how many positions a query sees at most, its own included; None: all.
 
     Returns:
         [batch, n, heads, features] in the type of v, and float32 [batch, heads, n].
     """
-    call = _Call(q, causal, window)
+    call = _Call(q, view)
     out = call.by_head(q.dtype)
     sums = tf.TensorSpec([q.shape[0], q.shape[2], q.shape[1]], tf.float32)
     attended, log_sums = call.run(_FORWARD, [q, k, v], [out, sums], _FORWARD_PRODUCTS)
@@ -51,11 +73,10 @@ def gradient(
     attended: tf.Tensor,
     log_sums: tf.Tensor,
     upstream: tf.Tensor,
-    causal: bool,
-    window: int | None,
+    view: View,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Gradients with respect to q, k and v, given `upstream` with respect to `attended`: see `attend`."""
-    call = _Call(q, causal, window)
+    call = _Call(q, view)
     operands = [q, k, v, log_sums, tf.cast(upstream, q.dtype), attended]
     dq, dk, dv = call.run(_BACKWARD, operands, [call.by_head(x.dtype) for x in (q, k, v)], _BACKWARD_PRODUCTS)
     return dq, dk, dv
@@ -64,9 +85,9 @@ def gradient(
 class _Call:
     """What the forward and the backward call have in common."""
 
-    def __init__(self, q: tf.Tensor, causal: bool, window: int | None) -> None:
+    def __init__(self, q: tf.Tensor, view: View) -> None:
         self._batch, self._positions, self._heads, self._features = q.shape.as_list()
-        self._dtype, self._causal, self._window = q.dtype, causal, window
+        self._dtype, self._view = q.dtype, view
 
     def by_head(self, dtype: tf.DType) -> tf.TensorSpec:
         """What cuDNN gives back: [batch, heads, positions, features]."""
@@ -124,10 +145,10 @@ class _Call:
                 "fmha_scale": 1.0,
                 "intermediate_tensor_shape": scores,
                 "is_flash_attention": True,
-                "mask_type": "CAUSAL" if self._causal else "NO_MASK",
+                "mask_type": "CAUSAL" if self._view.causal else "NO_MASK",
                 "dropout_rate": 0.0,
                 "seed": "42",
-                "sliding_window_length": self._window or 0,
+                "sliding_window_length": self._view.window or 0,
                 "max_seg_per_batch": 1,
                 **{name: _product(equation) for name, equation in products.items()},
             }
