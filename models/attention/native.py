@@ -22,7 +22,7 @@ class Native(Backend):
         view = problem.view
         return problem.run(
             lambda q, k, v: attend(q, k, v, view),
-            gradient=lambda *values: gradient(*values[:6], view),
+            gradient=lambda q, k, v, out, log_sums, upstream, _: gradient(q, k, v, out, log_sums, upstream, view),
             log_sums=True,
         )
 

@@ -42,7 +42,10 @@ class StandIn:
     def __init__(self) -> None:
         self.calls: dict[str, int] = {}
 
-    def __call__(self, module: str, arguments: list[tf.Tensor], results: list[tf.TensorSpec]) -> list[tf.Tensor]:
+    def __call__(
+        self, module: str, arguments: list[tf.Tensor], results: list[tf.TensorSpec], platform: str
+    ) -> list[tf.Tensor]:
+        assert platform == "CUDA"
         target = re.search(r"@__cudnn\$(\w+)\(", module)
         quoted = re.search(r'backend_config = ("(?:[^"\\]|\\.)*")', module)
         assert target and quoted
@@ -178,7 +181,9 @@ def test_the_module_says_where_in_memory_everything_lies(monkeypatch: pytest.Mon
     """As XLA wants it of such calls: operands in the order of their dimensions, results with positions before heads."""
     modules = []
 
-    def write_down(module: str, arguments: list[tf.Tensor], results: list[tf.TensorSpec]) -> list[tf.Tensor]:
+    def write_down(
+        module: str, arguments: list[tf.Tensor], results: list[tf.TensorSpec], platform: str
+    ) -> list[tf.Tensor]:
         modules.append(module)
         return [tf.zeros(result.shape, result.dtype) for result in results]
 
@@ -203,14 +208,14 @@ def test_the_module_says_where_in_memory_everything_lies(monkeypatch: pytest.Mon
         assert '\\"dimensions\\": [\\"2\\", \\"4\\", \\"64\\", \\"64\\"]' in module
 
 
-def test_the_products_inside_are_numbered_as_xla_numbers_them() -> None:
-    assert cudnn._product("bqhf,bkhf") == {
+def test_the_matmuls_inside_are_numbered_as_xla_numbers_them() -> None:
+    assert cudnn._matmul("bqhf,bkhf") == {
         "lhs_contracting_dimensions": ["3"],
         "rhs_contracting_dimensions": ["3"],
         "lhs_batch_dimensions": ["0", "2"],
         "rhs_batch_dimensions": ["0", "2"],
     }
-    assert cudnn._product("bhqk,bqhf") == {
+    assert cudnn._matmul("bhqk,bqhf") == {
         "lhs_contracting_dimensions": ["2"],
         "rhs_contracting_dimensions": ["1"],
         "lhs_batch_dimensions": ["0", "1"],
