@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,8 +22,10 @@ from numpy.typing import NDArray
 from gpt_mesh import model_fns
 from gpt_mesh.config import Config, ModelConfig
 from gpt_mesh.engine.engine import Engine
-from gpt_mesh.models import gpt, linear_attention, next_token
-from gpt_mesh.models.cache import Decode, Place, Prefill, State, turned
+from gpt_mesh.models import gpt, next_token
+from gpt_mesh.models.attention.cache import Decode, Prefill
+from gpt_mesh.models.attention.kind import Loop, Place, State
+from gpt_mesh.models.attention.kinds import by_layer, layer_kinds, positions_axes, state_tensors
 from gpt_mesh.models.context import Context
 from gpt_mesh.models.dims import Dims
 from gpt_mesh.models.kernels import kernel
@@ -192,11 +195,11 @@ def build_prefill(
         top: also give log-probabilities, those of so many likeliest tokens among them.
 
     Returns:
-        What `Decoding.draw` gives, [batch] and [batch, top]; whether each token was seen, [batch, n_vocab]; two tensors
-        a layer of attention, with the prompts' width as memory_length: see `models.cache`.
+        What `Decoding.draw` gives, [batch] and [batch, top]; whether each token was seen, [batch, n_vocab]; the
+        state of each layer of attention, with the prompts' width as memory_length: see `models.attention.kinds`.
     """
     decoding, begun = _prefill(inputs, config, mesh_impl, eos_id, top, None)
-    found = [*begun.drawn, begun.seen, *(tensor for state in begun.states for tensor in state)]
+    found = [*begun.drawn, begun.seen, *itertools.chain(*begun.states)]
     lowering = mtf.Lowering(decoding.ctx.mesh.graph, {decoding.ctx.mesh: mesh_impl}, autostack=False)
     return [lowering.export_to_tf_tensor(tensor) for tensor in found]
 
@@ -222,46 +225,28 @@ def build_advance(
         tokens: int32 [batch], the newest of each row, which no state knows yet.
         limit: int32 scalar, add so many at most, up to `chunk`.
         lengths: int32 [batch], of each row without its newest token.
-        states: two tensors a layer of attention, with room for lengths + limit positions where they are of softmax.
+        states: of each layer of attention, with room for lengths + limit positions: see `models.attention.kinds`.
 
     Returns:
         How many were added; what `Decoding.draw` gives, [batch, chunk] and [batch, chunk, top]; `seen` and `states` as
         they are then.
     """
-    batch, kinds = tokens.shape[0], attention_kinds(config.model)
-    room = max((keys.shape[2] for keys, kind in zip(states[::2], kinds, strict=True) if kind != "linear"), default=1)
+    batch, axes = tokens.shape[0], positions_axes(config.model)
+    room = max((x.shape[axis] for x, axis in zip(states, axes, strict=True) if axis is not None), default=1)
     ctx = model_fns.make_context(config, mesh_impl, batch, 1, memory=room)
     ctx = dataclasses.replace(ctx, dims=Dims.of(config.model, batch, 1, room, chunk))
     rows = mtf.Shape([ctx.dims.batch])
     given = [mtf.import_tf_tensor(ctx.mesh, x, rows) for x in (tokens, lengths, ends, *controls)]
     token, start, end, *rest = given
     decoding = Decoding(ctx, end, Controls(*rest), eos_id, top)
-    shapes = [shape for kind in kinds for shape in _state_shapes(ctx, kind)]
-    imported = [mtf.import_tf_tensor(ctx.mesh, x, shape) for x, shape in zip(states, shapes, strict=True)]
+    kept = zip(states, state_tensors(config.model, ctx.dims), strict=True)
+    imported = by_layer(config.model, [mtf.import_tf_tensor(ctx.mesh, x, tensor.shape) for x, tensor in kept])
     seen_on_mesh = mtf.import_tf_tensor(ctx.mesh, seen, mtf.Shape([ctx.dims.batch, ctx.dims.whole_vocab]))
-    run = decoding.run(
-        token, seen_on_mesh, _pairs(imported), start, mtf.import_tf_tensor(ctx.mesh, limit), ctx.dims.new_positions
-    )
-    merged = [tensor for state in decoding.merge(run) for tensor in state]
+    limit_on_mesh = mtf.import_tf_tensor(ctx.mesh, limit)
+    run = decoding.run(token, seen_on_mesh, imported, start, limit_on_mesh, ctx.dims.new_positions)
+    merged = itertools.chain(*decoding.merge(run, imported))
     lowering = mtf.Lowering(ctx.mesh.graph, {ctx.mesh: mesh_impl}, autostack=False)
     return [lowering.export_to_tf_tensor(x) for x in (run.count, *run.columns, run.seen, *merged)]
-
-
-def attention_kinds(model: ModelConfig) -> list[str]:
-    """The kind of each layer that has attention."""
-    return [kind for kind in model.attention_types if kind != "none"]
-
-
-def _state_shapes(ctx: Context, kind: str) -> list[mtf.Shape]:
-    """Of what a layer of this kind keeps between calls."""
-    dims = ctx.dims
-    if kind == "linear":
-        return list(linear_attention.state_shapes(ctx))
-    return [mtf.Shape([dims.batch, dims.heads, dims.memory_length, dims.features_per_head])] * 2
-
-
-def _pairs(flat: Sequence[mtf.Tensor]) -> list[State]:
-    return list(zip(flat[::2], flat[1::2], strict=True))
 
 
 @dataclass(frozen=True)
@@ -302,8 +287,7 @@ class _Run:
     columns: list[mtf.Tensor]
     seen: mtf.Tensor
     start: mtf.Tensor
-    kept: list[State | None]
-    states: list[State]
+    current: list[State]
 
 
 @dataclass(frozen=True)
@@ -357,7 +341,7 @@ class Decoding:
         self,
         token: mtf.Tensor,
         seen: mtf.Tensor,
-        states: list[State],
+        states: Sequence[State],
         start: mtf.Tensor,
         limit: mtf.Tensor,
         new: mtf.Dimension,
@@ -369,11 +353,8 @@ class Decoding:
             states: of the positions before it.
             new: room for so many.
         """
-        kinds = attention_kinds(self.ctx.model)
-        linear = [kind == "linear" for kind in kinds]
-        kept = [None if sums else state for sums, state in zip(linear, states, strict=True)]
-        fresh = [state if sums else self._room(state, new) for sums, state in zip(linear, states, strict=True)]
-        read = [None if state is None else turned(state) for state in kept]
+        model = self.ctx.model
+        loops = [kind.begin(self.ctx, state) for kind, state in zip(layer_kinds(model), states, strict=True)]
         count = mtf.zeros(self.ctx.mesh, mtf.Shape([]), dtype=tf.int32)
         outputs = [(mtf.Shape([]), tf.int32)]
         if self.top is not None:
@@ -392,46 +373,26 @@ class Decoding:
         def advance(
             count: mtf.Tensor, token: mtf.Tensor, active: mtf.Tensor, seen: mtf.Tensor, *rest: mtf.Tensor
         ) -> list[mtf.Tensor]:
-            cache = Decode(Place(start, count), read, _pairs(rest[n:]))
-            current = mtf.reshape(token, mtf.Shape([self.ctx.dims.batch, self.ctx.dims.sequence]))
-            logits = gpt.next_logits(self.ctx, current, cache)
+            current = by_layer(model, rest[n:])
+            at = [Loop(loop.fixed, state) for loop, state in zip(loops, current, strict=True)]
+            cache = Decode(Place(start, count), at)
+            tokens = mtf.reshape(token, mtf.Shape([self.ctx.dims.batch, self.ctx.dims.sequence]))
+            logits = gpt.next_logits(self.ctx, tokens, cache)
             drawn, seen = self.draw(logits, seen, start + count)
             columns = [self._write(column, x, count) for column, x in zip(rest[:n], drawn, strict=True)]
             active = mtf.minimum(active, self._active(drawn[0], start + count + 1))
-            flat = [tensor for state in cache.states for tensor in state]
-            return [count + 1, drawn[0], active, seen, *columns, *flat]
+            return [count + 1, drawn[0], active, seen, *columns, *itertools.chain(*cache.current)]
 
-        flat = [tensor for state in fresh for tensor in state]
+        flat = itertools.chain(*(loop.current for loop in loops))
         found = mtf.while_loop(unfinished, advance, [count, token, self._active(token, start), seen, *columns, *flat])
         count, _, _, seen, *rest = found
-        return _Run(count, rest[:n], seen, start, kept, _pairs(rest[n:]))
+        return _Run(count, rest[:n], seen, start, by_layer(model, rest[n:]))
 
-    def merge(self, run: _Run) -> list[State]:
-        """The states with new positions among those kept."""
-        dims = self.ctx.dims
-
-        def join(kept: tf.Tensor, new: tf.Tensor, start: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-            slots = tf.range(kept.shape[2])[None, :] - start[:, None]
-            found = tf.gather(new, tf.clip_by_value(slots, 0, new.shape[2] - 1), axis=2, batch_dims=1)
-            is_new = tf.logical_and(slots >= 0, slots < count)
-            return tf.where(is_new[:, None, :, None], found, kept)
-
-        def joined(kept: mtf.Tensor, new: mtf.Tensor) -> mtf.Tensor:
-            operands = [kept, new, run.start, run.count]
-            return kernel(join, operands, [(kept.shape, kept.dtype)], [dims.batch, dims.heads], "merge")[0]
-
-        states = []
-        for kept, new in zip(run.kept, run.states, strict=True):
-            keys, values = new if kept is None else map(joined, kept, turned(new))
-            states.append((keys, values))
-        return states
-
-    def _room(self, state: State, new: mtf.Dimension) -> State:
-        """Zeros for keys, turned, and values of new positions."""
-        batch, heads, _, features = state[0].shape.dims
-        shapes = mtf.Shape([batch, heads, features, new]), mtf.Shape([batch, heads, new, features])
-        keys, values = (mtf.zeros(self.ctx.mesh, shape, x.dtype) for shape, x in zip(shapes, state, strict=True))
-        return keys, values
+    def merge(self, run: _Run, states: Sequence[State]) -> list[State]:
+        """The states after a run that began with `states`."""
+        layers = zip(layer_kinds(self.ctx.model), states, run.current, strict=True)
+        place = Place(run.start, run.count)
+        return [kind.merge(self.ctx, state, current, place) for kind, state, current in layers]
 
     def _write(self, column: mtf.Tensor, x: mtf.Tensor, count: mtf.Tensor) -> mtf.Tensor:
         """`column` [batch, new_positions, ...] with x [batch, ...] at the place `count`."""

@@ -6,7 +6,6 @@ engine's first device. A batch can be told to leave rows, and its room for posit
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,8 +17,9 @@ from numpy.typing import NDArray
 from gpt_mesh import sample
 from gpt_mesh.engine.engine import Engine, MeshFunction
 from gpt_mesh.errors import InputError
+from gpt_mesh.models.attention.kinds import positions_axes
 from gpt_mesh.models.next_token import CONTROL_TYPES, Controls
-from gpt_mesh.sample import Generates, Inputs, Request, attention_kinds, build_advance, build_prefill
+from gpt_mesh.sample import Generates, Inputs, Request, build_advance, build_prefill
 
 CHUNK = 32  # tokens of one call at most: what is copied around them once weighs little then
 LEAST_ROOM = 256  # positions: less saves nothing that matters, and each size is compiled
@@ -168,14 +168,8 @@ class Running:
         going = self._ends > self._lengths + 1
         wanted = int(self._lengths[going].max()) + count
         size = min(1 << (max(wanted, LEAST_ROOM) - 1).bit_length(), self._config.model.n_ctx)
-        grow = functools.partial(_padded, size=size)
-        pairs = zip(self._states[::2], self._states[1::2], strict=True)
-        kinds = attention_kinds(self._config.model)
-        self._states = [
-            state
-            for kind, pair in zip(kinds, pairs, strict=True)
-            for state in (pair if kind == "linear" else map(grow, pair))
-        ]
+        axes = positions_axes(self._config.model)
+        self._states = [_padded(state, axis, size) for state, axis in zip(self._states, axes, strict=True)]
 
 
 class AtOnce:
@@ -220,7 +214,8 @@ class _Whole:
         raise AssertionError("no beams here")
 
 
-def _padded(state: Any, size: int) -> Any:
-    """Keys or values [batch, heads, positions, features] with room for `size` positions, or as they are if larger."""
-    missing = size - state.shape[2]
-    return tf.pad(state, [[0, 0], [0, 0], [0, missing], [0, 0]]) if missing > 0 else state
+def _padded(state: Any, axis: int | None, size: int) -> Any:
+    """`state` with room for `size` positions along `axis`, or unchanged if it has it or has no such axis."""
+    if axis is None or state.shape[axis] >= size:
+        return state
+    return tf.pad(state, [[0, size - state.shape[axis] if i == axis else 0] for i in range(state.shape.rank)])

@@ -15,8 +15,9 @@ from gpt_mesh.config import Config
 from gpt_mesh.interop.branches import apart, at_least, sizes_to
 from gpt_mesh.meshes.placement import PlacementMesh
 from gpt_mesh.meshes.variables import VariableStore
+from gpt_mesh.models.attention.kinds import positions_axes
 from gpt_mesh.models.next_token import Controls
-from gpt_mesh.sample import Inputs, attention_kinds, build_advance, build_prefill
+from gpt_mesh.sample import Inputs, build_advance, build_prefill
 
 GROUP = 8  # rows that go on together: a step reads all weights, for one row or for eight
 CHUNK = 32  # tokens between two mergers of new keys and values with the older ones
@@ -66,7 +67,7 @@ class Continuation:
         self._mesh_impl = ReadingMesh(store)
         self._lengths = lengths_of(config.model.n_ctx)
         self._rooms = sizes_to(config.model.n_ctx, FIRST_ROOM, 8)
-        self._kinds = [kind for kind in attention_kinds(config.model) for _ in range(2)]  # two states a layer
+        self._axes = positions_axes(config.model)
         self._readers: dict[int, Any] = {}
 
     def of(self, prompts: tf.Tensor, lengths: tf.Tensor, ends: tf.Tensor, controls: Controls) -> tf.Tensor:
@@ -141,8 +142,8 @@ class Continuation:
                 first, seen, *states = build_prefill(
                     inputs, config=self._config, mesh_impl=self._mesh_impl, eos_id=self._eos_id, top=None
                 )
-            kept = zip(states, self._kinds, strict=True)
-            found = [first, seen, *(x if kind == "linear" else _resized(x, longest) for x, kind in kept)]
+            kept = zip(states, self._axes, strict=True)
+            found = [first, seen, *(_resized(x, axis, longest) for x, axis in kept)]
             return [x[0] for x in found]
 
         if length not in self._readers:
@@ -151,8 +152,7 @@ class Continuation:
 
     def _go_on(self, state: _State, room: int) -> tf.Tensor:
         """The first new tokens and those after them, in a graph with room for so many positions."""
-        kept = zip(state.states, self._kinds, strict=True)
-        states = [x if kind == "linear" else _resized(x, room) for x, kind in kept]
+        states = [_resized(x, axis, room) for x, axis in zip(state.states, self._axes, strict=True)]
 
         def unfinished(newest: tf.Tensor, seen: Any, lengths: tf.Tensor, ends: tf.Tensor, *rest: Any) -> tf.Tensor:
             del newest, seen, rest
@@ -182,9 +182,12 @@ class Continuation:
         return ends if self._eos_id is None else tf.where(tf.reduce_any(tf.equal(added, self._eos_id), 1), 0, ends)
 
 
-def _resized(state: tf.Tensor, size: int | tf.Tensor) -> tf.Tensor:
-    """Keys or values [rows, heads, positions, features], cut or padded to so many positions."""
-    rows, heads, _, features = state.shape
-    missing = tf.maximum(0, size - tf.shape(state)[2])
-    padded = tf.pad(state[:, :, :size], [[0, 0], [0, 0], [0, missing], [0, 0]])
-    return tf.ensure_shape(padded, [rows, heads, size if isinstance(size, int) else None, features])
+def _resized(state: tf.Tensor, axis: int | None, size: int | tf.Tensor) -> tf.Tensor:
+    """A state cut or padded to `size` positions along `axis`; unchanged if it has no such axis."""
+    if axis is None:
+        return state
+    missing = tf.maximum(0, size - tf.shape(state)[axis])
+    cut = state[(slice(None),) * axis + (slice(size),)]
+    padded = tf.pad(cut, [[0, missing if i == axis else 0] for i in range(state.shape.rank)])
+    shape = state.shape.as_list()
+    return tf.ensure_shape(padded, [*shape[:axis], size if isinstance(size, int) else None, *shape[axis + 1 :]])

@@ -20,7 +20,7 @@ from typing import ClassVar
 
 import tensorflow as tf
 
-from gpt_mesh.meshes import compat
+from gpt_mesh.meshes.stablehlo import Module
 
 Groups = Sequence[Sequence[int]]
 
@@ -108,7 +108,7 @@ class RuntimeCollectives(Collectives):
 
 
 class CompiledCollectives(Collectives):
-    """By XLA, as StableHLO (https://openxla.org/stablehlo/spec), whose replicas are the mesh positions.
+    """By XLA, as StableHLO, whose replicas are the mesh positions.
 
     XLA takes a program for one of several replicas, and asks TensorFlow which devices they are, when the program has
     one of TensorFlow's collective operations over all of them: `begin` puts a small one there. Exchanges are gathers of
@@ -122,17 +122,12 @@ class CompiledCollectives(Collectives):
     def all_reduce(self, x: tf.Tensor, position: tf.Tensor, groups: Groups, reduction: str) -> tf.Tensor:
         if len(groups[0]) == 1:
             return x
-        scalar = _type(x.dtype, [])
-        body = (
-            f"({{ ^bb0(%p: {scalar}, %q: {scalar}): %s = stablehlo.{_REDUCTIONS[reduction][1]} %p, %q : {scalar} "
-            f'"stablehlo.return"(%s) : ({scalar}) -> () }})'
-        )
-        return _stablehlo(f'"stablehlo.all_reduce"(%x) {body} {{{_replica_groups(groups)}}}', x, x.shape.as_list())
+        module = Module([x])
+        return module.run([module.all_reduce(module.arguments[0], _REDUCTIONS[reduction][1], groups)])[0]
 
     def all_gather(self, x: tf.Tensor, position: tf.Tensor, groups: Groups) -> tf.Tensor:
-        shape = x.shape.as_list()
-        text = f'"stablehlo.all_gather"(%x) {{all_gather_dim = 0 : i64, {_replica_groups(groups)}}}'
-        return _stablehlo(text, x[None], [len(groups[0]), *shape])
+        module = Module([x[None]])
+        return module.run([module.all_gather(module.arguments[0], groups)])[0]
 
 
 def _at(values: Sequence[int | bool], position: tf.Tensor) -> tf.Tensor:
@@ -144,26 +139,3 @@ def _place(groups: Groups, position: tf.Tensor) -> tf.Tensor:
     """Where this device stands in its group: int32 scalar."""
     place = {member: i for group in groups for i, member in enumerate(group)}
     return _at([place[i] for i in range(len(place))], position)
-
-
-_ELEMENTS = {
-    tf.float64: "f64", tf.float32: "f32", tf.bfloat16: "bf16", tf.float16: "f16",
-    tf.int64: "i64", tf.int32: "i32", tf.uint32: "ui32", tf.bool: "i1",
-}  # fmt: skip
-
-
-def _type(dtype: tf.DType, shape: Sequence[int]) -> str:
-    return f"tensor<{'x'.join([*map(str, shape), _ELEMENTS[dtype]])}>"
-
-
-def _replica_groups(groups: Groups) -> str:
-    rows = [list(group) for group in groups]
-    return f"replica_groups = dense<{rows}> : tensor<{len(rows)}x{len(rows[0])}xi64>"
-
-
-def _stablehlo(operation: str, x: tf.Tensor, shape: Sequence[int]) -> tf.Tensor:
-    """The result, of x's type and the given shape, of one StableHLO operation on %x."""
-    given, result = _type(x.dtype, x.shape.as_list()), _type(x.dtype, shape)
-    text = f"%r = {operation} : ({given}) -> {result} return %r : {result}"
-    module = f"module {{ func.func @main(%x: {given}) -> {result} {{ {text} }} }}"
-    return compat.xla_call_module(module, [x], [tf.TensorSpec(shape, x.dtype)])[0]

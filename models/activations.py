@@ -1,8 +1,7 @@
-"""Activation functions of the feed-forward layers, by the names of the config.
+"""Activation functions of the feed-forward layers: `ACTIVATIONS`, by the names of the config.
 
-All are computed in float32 at least, and written so that neither values nor gradients overflow where the function
-itself is finite. Most act on each element alone (`ELEMENTWISE`); some have learned scalars (`LEARNED`); `softmax` and
-`logsoftmax` act along the last dimension; `rrelu` has one slope a layer, drawn once and then fixed.
+All are computed in float32 or wider, and written so that neither values nor gradients overflow where the function
+itself is finite.
 """
 
 from __future__ import annotations
@@ -23,9 +22,63 @@ from gpt_mesh.models.kernels import kernel
 ElementFunction = Callable[[tf.Tensor], tf.Tensor]
 
 
+def activate(ctx: Context, x: mtf.Tensor, name: str, layer_name: str) -> mtf.Tensor:
+    """Apply an activation function.
+
+    Args:
+        x: any shape; the last dimension holds the features.
+        name: of the function, one of `ACTIVATIONS`.
+        layer_name: prefix of learned scalars, such as "h0/mlp": they are `gpt2/h0/mlp/activation/<parameter>`.
+
+    Returns:
+        The same shape and type.
+    """
+    return ACTIVATIONS[name].apply(ctx, x, layer_name)
+
+
+def activate_biased(ctx: Context, x: mtf.Tensor, bias: mtf.Tensor, name: str, layer_name: str) -> mtf.Tensor:
+    """The same of x plus a bias of its last dimension."""
+    return ACTIVATIONS[name].apply_biased(ctx, x, bias, layer_name)
+
+
+class Activation:
+    """Base of all; by itself, the identity."""
+
+    def apply(self, ctx: Context, x: mtf.Tensor, layer_name: str) -> mtf.Tensor:
+        """See `activate`."""
+        del ctx, layer_name
+        return x
+
+    def apply_biased(self, ctx: Context, x: mtf.Tensor, bias: mtf.Tensor, layer_name: str) -> mtf.Tensor:
+        """See `activate_biased`."""
+        return self.apply(ctx, x + bias, layer_name)
+
+
 @dataclass(frozen=True)
-class Learned:
-    """An activation with learned scalars.
+class Elementwise(Activation):
+    """A function of each element alone."""
+
+    function: ElementFunction
+
+    def apply(self, ctx: Context, x: mtf.Tensor, layer_name: str) -> mtf.Tensor:
+        return _elementwise(ctx, self.function, x)
+
+
+@dataclass(frozen=True)
+class Gelu(Elementwise):
+    """GELU, with its bias in C where that is available."""
+
+    def apply_biased(self, ctx: Context, x: mtf.Tensor, bias: mtf.Tensor, layer_name: str) -> mtf.Tensor:
+        fits = ctx.cpu_products and x.dtype == bias.dtype == tf.float32 and x.shape.dims[-1:] == bias.shape.dims
+        if not fits or not native.known():
+            return super().apply_biased(ctx, x, bias, layer_name)
+        outputs = [(x.shape, x.dtype)]
+        return kernel(_native_gelu, [x, bias], outputs, x.shape.dims, "gelu", _native_gelu_gradient)[0]
+
+
+@dataclass(frozen=True)
+class Learned(Activation):
+    """An elementwise function with learned scalars.
 
     Attributes:
         initial: initial value of each scalar, by its name. Those that must stay positive are learned as logarithms.
@@ -35,39 +88,50 @@ class Learned:
     initial: Mapping[str, float]
     function: Callable[..., tf.Tensor]
 
+    def apply(self, ctx: Context, x: mtf.Tensor, layer_name: str) -> mtf.Tensor:
+        names = {name: f"{layer_name}/activation/{name}" for name in self.initial}
+        return _elementwise(ctx, self.function, x, *[ctx.scalar(names[n], value) for n, value in self.initial.items()])
 
-def activate(ctx: Context, x: mtf.Tensor, name: str, layer_name: str) -> mtf.Tensor:
-    """Apply an activation function.
 
-    Args:
-        x: any shape; the last dimension holds the features.
-        name: of the function, one of `config.ACTIVATIONS`.
-        layer_name: prefix of learned scalars, such as "h0/mlp": they are `gpt2/h0/mlp/activation/<parameter>`.
+class RandomSlope(Activation):
+    """Leaky ReLU with one slope a layer, drawn once and then fixed: see `leaky`."""
 
-    Returns:
-        The same shape and type.
+    def apply(self, ctx: Context, x: mtf.Tensor, layer_name: str) -> mtf.Tensor:
+        return _elementwise(ctx, leaky(fixed_slope(ctx.init_seed, layer_name)), x)
+
+
+@dataclass(frozen=True)
+class AlongFeatures(Activation):
+    """A function of the last dimension.
+
+    Attributes:
+        on_slices: of slices that hold all features.
+        on_mesh: by mesh operations, for layouts that split the features.
     """
-    if name == "id":
-        return x
-    if name in ALONG_FEATURES:
-        return _along_features(ctx, x, name)
-    if name == "rrelu":
-        return _elementwise(ctx, leaky(fixed_slope(ctx.init_seed, layer_name)), x, name=name)
-    if name in ELEMENTWISE:
-        return _elementwise(ctx, ELEMENTWISE[name], x, name=name)
-    learned = LEARNED[name]
-    scalars = [
-        ctx.scalar(f"{layer_name}/activation/{parameter}", value) for parameter, value in learned.initial.items()
-    ]
-    return _elementwise(ctx, learned.function, x, *scalars, name=name)
+
+    on_slices: ElementFunction
+    on_mesh: Callable[[mtf.Tensor, mtf.Dimension], mtf.Tensor]
+
+    def apply(self, ctx: Context, x: mtf.Tensor, layer_name: str) -> mtf.Tensor:
+        features = x.shape.dims[-1]
+        if not ctx.is_whole(features):
+            return mtf.cast(self.on_mesh(mtf.cast(x, ctx.statistics_dtype), features), x.dtype)
+
+        def wide(x: tf.Tensor) -> tf.Tensor:
+            return tf.cast(self.on_slices(tf.cast(x, ctx.statistics_dtype)), x.dtype)
+
+        return kernel(wide, [x], [(x.shape, x.dtype)], x.shape.dims[:-1], "activation")[0]
 
 
-def activate_biased(ctx: Context, x: mtf.Tensor, bias: mtf.Tensor, name: str, layer_name: str) -> mtf.Tensor:
-    """The same of x plus a bias of its last dimension."""
-    fits = ctx.cpu_products and x.dtype == bias.dtype == tf.float32 and x.shape.dims[-1:] == bias.shape.dims
-    if name == "gelu" and fits and native.known():
-        return kernel(_native_gelu, [x, bias], [(x.shape, x.dtype)], x.shape.dims, name, _native_gelu_gradient)[0]
-    return activate(ctx, x + bias, name, layer_name)
+def _elementwise(ctx: Context, function: Callable[..., tf.Tensor], *inputs: mtf.Tensor) -> mtf.Tensor:
+    """`function` of the first input's elements and of scalars, for any layout."""
+    x = inputs[0]
+
+    def wide(x: tf.Tensor, *scalars: tf.Tensor) -> tf.Tensor:
+        return tf.cast(function(tf.cast(x, ctx.statistics_dtype), *scalars), x.dtype)
+
+    outputs = [(x.shape, x.dtype)]
+    return kernel(wide, inputs, outputs, x.shape.dims, "activation", recompute=ctx.tensor_cores)[0]
 
 
 def _native_gelu(x: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
@@ -87,32 +151,8 @@ def _native_gelu_gradient(
     return tf.reshape(dx, x.shape), dbias
 
 
-def _elementwise(ctx: Context, function: Callable[..., tf.Tensor], *inputs: mtf.Tensor, name: str) -> mtf.Tensor:
-    """`function` of the first input's elements and of scalars, for any layout."""
-    x = inputs[0]
-
-    def wide(x: tf.Tensor, *scalars: tf.Tensor) -> tf.Tensor:
-        return tf.cast(function(tf.cast(x, ctx.statistics_dtype), *scalars), x.dtype)
-
-    outputs = [(x.shape, x.dtype)]
-    return kernel(wide, inputs, outputs, x.shape.dims, name, recompute=ctx.tensor_cores)[0]
-
-
-def _along_features(ctx: Context, x: mtf.Tensor, name: str) -> mtf.Tensor:
-    """Softmax or its logarithm over the last dimension; where the layout splits it, by mesh operations."""
-    features = x.shape.dims[-1]
-    on_slices, on_mesh = ALONG_FEATURES[name]
-    if not ctx.is_whole(features):
-        return mtf.cast(on_mesh(mtf.cast(x, ctx.statistics_dtype), features), x.dtype)
-
-    def wide(x: tf.Tensor) -> tf.Tensor:
-        return tf.cast(on_slices(tf.cast(x, ctx.statistics_dtype)), x.dtype)
-
-    return kernel(wide, [x], [(x.shape, x.dtype)], x.shape.dims[:-1], name)[0]
-
-
 def fixed_slope(seed: int, layer_name: str) -> float:
-    """The negative side's share in [0, 1) of a layer's `rrelu`: a function of the config's seed and the layer's name.
+    """The s in [0, 1) of a layer's `rrelu` (see `leaky`), a function of the config's seed and the layer's name.
 
     A hash, not a generator: the same on every machine and with every version of a library.
     """
@@ -154,8 +194,7 @@ def _tanhexp(x: tf.Tensor) -> tf.Tensor:
     return x * tf.tanh(tf.exp(tf.minimum(x, 10.0)))
 
 
-ELEMENTWISE: dict[str, ElementFunction] = {
-    "gelu": _gelu,
+_ELEMENTWISE: dict[str, ElementFunction] = {
     "relu": tf.nn.relu,
     "sigmoid": tf.sigmoid,
     "tanh": tf.tanh,
@@ -218,7 +257,7 @@ def _aria(
 
 def _proottanh(x: tf.Tensor, log_p: tf.Tensor, log_q: tf.Tensor, log_r: tf.Tensor) -> tf.Tensor:
     """(|x|^p + q)^(1/r)·tanh(x), each parameter the exponential of what is learned; initially `roottanh`."""
-    log_x = tf.math.log(tf.maximum(tf.abs(x), 1e-6))  # log 0 is not wanted, least of all its gradient
+    log_x = tf.math.log(tf.maximum(tf.abs(x), 1e-6))  # log 0 and its gradient are infinite
     return tf.exp(_log_add_exp(tf.exp(log_p) * log_x, log_q) * tf.exp(-log_r)) * tf.tanh(x)
 
 
@@ -227,7 +266,13 @@ def _log_add_exp(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     return a + tf.nn.softplus(b - a)
 
 
-LEARNED: dict[str, Learned] = {
+ACTIVATIONS: dict[str, Activation] = {
+    "id": Activation(),
+    "gelu": Gelu(_gelu),
+    "rrelu": RandomSlope(),
+    "softmax": AlongFeatures(tf.nn.softmax, mtf.softmax),
+    "logsoftmax": AlongFeatures(tf.nn.log_softmax, mtf.log_softmax),
+    **{name: Elementwise(function) for name, function in _ELEMENTWISE.items()},
     "prelu": Learned({"slope": 0.2}, _prelu),
     "aria": Learned(
         {"lower": 0.0, "upper": 1.0, "log_rate": 0.0, "log_nu": 0.0, "log_c": 0.0, "log_q": 0.0},
@@ -236,10 +281,4 @@ LEARNED: dict[str, Learned] = {
     "parcsinh": Learned({"a": 1.0, "log_b": 0.0}, lambda x, a, log_b: a * tf.asinh(tf.exp(log_b) * x)),
     "psoftplus": Learned({"a": 1.0, "b": 1.0, "c": 0.0}, lambda x, a, b, c: a * tf.nn.softplus(b * x) + c),
     "proottanh": Learned({"log_p": math.log(2.0), "log_q": 0.0, "log_r": math.log(3.0)}, _proottanh),
-}
-
-# On slices that hold all features, and on the mesh.
-ALONG_FEATURES: dict[str, tuple[ElementFunction, Callable[[mtf.Tensor, mtf.Dimension], mtf.Tensor]]] = {
-    "softmax": (tf.nn.softmax, mtf.softmax),
-    "logsoftmax": (tf.nn.log_softmax, mtf.log_softmax),
 }

@@ -28,6 +28,8 @@ Those below are never split: no layout can name them.
 | axial_rows, axial_columns | of axial_pos_emb | axial position embeddings |
 | whole_sequence | positions | what is gathered before it is summed over positions |
 | whole_vocab | n_vocab | what is gathered before a token is chosen |
+| groups, group_tokens | of a sequence | tokens that compete for experts |
+| expert_capacity | tokens of a group | slots of an expert |
 | optimizer_part | of a weight's dimension | optimizer state that `split_optimizer_state` cuts as the batch is cut |
 """
 
@@ -141,3 +143,11 @@ def layout_tensors(model: ModelConfig, batch: int) -> dict[str, mtf.Shape]:
 def whole(dim: mtf.Dimension) -> mtf.Dimension:
     """The same dimension under a name that no layout splits."""
     return mtf.Dimension(f"whole_{dim.name}", dim.size)
+
+
+def token_groups(dims: Dims, tokens: int, capacity: int) -> tuple[mtf.Dimension, mtf.Dimension, mtf.Dimension]:
+    """How a mixture of experts divides a sequence: groups, the `tokens` of each, and an expert's slots for a group."""
+    assert dims.sequence.size % tokens == 0, (dims.sequence, tokens)
+    sizes = {"groups": dims.sequence.size // tokens, "group_tokens": tokens, "expert_capacity": capacity}
+    groups, group_tokens, slots = (mtf.Dimension(name, size) for name, size in sizes.items())
+    return groups, group_tokens, slots

@@ -23,11 +23,11 @@ import tensorflow as tf
 
 from gpt_mesh.models.activations import activate
 from gpt_mesh.models.context import Context
-from gpt_mesh.models.dims import whole
+from gpt_mesh.models.dims import token_groups, whole
 from gpt_mesh.models.dropout import Draw
 from gpt_mesh.models.kernels import kernel
 
-LEAST_CAPACITY = 4  # tokens of a group; in a small group the even split is too small for chance fluctuations
+MIN_CAPACITY = 4  # tokens of a group; in a small group the even split is too small for chance fluctuations
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,9 @@ class Routing:
         factor = moe.moe_capacity_factor_train if ctx.train else moe.moe_capacity_factor_eval
         capacity = tokens
         if factor is not None:
-            capacity = min(tokens, max(LEAST_CAPACITY, math.ceil(factor * tokens / moe.moe_num_experts)))
+            capacity = min(tokens, max(MIN_CAPACITY, math.ceil(factor * tokens / moe.moe_num_experts)))
         return cls(
-            groups=mtf.Dimension("groups", length // tokens),
-            tokens=mtf.Dimension("group_tokens", tokens),
-            capacity=mtf.Dimension("expert_capacity", capacity),
+            *token_groups(ctx.dims, tokens, capacity),
             policy=moe.moe_second_policy_train if ctx.train else moe.moe_second_policy_eval,
             threshold=moe.moe_second_threshold_train if ctx.train else moe.moe_second_threshold_eval,
         )
@@ -171,10 +169,10 @@ def _chooser(policy: str, threshold: float) -> Callable[..., tuple[tf.Tensor, ..
 
 def _balance_loss(ctx: Context, choice: Choice) -> mtf.Tensor:
     """`Balance.loss`."""
-    moe = ctx.model.moe_params
+    moe, tokens = ctx.model.moe_params, choice.gates.shape.dims[2]
 
     def uneven(gates: mtf.Tensor, chosen: mtf.Tensor) -> mtf.Tensor:
-        by_expert = mtf.Shape([dim for dim in gates.shape.dims if dim.name != "group_tokens"])
+        by_expert = mtf.Shape([dim for dim in gates.shape.dims if dim != tokens])
         gate, routed = (mtf.reduce_mean(t, output_shape=by_expert) for t in (gates, chosen))
         return mtf.reduce_mean(gate * routed) * float(moe.moe_num_experts**2)
 

@@ -19,9 +19,9 @@ from gpt_mesh.meshes.compat import mtf
 
 from gpt_mesh.config import Config
 from gpt_mesh.meshes.devices import MeshPlan
+from gpt_mesh.models.attention.linear import CHUNK
 from gpt_mesh.models.dims import Dims, whole
-from gpt_mesh.models.linear_attention import CHUNK
-from gpt_mesh.models.moe import LEAST_CAPACITY
+from gpt_mesh.models.moe import MIN_CAPACITY
 from gpt_mesh.models.shapes import weight_shapes
 from gpt_mesh.steps.microbatches import microbatch_size
 
@@ -254,7 +254,7 @@ def _mixture(config: Config, dims: Dims, together: bool) -> list[Operation]:
     """Tokens go to the experts and back; an expert is two products. Where there is room for all, none goes anywhere."""
     moe, length = config.model.moe_params, dims.sequence.size
     tokens = max(n for n in range(1, min(length, moe.moe_group_size) + 1) if length % n == 0)
-    room = max(LEAST_CAPACITY, math.ceil(moe.moe_capacity_factor_train * tokens / moe.moe_num_experts))
+    room = max(MIN_CAPACITY, math.ceil(moe.moe_capacity_factor_train * tokens / moe.moe_num_experts))
     kernel = (dims.experts, dims.embd, dims.expert_hidden)
     rows = whole(dims.batch) if together else dims.batch
     stream: Tensor = (dims.batch, dims.sequence, dims.embd)

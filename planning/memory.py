@@ -19,9 +19,12 @@ import tensorflow as tf
 from gpt_mesh.config import Config
 from gpt_mesh.meshes import native
 from gpt_mesh.meshes.devices import OPTIMIZER_PART, MeshPlan, have_tensor_cores
-from gpt_mesh.models import cpu_attention, flash_attention, vocabulary_loss
+from gpt_mesh.models import vocabulary_loss
+from gpt_mesh.models.attention import cudnn
+from gpt_mesh.models.attention import native as native_attention
+from gpt_mesh.models.attention.backend import View
+from gpt_mesh.models.attention.linear import CHUNK
 from gpt_mesh.models.dims import Dims, whole
-from gpt_mesh.models.linear_attention import CHUNK
 from gpt_mesh.models.shapes import weight_shapes
 from gpt_mesh.objectives.registry import objective_of
 from gpt_mesh.optimizers.registry import find
@@ -58,7 +61,7 @@ class _Memory:
         kinds = Counter(_kind(config, number) for number in range(config.model.n_layer))
         self.layers = {
             fused: [(count, _layer(config, *kind, fused=fused)) for kind, count in kinds.items()]
-            for fused in (None, flash_attention, cpu_attention)
+            for fused in (None, cudnn, native_attention)
         }
         dims = Dims.of(config.model, 1, config.model.n_ctx)
         self.stream = {(dims.sequence, dims.embd): float(_activation_bytes(config))}
@@ -116,7 +119,7 @@ class _Memory:
         if not training.fused_ops or self.config.optimizer.entmax_loss or {"vocab", "embd"} & splits.keys():
             return everything
         narrow = _activation_bytes(self.config)
-        if _fused_attention(plan) is cpu_attention and narrow == 4:
+        if _fused_attention(plan) is native_attention and narrow == 4:
             return min(everything / 2, 4.0 * vocabulary_loss.CPU_TOKENS * self.config.model.n_vocab)
         on_cpu = all("CPU" in name for name in plan.devices)
         piece = min(everything, 2 * (vocabulary_loss.CPU_BYTES if on_cpu else vocabulary_loss.GPU_BYTES))
@@ -126,9 +129,9 @@ class _Memory:
 def _fused_attention(plan: MeshPlan) -> ModuleType | None:
     """Whose attention may keep no scores on these devices: see models/attention.py."""
     if plan.compiled and have_tensor_cores(plan.devices):
-        return flash_attention
+        return cudnn
     on_cpu = plan.compiled and all("CPU" in name for name in plan.devices)
-    return cpu_attention if on_cpu and native.known() else None
+    return native_attention if on_cpu and native.known() else None
 
 
 def _activation_bytes(config: Config) -> int:
@@ -191,10 +194,10 @@ def _takes_fused(config: Config, attention: str, fused: ModuleType) -> bool:
     if model.num_mem_kv or model.attn_dropout or not config.training.fused_ops:
         return False
     dtype = tf.bfloat16 if config.training.precision == "bfloat16" else tf.float32
-    if fused is cpu_attention:
+    if fused is native_attention:
         return dtype == tf.float32
     window = model.local_attention_radius if attention == "local" else None
-    return flash_attention.fits(model.n_ctx, model.head_size, dtype, objective_of(config).causal, window)
+    return cudnn.fits(model.n_ctx, model.head_size, dtype, View(objective_of(config).causal, window))
 
 
 def _add_feed_forwards(

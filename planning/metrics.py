@@ -7,7 +7,7 @@ import re
 import tensorflow as tf
 
 from gpt_mesh.config import ModelConfig
-from gpt_mesh.models.linear_attention import CHUNK
+from gpt_mesh.models.attention.linear import CHUNK
 
 # Dense matmul peaks in FLOP/s from the makers' data sheets, by a part of the device's name and precision. float32 is
 # TF32 where the device has it: TensorFlow multiplies float32 matrices so by default.

@@ -19,14 +19,13 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from pathlib import Path
 
 from gpt_mesh.meshes.compat import mtf  # noqa: F401  (before TensorFlow, which it keeps quiet)
 
 import tensorflow as tf
 
-from gpt_mesh.meshes import compat, compiled_cache
+from gpt_mesh.meshes import compiled_cache, stablehlo
 from gpt_mesh.storage import files
 
 FOLDER = Path(__file__).parent
@@ -156,10 +155,6 @@ def _last_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
-_TYPES = {tf.float32: "f32", tf.int32: "i32"}
-_ALIAS = "#stablehlo.output_operand_alias<output_tuple_indices = [{}], operand_index = {}, operand_tuple_indices = []>"
-
-
 def call(
     target: str,
     operands: Sequence[tf.Tensor],
@@ -175,29 +170,10 @@ def call(
         attributes: what else the target is told, by name.
         in_place: which results, by number, take the places of which operands.
     """
-    names = ", ".join(f"%arg{i}" for i in range(len(operands)))
-    parameters = ", ".join(f"%arg{i}: {_type(x)}" for i, x in enumerate(operands))
-    given, found = (", ".join(_type(x) for x in tensors) for tensors in (operands, results))
-    single = len(results) == 1
-    told = [
-        "api_version = 4 : i32",
-        f"output_operand_aliases = [{', '.join(_ALIAS.format(i, j) for i, j in (in_place or {}).items())}]",
-        f"backend_config = {{{', '.join(_attribute(name, x) for name, x in (attributes or {}).items())}}}",
-    ]
-    module = f"""module @gpt_mesh {{
-  func.func public @main({parameters}) -> ({found}) {{
-    %0{"" if single else f":{len(results)}"} = stablehlo.custom_call @gpt_mesh_{target}({names})
-        {{{", ".join(told)}}} : ({given}) -> ({found})
-    return {"%0" if single else ", ".join(f"%0#{i}" for i in range(len(results)))} : {found}
-  }}
-}}
-"""
-    return compat.xla_call_module(module, list(operands), list(results), platform="CPU")
-
-
-def _type(x: tf.Tensor | tf.TensorSpec) -> str:
-    return f"tensor<{''.join(f'{n}x' for n in x.shape)}{_TYPES[x.dtype]}>"
-
-
-def _attribute(name: str, x: int | float) -> str:
-    return f"{name} = {int(x)} : i64" if isinstance(x, Integral) else f"{name} = {float(x):.17e} : f64"
+    module = stablehlo.Module(operands)
+    told = {
+        "api_version": "4 : i32",
+        "output_operand_aliases": stablehlo.aliases(in_place or {}),
+        "backend_config": stablehlo.dictionary(attributes or {}),
+    }
+    return module.run(module.custom_call(f"gpt_mesh_{target}", module.arguments, results, told), platform="CPU")

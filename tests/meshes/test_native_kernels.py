@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from gpt_mesh.meshes import native, products
-from gpt_mesh.models import activations, cpu_attention, norms
+from gpt_mesh.models import activations, norms
+from gpt_mesh.models.attention import native as native_attention
+from gpt_mesh.models.attention.backend import View
 
 import tensorflow as tf  # isort: skip  (after compat, which quiets its start-up)
 
@@ -93,8 +95,8 @@ def test_attention(sizes: tuple[int, int, int, int], causal: bool, window: int |
     wanted, weights = attention(wide[0], wide[1], wide[2], causal, window)
 
     def both(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        found = cpu_attention.attend(q, k, v, causal, window)
-        return *found, *cpu_attention.gradient(q, k, v, *found, upstream, causal, window)
+        found = native_attention.attend(q, k, v, View(causal, window))
+        return *found, *native_attention.gradient(q, k, v, *found, upstream, View(causal, window))
 
     attended, log_sums, dq, dk, dv = compiled(both, q, k, v, upstream)
     assert_near(attended, wanted, 2e-6)
@@ -115,7 +117,7 @@ def test_attention_over_many_positions() -> None:
     """More than a block of queries has room for scores with."""
     sizes = (1, 9000, 1, 4)
     q, k, v = (drawn(*sizes) for _ in range(3))
-    attended, _ = compiled(lambda q, k, v: cpu_attention.attend(q, k, v, True, None), q, k, v)
+    attended, _ = compiled(lambda q, k, v: native_attention.attend(q, k, v, View(True, None)), q, k, v)
     for position in (0, 4095, 8999):
         scores = (q[0, position, 0].astype(np.float64) * k[0, : position + 1, 0]).sum(-1)
         weights = np.exp(scores - scores.max())
@@ -131,8 +133,8 @@ def test_gradients_of_attention_over_many_positions(window: int | None) -> None:
     upstream[:, -last:] = drawn(1, last, 1, 4)
 
     def both(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        found = cpu_attention.attend(q, k, v, True, window)
-        return cpu_attention.gradient(q, k, v, *found, upstream, True, window)
+        found = native_attention.attend(q, k, v, View(True, window))
+        return native_attention.gradient(q, k, v, *found, upstream, View(True, window))
 
     found = compiled(both, q, k, v, upstream)
     wide_q, wide_k, wide_v, dy = (x[0, :, 0].astype(np.float64) for x in (q, k, v, upstream))
@@ -195,7 +197,7 @@ def test_what_is_no_number_stays_no_number(place: str, bits: int) -> None:
     assert np.isnan(found).all()
     q = drawn(1, 8, 1, 16)
     q[0, 3] = np.nan
-    attended, _ = compiled(lambda q: cpu_attention.attend(q, q, q, True, None), q)
+    attended, _ = compiled(lambda q: native_attention.attend(q, q, q, View(True, None)), q)
     assert np.isnan(attended[0, 3:]).all()
 
 

@@ -15,7 +15,9 @@ from gpt_mesh import model_fns
 from gpt_mesh.engine.engine import Engine
 from gpt_mesh.meshes import native, products
 from gpt_mesh.models import gpt
-from gpt_mesh.models.cache import Decode, Place, Prefill, turned
+from gpt_mesh.models.attention.cache import Decode, Prefill
+from gpt_mesh.models.attention.kind import Loop, Place
+from gpt_mesh.models.attention.kinds import layer_kinds
 from gpt_mesh.models.dims import Dims
 from tests.support import reference
 from tests.support.models import enlarge_weights, make_engine, tiny_config, token_batch, weights_of
@@ -37,17 +39,13 @@ def cached_logits(engine: Engine, read: int, dtype: tf.DType) -> Any:
         parts = [gpt.logits(ctx, mtf.import_tf_tensor(ctx.mesh, tokens[:, :read], shape), prefill)]
         one = dataclasses.replace(ctx, dims=Dims.of(model, batch, 1, read, width - read))
         shape = mtf.Shape([one.dims.batch, one.dims.sequence])
-        new = mtf.Shape([one.dims.batch, one.dims.heads, one.dims.new_positions, one.dims.features_per_head])
-        linear = [kind == "linear" for kind in model.attention_types if kind != "none"]
-        kept = [None if sums else turned(state) for sums, state in zip(linear, prefill.states, strict=True)]
-        empty = mtf.zeros(ctx.mesh, new, dtype=dtype)
-        states = [state if sums else turned((empty, empty)) for sums, state in zip(linear, prefill.states, strict=True)]
+        loops = [kind.begin(one, state) for kind, state in zip(layer_kinds(model), prefill.states, strict=True)]
         for position in range(read, width):
             place = Place(start, mtf.constant(ctx.mesh, position - read, dtype=tf.int32))
-            cache = Decode(place, kept, states)
+            cache = Decode(place, loops)
             token = mtf.import_tf_tensor(ctx.mesh, tokens[:, position : position + 1], shape)
             parts.append(gpt.logits(one, token, cache))
-            states = cache.states
+            loops = [Loop(loop.fixed, state) for loop, state in zip(loops, cache.current, strict=True)]
         lowering = mtf.Lowering(ctx.mesh.graph, {ctx.mesh: mesh_impl}, autostack=False)
         return tf.concat([lowering.export_to_tf_tensor(part) for part in parts], 1)
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from gpt_mesh import model_fns
 from gpt_mesh.engine.engine import Engine
-from gpt_mesh.models import linear_attention
+from gpt_mesh.models.attention import linear
 from gpt_mesh.objectives.registry import objective_of
 from tests.models.test_cache import cached_logits
 from tests.support import family
@@ -90,7 +90,7 @@ def logits_engine(*, scale: float = 0.5, **keys: Any) -> tuple[Engine, Any, np.n
     ids=[*VARIANTS, *[f"{name}, both ways" for name in BOTH_WAYS], "both ways"],
 )
 def test_logits_are_those_of_the_reference(keys, monkeypatch):
-    monkeypatch.setattr(linear_attention, "CHUNK", 5)  # 12 positions: two chunks and a rest
+    monkeypatch.setattr(linear, "CHUNK", 5)  # 12 positions: two chunks and a rest
     engine, logits, tokens = logits_engine(**keys)
     found, wanted = logits(tokens).numpy(), family.logits(weights_of(engine), tokens, engine.config)
     assert np.abs(wanted).max() > 1
@@ -100,12 +100,12 @@ def test_logits_are_those_of_the_reference(keys, monkeypatch):
 @pytest.mark.parametrize("memory", [0, 4])
 @pytest.mark.parametrize(("chunk", "positions"), [(128, 150), (128, 128), (5, 17), (5, 3)])
 def test_causal_linear_attention_of_any_length(chunk, positions, memory, monkeypatch):
-    monkeypatch.setattr(linear_attention, "CHUNK", chunk)
+    monkeypatch.setattr(linear, "CHUNK", chunk)
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((2, positions, 3, 4)) for _ in range(3))
     learned = [rng.standard_normal((memory, 3, 4)) for _ in range(2)]
     given = [tf.constant(t) for t in learned if memory]
-    found = linear_attention._causal(tf.constant(q), tf.constant(k), tf.constant(v), given)
+    found = linear._causal(tf.constant(q), tf.constant(k), tf.constant(v), given)
     keys, values = (np.concatenate([np.stack([m, m]), t], 1) for m, t in zip(learned, (k, v), strict=True))
     wanted = np.zeros_like(q)
     for row, head, position in np.ndindex(2, 3, positions):
@@ -216,7 +216,7 @@ GRADIENT_KEYS = {"beta1": 0.0, "gradient_clipping": None, "warmup_steps": 10, "z
     ids=["combined", "both ways, rotary, rezero", "shared, rotary, untied", "recomputed in parts"],
 )
 def test_gradients_are_finite_differences_of_the_loss(keys, monkeypatch):
-    monkeypatch.setattr(linear_attention, "CHUNK", 5)
+    monkeypatch.setattr(linear, "CHUNK", 5)
     engine = make_engine(tiny_config(**{**SMALL, **GRADIENT_KEYS, **keys}), compiled=False)
     tokens = token_batch(engine.config)
 

@@ -15,7 +15,8 @@ import tensorflow as tf
 from gpt_mesh.engine.engine import Engine
 from gpt_mesh.meshes import compat
 from gpt_mesh.meshes.devices import MeshPlan, have_tensor_cores
-from gpt_mesh.models import flash_attention
+from gpt_mesh.models.attention import cudnn
+from gpt_mesh.models.attention.backend import View
 from tests.support.models import enlarge_weights, make_engine, tiny_config, train, unoptimised_graphs
 
 BATCH, POSITIONS, HEADS, FEATURES = 2, 128, 3, 16
@@ -41,7 +42,10 @@ class StandIn:
     def __init__(self) -> None:
         self.calls: dict[str, int] = {}
 
-    def __call__(self, module: str, arguments: list[tf.Tensor], results: list[tf.TensorSpec]) -> list[tf.Tensor]:
+    def __call__(
+        self, module: str, arguments: list[tf.Tensor], results: list[tf.TensorSpec], platform: str
+    ) -> list[tf.Tensor]:
+        assert platform == "CUDA"
         target = re.search(r"@__cudnn\$(\w+)\(", module)
         quoted = re.search(r'backend_config = ("(?:[^"\\]|\\.)*")', module)
         assert target and quoted
@@ -97,8 +101,8 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
 @pytest.fixture
 def any_type(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wider types than cuDNN takes, so that equality can be told to more digits."""
-    fits = flash_attention.fits
-    monkeypatch.setattr(flash_attention, "fits", lambda n, f, dtype, *rest: fits(n, f, tf.bfloat16, *rest))
+    fits = cudnn.fits
+    monkeypatch.setattr(cudnn, "fits", lambda n, f, dtype, *rest: fits(n, f, tf.bfloat16, *rest))
 
 
 def engine_with(keys: dict[str, Any], *, flash: bool) -> Engine:
@@ -177,14 +181,16 @@ def test_the_module_says_where_in_memory_everything_lies(monkeypatch: pytest.Mon
     """As XLA wants it of such calls: operands in the order of their dimensions, results with positions before heads."""
     modules = []
 
-    def write_down(module: str, arguments: list[tf.Tensor], results: list[tf.TensorSpec]) -> list[tf.Tensor]:
+    def write_down(
+        module: str, arguments: list[tf.Tensor], results: list[tf.TensorSpec], platform: str
+    ) -> list[tf.Tensor]:
         modules.append(module)
         return [tf.zeros(result.shape, result.dtype) for result in results]
 
     monkeypatch.setattr(compat, "xla_call_module", write_down)
     q = tf.zeros([2, 64, 4, 8], tf.bfloat16)
-    attended, log_sums = flash_attention.attend(q, q, q, True, 16)
-    flash_attention.gradient(q, q, q, attended, log_sums, q, True, 16)
+    attended, log_sums = cudnn.attend(q, q, q, View(True, 16))
+    cudnn.gradient(q, q, q, attended, log_sums, q, View(True, 16))
     forward, backward = modules
     whole, by_head, sums = "tensor<2x64x4x8xbf16>", "tensor<2x4x64x8xbf16>", "tensor<2x4x64xf32>"
     straight, turned = "dense<[3, 2, 1, 0]> : tensor<4xindex>", "dense<[3, 1, 2, 0]> : tensor<4xindex>"
@@ -202,14 +208,14 @@ def test_the_module_says_where_in_memory_everything_lies(monkeypatch: pytest.Mon
         assert '\\"dimensions\\": [\\"2\\", \\"4\\", \\"64\\", \\"64\\"]' in module
 
 
-def test_the_products_inside_are_numbered_as_xla_numbers_them() -> None:
-    assert flash_attention._product("bqhf,bkhf") == {
+def test_the_matmuls_inside_are_numbered_as_xla_numbers_them() -> None:
+    assert cudnn._matmul("bqhf,bkhf") == {
         "lhs_contracting_dimensions": ["3"],
         "rhs_contracting_dimensions": ["3"],
         "lhs_batch_dimensions": ["0", "2"],
         "rhs_batch_dimensions": ["0", "2"],
     }
-    assert flash_attention._product("bhqk,bqhf") == {
+    assert cudnn._matmul("bhqk,bqhf") == {
         "lhs_contracting_dimensions": ["2"],
         "rhs_contracting_dimensions": ["1"],
         "lhs_batch_dimensions": ["0", "1"],
@@ -220,7 +226,7 @@ def test_the_products_inside_are_numbered_as_xla_numbers_them() -> None:
 @needs_gpu
 @pytest.mark.parametrize(("causal", "window"), [(True, None), (True, 48), (False, None)])
 def test_the_kernels_equal_float32_attention(causal: bool, window: int | None) -> None:
-    rng = np.random.default_rng(0)
+    rng, view = np.random.default_rng(0), View(causal, window)
     shape = (BATCH, POSITIONS, HEADS, FEATURES)
     q, k, v, upstream = (tf.cast(rng.standard_normal(shape), tf.bfloat16) for _ in range(4))
     settings = {
@@ -231,8 +237,8 @@ def test_the_kernels_equal_float32_attention(causal: bool, window: int | None) -
 
     @tf.function(jit_compile=True, autograph=False)
     def kernels() -> tuple[tf.Tensor, ...]:
-        attended, log_sums = flash_attention.attend(q, k, v, causal, window)
-        return attended, log_sums, *flash_attention.gradient(q, k, v, attended, log_sums, upstream, causal, window)
+        attended, log_sums = cudnn.attend(q, k, v, view)
+        return attended, log_sums, *cudnn.gradient(q, k, v, attended, log_sums, upstream, view)
 
     found = kernels()
     attended, log_sums = StandIn.fmhaSoftmax(settings, q, k, v)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from gpt_mesh.models import local_attention
+from gpt_mesh.models.attention import blocks
+from gpt_mesh.models.attention.backend import View
 from tests.support.models import enlarge_weights, make_engine, tiny_config, token_batch
 
 BATCH, HEADS, FEATURES, LEARNED = 2, 3, 4, 2
-MASKED = -1e10
 
 
 def sees(query: Any, key: Any, window: int, causal: bool) -> Any:
@@ -47,10 +47,7 @@ def test_equals_every_pair_in_view(causal: bool, learned: int, positions: int, w
     given = [tf.constant(x) for x in (q, k, v, *memory)]
 
     def value(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, *memory: tf.Tensor) -> tf.Tensor:
-        return local_attention.attend(
-            q, k, v, memory, size=size, causal=causal, masked=MASKED, dtype=tf.float64,
-            sees=lambda query, key: sees(query, key, window, causal),
-        )  # fmt: skip
+        return blocks.attend(q, k, v, memory, size=size, view=View(causal, window), dtype=tf.float64)
 
     with tf.GradientTape() as tape:
         tape.watch(given)
@@ -69,11 +66,11 @@ def test_equals_every_pair_in_view(causal: bool, learned: int, positions: int, w
 
 
 def test_blocks_are_used_where_they_save_something() -> None:
-    assert local_attention.block_size(4096, 256, True) == 256
-    assert local_attention.block_size(256, 4, True) == local_attention.LEAST_BLOCK
-    assert local_attention.block_size(512, 256, True) is None
-    assert local_attention.block_size(513, 256, True) == 256
-    assert local_attention.block_size(700, 256, False) is None
+    assert blocks.block_size(4096, 256, True) == 256
+    assert blocks.block_size(256, 4, True) == blocks.MIN_BLOCK
+    assert blocks.block_size(512, 256, True) is None
+    assert blocks.block_size(513, 256, True) == 256
+    assert blocks.block_size(700, 256, False) is None
 
 
 @pytest.mark.parametrize(
@@ -86,9 +83,9 @@ def test_blocks_are_used_where_they_save_something() -> None:
     ids=["memory keys", "rotary, split heads", "masked"],
 )
 def test_training_is_that_of_the_plain_operations(keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_attention, "LEAST_BLOCK", 1)  # or none would be short enough here
-    attend = Mock(wraps=local_attention.attend)
-    monkeypatch.setattr(local_attention, "attend", attend)
+    monkeypatch.setattr(blocks, "MIN_BLOCK", 1)  # or none would be short enough here
+    attend = Mock(wraps=blocks.attend)
+    monkeypatch.setattr(blocks, "attend", attend)
 
     def numbers(**more: Any) -> list[float]:
         config = tiny_config(n_layer=1, attention_types=[[["local"], 1]], **keys, **more)

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from gpt_mesh import model_fns
 from gpt_mesh.meshes.variables import VariableStore
-from gpt_mesh.models.norms import norm
+from gpt_mesh.models.norms import norm_of
 from tests.support.models import mesh_of, tiny_config
 
 BATCH, SEQUENCE, EMBD = 4, 6, 16
@@ -47,7 +47,7 @@ def run(
             ctx = model_fns.make_context(config, implementation, BATCH, SEQUENCE, dtype)
             shape = mtf.Shape([ctx.dims.batch, ctx.dims.sequence, ctx.dims.embd])
             x, dy = (mtf.import_tf_tensor(ctx.mesh, t, shape) for t in (x, dy))
-            y = norm(ctx, x, "ln_f")
+            y = norm_of(config.model).apply(ctx, x, "ln_f")
             assert (y.shape, y.dtype) == (x.shape, x.dtype)
             weights = ctx.mesh.graph.trainable_variables
             gradients = mtf.gradients([mtf.reduce_sum(y * dy)], [x, *[w.value for w in weights]])

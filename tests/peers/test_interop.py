@@ -19,7 +19,7 @@ from gpt_mesh.engine import checkpoint_stream, checkpoints
 from gpt_mesh.interop.architectures import gpt_neo
 from gpt_mesh.interop.export_model import export_model
 from gpt_mesh.interop.import_model import import_model
-from gpt_mesh.models.activations import ELEMENTWISE
+from gpt_mesh.models.activations import ACTIVATIONS, Elementwise
 from tests.peers.test_hugging_face import LARGE_TOLERANCE, MIXED, MODEL, TRAINED_TOLERANCE, held_out, large
 from tests.support.outside import TRANSFORMERS_5, ask
 from tests.support.runs import Workspace, weights
@@ -93,7 +93,8 @@ def test_activations_are_the_same_under_their_names_there(tmp_path: Path) -> Non
     for site in SITES:
         theirs = ask("activations", {"names": list(names), "x": x.tolist()}, tmp_path, site=site)
         for name, ours in names.items():
-            found = x if ours == "id" else ELEMENTWISE[ours](tf.constant(x)).numpy()
+            activation = ACTIVATIONS[ours]
+            found = activation.function(tf.constant(x)).numpy() if isinstance(activation, Elementwise) else x
             np.testing.assert_allclose(found, theirs[name], rtol=0, atol=2e-6, err_msg=name)
 
 

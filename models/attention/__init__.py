@@ -1,0 +1,1 @@
+"""Attention: the layer, its kinds, their backends, and what decoding keeps."""
