@@ -28,6 +28,7 @@ from gpt_mesh.cluster.addresses import Cluster, find_cluster
 from gpt_mesh.cluster.chief import hosts_of
 from gpt_mesh.config import Config, generation_settings, load_config
 from gpt_mesh.data.encoders import Encoder
+from gpt_mesh.data.end_of_text import end_of_text
 from gpt_mesh.engine import checkpoints
 from gpt_mesh.engine.building import make_plan, restored_engine
 from gpt_mesh.engine.engine import Engine
@@ -291,8 +292,7 @@ class Model:
     @property
     def eos_id(self) -> int | None:
         """The end-of-text token: the dataset's `eos_id`, or else the tokenizer's."""
-        own = self.config.data.datasets[0].dataset.eos_id
-        return self.encoder.eos_id if own is None else own
+        return end_of_text(self.config.data.datasets[0].dataset, self.encoder)
 
     def logits(self, tokens: ArrayLike) -> NDArray[np.float32]:
         """Logits of the next token at each position.
@@ -454,7 +454,7 @@ class Model:
         """
         dataset = self.config.data.datasets[0].dataset
         encoder = None if dataset.tokenizer_path is None else self.encoder
-        eos_id = dataset.eos_id if encoder is None else self.eos_id
+        eos_id = end_of_text(dataset, encoder)
         return saved_model.save(directory, self.config, self.engine.store, encoder, eos_id, overwrite=overwrite)
 
     @property

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from gpt_mesh.config import Config, DatasetUse
 from gpt_mesh.data.bytes import byte_lengths
-from gpt_mesh.data.check import as_sampled, known_eos_id, misfits
+from gpt_mesh.data.check import as_sampled, misfits
 from gpt_mesh.data.corpus import Corpus, Ints, Pieces, copy_pieces, data_files, load_corpus
 from gpt_mesh.data.encoders import Encoder
+from gpt_mesh.data.end_of_text import end_of_text
 from gpt_mesh.data.manifest import text_bytes
 from gpt_mesh.data.mixture import Mixture
 from gpt_mesh.data.permutation import derive_key, keyed_uint64, permute
@@ -109,7 +110,7 @@ def _training_samples(config: Config, number: int, progress: bool) -> _Samples:
         stitch=stitch,
         shuffled=config.data.shuffle_input_filenames or not chunks,
         width=config.model.n_ctx + 1,
-        eos_id=(known_eos_id(use.dataset) or 0) if stitch > 1 else 0,
+        eos_id=(end_of_text(use.dataset) or 0) if stitch > 1 else 0,
         name=f"{use.id} {listed_before}",
         seed=config.training.seed,
     )
@@ -345,7 +346,7 @@ def _held_out_windows(
     width = config.model.n_ctx + 1
     if use.sampling_mode == "chunks":
         return DocumentWindows(corpus, width, None, stride)
-    eos_id = known_eos_id(use.dataset)
+    eos_id = end_of_text(use.dataset)
     if packed is None:
         return DocumentWindows(corpus, width, eos_id, stride)
     windows = PackedWindows(corpus, width, eos_id, packed)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from gpt_mesh.config import Config, DatasetConfig, DatasetUse
 from gpt_mesh.data.corpus import Corpus, data_files, load_indexes
 from gpt_mesh.data.encoders import Encoder, load_encoder
+from gpt_mesh.data.end_of_text import end_of_text
 from gpt_mesh.data.manifest import unlike_manifests
 from gpt_mesh.data.tfrecords import RecordIndex
 from gpt_mesh.data.tokenizer_check import tokenizer_misfits, wrong_tokenizer
@@ -19,13 +20,6 @@ from gpt_mesh.errors import InputError
 _SAMPLES = 3
 _SAMPLE_TOKENS = 48
 _BAR = 40  # characters of the histogram's longest bar
-
-
-def known_eos_id(dataset: DatasetConfig) -> int | None:
-    """The dataset config's eos_id, else its tokenizer's, else None; never a guess."""
-    if dataset.eos_id is not None or not dataset.tokenizer_path:
-        return dataset.eos_id
-    return load_encoder(dataset.resolve(dataset.tokenizer_path), dataset.tokenizer_is_pretrained).eos_id
 
 
 def known_padding_id(dataset: DatasetConfig) -> int | None:
@@ -39,7 +33,7 @@ def as_sampled(use: DatasetUse, corpus: Corpus) -> Corpus:
     """The documents as samples are made of them. Raises InputError when a tokenizer that must be known is not there."""
     if use.sampling_mode == "chunks" or not any(corpus.dtypes):
         return corpus
-    eos_id = known_eos_id(use.dataset)
+    eos_id = end_of_text(use.dataset)
     return (corpus if eos_id is None else corpus.without_final(eos_id)).without_empty()
 
 
@@ -110,7 +104,7 @@ def _stitch_misfits(config: Config, use: DatasetUse, corpus: Corpus) -> Iterator
 def _separator_misfits(config: Config, use: DatasetUse, required: bool) -> Iterator[str]:
     dataset, n_vocab = use.dataset, config.model.n_vocab
     try:
-        eos_id = known_eos_id(dataset)
+        eos_id = end_of_text(dataset)
     except InputError as error:
         yield f"{dataset.source}: eos_id is not set, and tokenizer_path gives none ({error}); set eos_id"
         return

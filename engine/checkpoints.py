@@ -72,8 +72,8 @@ def finish(directory: str, step: int) -> None:
     proto = tf.compat.v1.train.generate_checkpoint_state_proto(".", names[-1], names)
     files.write_text(os.path.join(directory, "checkpoint"), text_format.MessageToString(proto), durable=True)
     for name in files.list_folder(directory):
-        match = re.match(rf"{re.escape(_PREFIX)}(\d+)\.", name)
-        if match and (int(match[1]) not in kept or TEMPORARY in name):
+        match = re.match(rf"{re.escape(_PREFIX)}(\d+)\.|checkpoint\.\d+\.tmp$", name)
+        if match and (match[1] is None or int(match[1]) not in kept or TEMPORARY in name or name.endswith(".tmp")):
             files.remove(os.path.join(directory, name))
 
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from gpt_mesh.config import Config
 from gpt_mesh.data.encoders import Encoder
+from gpt_mesh.data.end_of_text import end_of_text
 from gpt_mesh.engine.engine import Engine
 from gpt_mesh.errors import InputError
 from gpt_mesh.evaluation import sources
@@ -78,8 +79,7 @@ class FileTask(ABC):
     @property
     def prefix(self) -> int | None:
         """What stands before a text, so that its first token is predicted too: the end of the text before."""
-        own = self.config.data.datasets[0].dataset.eos_id
-        return self.encoder.eos_id if own is None else own
+        return end_of_text(self.config.data.datasets[0].dataset, self.encoder)
 
     @abstractmethod
     def load(self, path: str, encoder: Encoder) -> list[Any]:

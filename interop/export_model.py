@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from gpt_mesh.config import Config
 from gpt_mesh.data.encoders import Encoder
+from gpt_mesh.data.end_of_text import end_of_text
 from gpt_mesh.engine import checkpoints
 from gpt_mesh.errors import InputError
 from gpt_mesh.evaluation.validation import required_encoder
@@ -197,7 +198,7 @@ def _array(weights: CheckpointWeights, tensor: _Tensor, dtype: str) -> NDArray:
 def _write_descriptions(folder: str, kind: Architecture, config: Config, encoder: Encoder, dtype: str) -> None:
     """What says how weights and text are to be used: config.json, generation_config.json, the tokenizer."""
     dataset, n_vocab = config.data.datasets[0].dataset, encoder.n_vocab
-    eos_id = encoder.eos_id if dataset.eos_id is None else dataset.eos_id
+    eos_id = end_of_text(dataset, encoder)
     pad_id = tokenizer_files.padding_id(encoder, eos_id)
     values = {
         "architectures": [kind.causal_class],

@@ -20,6 +20,7 @@ from gpt_mesh.interop import tokenizer_files
 from gpt_mesh.interop.weights import HuggingFaceWeights
 from gpt_mesh.storage import files as storage
 from gpt_mesh.storage import strict_json
+from gpt_mesh.storage.lease import lease
 from gpt_mesh.storage.progress import BYTES, Progress, log
 from gpt_mesh.training import report
 
@@ -35,6 +36,8 @@ _TRAINING = {
     "recompute_grad": True,
     "iterations": 10,
 }
+
+IMPORTING = ".importing"  # folder in `model_path` for a checkpoint that is not complete
 
 
 @dataclass(frozen=True)
@@ -85,13 +88,19 @@ def import_model(
     tokenizer_files.check(encoder, weights.architecture.n_vocab, eos_id, os.path.join(folder, "config.json"))
     for needed in (model_path, os.path.dirname(dataset_config)):
         storage.make_folder(needed)
-    kept = os.path.join(model_path, "tokenizer")
     try:
-        checkpoint = _write_checkpoint(weights, model_path, overwrite)
-        tokenizer_files.keep(encoder, tokenizer or folder, kept)
-        _write(dataset_config, _dataset(name, encoder, eos_id, relative_to_config(kept, dataset_config)))
-        _write(config, _config(weights, name, model_path))
-        report.write_config(load_config(config))
+        with lease(os.path.join(model_path, ".run.lock"), "a run"):
+            new = _write_checkpoint(weights, model_path)
+            # Everything is read and sound. From here on: the old checkpoint goes, then the configs change, and the new
+            # checkpoint comes last. So a kill never leaves weights beside the config of another model.
+            if overwrite:
+                checkpoints.delete_all(model_path)
+            kept = os.path.join(model_path, "tokenizer")
+            tokenizer_files.keep(encoder, tokenizer or folder, kept)
+            _write(dataset_config, _dataset(name, encoder, eos_id, relative_to_config(kept, dataset_config)))
+            _write(config, _config(weights, name, model_path))
+            report.write_config(load_config(config))
+            checkpoint = _move_in(new, model_path)
     except (tf.errors.OpError, OSError) as error:
         raise InputError(
             f"{model_path}: cannot be written ({storage.reason(error)}); make room, or name another --model_path"
@@ -106,26 +115,28 @@ def _refuse_to_replace(config: str, dataset_config: str, model_path: str) -> Non
         raise InputError(f"{what} would be replaced: give another --name, or add --overwrite")
 
 
-def _write_checkpoint(weights: HuggingFaceWeights, model_path: str, overwrite: bool) -> str:
-    """Write the checkpoint of step 0; returns its path. A run that it replaces stays as it is until every weight is
-    read and found to be sound.
-    """
-    io, state = tf.io.gfile, {"init_from": os.path.abspath(weights.source)}
-    if not overwrite:
-        return checkpoint_stream.write(model_path, 0, _stream(weights), state)
-    new = io.join(model_path, "importing")
-    if io.isdir(new):
-        io.rmtree(new)  # a killed import's
-    io.makedirs(new)
+def _write_checkpoint(weights: HuggingFaceWeights, model_path: str) -> str:
+    """Write the checkpoint of step 0 into a folder of its own in `model_path`; returns that folder."""
+    new = os.path.join(model_path, IMPORTING)
+    if storage.is_folder(new):  # a killed import left it
+        storage.remove_folder(new)
+    storage.make_folder(new)
     try:
-        written = checkpoint_stream.write(new, 0, _stream(weights), state)
-        checkpoints.delete_all(model_path)
-        # The index last but for the file `checkpoint`: without it there is no checkpoint of that name.
-        for name in sorted(io.listdir(new), key=lambda name: (name == "checkpoint", name.endswith(".index"))):
-            io.rename(io.join(new, name), io.join(model_path, name), overwrite=True)
-    finally:
-        io.rmtree(new)
-    return io.join(model_path, os.path.basename(written))
+        checkpoint_stream.write(new, 0, _stream(weights), {"init_from": os.path.abspath(weights.source)})
+    except BaseException:
+        storage.remove_folder(new)
+        raise
+    return new
+
+
+def _move_in(new: str, model_path: str) -> str:
+    """Move a checkpoint of step 0 into the run's folder; returns its path."""
+    # The index file makes it visible, and the file `checkpoint` names it.
+    for name in sorted(storage.list_folder(new), key=lambda name: (name == "checkpoint", name.endswith(".index"))):
+        storage.move(os.path.join(new, name), os.path.join(model_path, name))
+    storage.sync(model_path)
+    storage.remove_folder(new)
+    return os.path.join(model_path, "model.ckpt-0")
 
 
 def _stream(weights: HuggingFaceWeights) -> Iterator[tuple[str, NDArray]]:
@@ -138,7 +149,7 @@ def _stream(weights: HuggingFaceWeights) -> Iterator[tuple[str, NDArray]]:
 
 
 def _eos_id(values: dict[str, Any], encoder: Encoder) -> int | None:
-    """What ends a text: the first that config.json names, else the tokenizer's."""
+    """The end-of-text token: the first that config.json names, else the tokenizer's."""
     named = values.get("eos_token_id")
     first = named[0] if isinstance(named, list) and named else named
     return first if isinstance(first, int) else encoder.eos_id

@@ -1,4 +1,4 @@
-"""A folder that is written whole or not at all."""
+"""Output folders that are replaced as a whole."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from contextlib import contextmanager
 
 from gpt_mesh.errors import InputError
 from gpt_mesh.storage import files as storage
+from gpt_mesh.storage.lease import lease
 
 
 def check(folder: str, overwrite: bool) -> None:
     """
     Raises:
-        InputError: it is no folder on this machine, or there is something in it that `overwrite` does not give up.
+        InputError: it is not a local folder, or it is not empty and `overwrite` is false.
     """
     if storage.is_url(folder):
         raise InputError(f"{folder}: give a local folder, and copy it there afterwards")
@@ -26,32 +27,39 @@ def check(folder: str, overwrite: bool) -> None:
 
 @contextmanager
 def replaced(folder: str) -> Iterator[str]:
-    """A temporary folder beside this one, which takes its place when the block ends well.
+    """A temporary folder beside this one, which takes its place when the block ends without an exception.
+
+    The old folder is moved aside, the new one is moved in, and the old one is deleted last. If that is interrupted, the
+    next call restores the old folder, if it is missing, and removes what is left.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: it cannot be written, or another process is writing it.
     """
-    temporary = folder.rstrip("/") + ".writing"
-    shutil.rmtree(temporary, ignore_errors=True)
+    parent, name = os.path.split(os.path.abspath(folder))
+    new, old = (os.path.join(parent, f".{name}.gpt-mesh-{which}") for which in ("new", "old"))
     try:
-        os.makedirs(temporary)
-        yield temporary
-        if os.path.isdir(folder):
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
+        os.makedirs(parent, exist_ok=True)
+        with lease(os.path.join(parent, f".{name}.gpt-mesh-lock"), f"an export to {folder}"):
+            if os.path.isdir(old) and not os.path.isdir(folder):
+                os.replace(old, folder)
+            for left in (new, old):
+                shutil.rmtree(left, ignore_errors=True)
+            os.makedirs(new)
+            try:
+                yield new
+                if os.path.isdir(folder):
+                    os.replace(folder, old)
+                os.replace(new, folder)
+            finally:
+                for left in (new, old):
+                    shutil.rmtree(left, ignore_errors=True)
     except OSError as error:
         raise _unwritable(folder, error) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
 def tensorflow_writes(folder: str) -> Iterator[None]:
-    """Within it, what TensorFlow cannot do is that it cannot write `folder`.
-
-    Raises:
-        InputError: so it was.
-    """
+    """Errors of TensorFlow in the block become an InputError that says that `folder` cannot be written."""
     try:
         yield
     except storage.errors() as error:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from gpt_mesh.config import Config
+from gpt_mesh.data.end_of_text import end_of_text
 from gpt_mesh.errors import InputError
 from gpt_mesh.evaluation.validation import common_encoder
 from gpt_mesh.objectives.registry import objective_of
@@ -38,8 +39,7 @@ class SampleWriter:
             self.encoder = common_encoder(self.config)
         except InputError as error:
             raise InputError(f"{where}: samples cannot be decoded: {error}; or set predict_steps to 0") from None
-        own = self.config.data.datasets[0].dataset.eos_id
-        eos_id = self.encoder.eos_id if own is None else own
+        eos_id = end_of_text(self.config.data.datasets[0].dataset, self.encoder)
         if eos_id is None:
             raise InputError(
                 f"{where}: samples begin with an end of text, and {self.encoder.source} has no <|endoftext|>; set "

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from gpt_mesh.engine import checkpoints
+from gpt_mesh.engine import checkpoints, verify
 from gpt_mesh.errors import InputError
+from gpt_mesh.storage import files
 from tests.support.models import (
     ONE_LAYER,
     assert_all_close,
@@ -121,7 +123,7 @@ def leave_writing(directory, step, *, moved=()):
         name = f"model.ckpt-{step}{'' if suffix in moved else '.writing'}{suffix}"
         (directory / name).write_bytes(b"half")
     (directory / f"model.ckpt-{step}.writing.data-00000-of-00001.tempstate123").write_bytes(b"half")
-    (directory / "checkpoint.writing").write_bytes(b"half")
+    (directory / "checkpoint.1.tmp").write_bytes(b"half")
 
 
 @pytest.mark.parametrize("moved", [(), (".json",), (".json", ".data-00000-of-00001")])
@@ -135,24 +137,24 @@ def test_what_a_killed_save_leaves_is_ignored_and_then_removed(tmp_path, moved):
     assert left == {"checkpoint"}
 
 
-@pytest.mark.parametrize("survived", [0, 1, 2, 3])
+@pytest.mark.parametrize("survived", [0, 1, 2, 3, 4])
 def test_a_save_killed_between_any_two_moves_leaves_a_whole_checkpoint(tmp_path, monkeypatch, survived):
     save(tmp_path, 10)
-    rename = tf.io.gfile.rename
+    move = files.move
     calls: list[object] = []
 
     def killed(*args, **keys):
         if len(calls) == survived:
             raise KeyboardInterrupt
         calls.append(args)
-        rename(*args, **keys)
+        move(*args, **keys)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(tf.io.gfile, "rename", killed)
+        patch.setattr(files, "move", killed)
         save(tmp_path, 20)
     assert checkpoints.latest(str(tmp_path)) == str(tmp_path / "model.ckpt-10")
     (tmp_path / "checkpoint").unlink()
-    newest = 20 if survived == 3 else 10
+    newest = 20 if survived == 4 else 10
     path = str(tmp_path / f"model.ckpt-{newest}")
     assert checkpoints.latest(str(tmp_path)) == path
     fresh = some_variables(0.0)
@@ -210,7 +212,7 @@ def test_delete_all_leaves_what_is_not_of_checkpoints(tmp_path):
     for name in ("metrics.jsonl", "eval.jsonl", "events.out.tfevents.1.host", "notes.txt", "config.json"):
         (tmp_path / name).write_text("x")
     assert checkpoints.delete_all(str(tmp_path)) == 2
-    left = set(os.listdir(tmp_path)) - {"checkpoint.writing"}
+    left = set(os.listdir(tmp_path)) - {"checkpoint.1.tmp"}
     assert left == {"notes.txt", "config.json"}
 
 
@@ -385,7 +387,7 @@ def test_weights_alone_are_restored_into_a_run_that_trains(tmp_path):
     engine.create_variables(training=True)
     missing = engine.restore(path)
     assert sorted(missing) == sorted(name for name in engine.store.masters if not is_weight(name) and "/" in name)
-    assert json.loads((tmp_path / "model.ckpt-0.json").read_text()) == {"samples": 0}
+    assert checkpoints.restore_state(path) == {"samples": 0}
 
 
 def test_starting_over_deletes_the_samples_of_the_old_run(tmp_path):
@@ -404,3 +406,76 @@ def test_a_damaged_data_position_is_one_clear_line(tmp_path):
     with pytest.raises(InputError, match=r"model.ckpt-7.json: is damaged; .* restore it, or delete it") as caught:
         checkpoints.restore_state(path)
     assert "\n" not in str(caught.value)
+
+
+def test_every_bit_of_the_state_is_covered(tmp_path: Path) -> None:
+    """A flip is found, or changes nothing: in a key of the checksum, in the case of an escape."""
+    state = {"samples": 240, "data": "ab" * 32, "interval": {"steps": 0, "sums": {"loss": 0.1}}}
+    path = checkpoints.save(str(tmp_path), 60, {"w": tf.ones([2])}, state)
+    file = tmp_path / "model.ckpt-60.json"
+    good, refused = file.read_bytes(), 0
+    for bit in range(8 * len(good)):
+        flipped = bytearray(good)
+        flipped[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(flipped)
+        try:
+            found = checkpoints.restore_state(path)
+        except InputError as error:
+            assert "is damaged" in str(error)
+            refused += 1
+        else:
+            assert {name: found[name] for name in state} == state
+    assert refused > 0.9 * 8 * len(good)
+
+
+def test_a_state_without_a_checksum_is_read(tmp_path: Path) -> None:
+    path = checkpoints.save(str(tmp_path), 3, {"w": tf.ones([2])}, {})
+    (tmp_path / "model.ckpt-3.json").write_text('{"samples": 7}')
+    assert checkpoints.restore_state(path) == {"samples": 7}
+
+
+def test_files_are_on_disk_before_the_checkpoint_is_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[tuple[str, str]] = []
+    sync, move = files.sync, files.move
+
+    def noted_sync(path: str) -> None:
+        done.append(("sync", os.path.basename(path)))
+        sync(path)
+
+    def noted_move(source: str, target: str) -> None:
+        done.append(("move", os.path.basename(target)))
+        move(source, target)
+
+    monkeypatch.setattr(files, "sync", noted_sync)
+    monkeypatch.setattr(files, "move", noted_move)
+    checkpoints.save(str(tmp_path), 3, {"w": tf.ones([2])}, {})
+    suffixes = (".json", ".data-00000-of-00001", ".index")
+    parts = [done.index(("sync", f"model.ckpt-3.writing{suffix}")) for suffix in suffixes]
+    moves = [done.index(("move", f"model.ckpt-3{suffix}")) for suffix in suffixes]
+    assert max(parts) < min(moves) and moves[-1] == max(moves)
+    announced = done.index(("move", "checkpoint"))
+    assert ("sync", tmp_path.name) in done[max(moves) : announced], "the names are on disk too"
+    assert done[-1] == ("sync", tmp_path.name)
+
+
+def test_a_checkpoint_is_verified_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = {"w": tf.ones([1000]), "v": tf.zeros([1000])}
+    for step in (1, 2):
+        checkpoints.save(str(tmp_path), step, values, {"samples": step})
+    assert verify.main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count(": complete and undamaged\n") == 2
+    for suffix in (".data-00000-of-00001", ".json", ".index"):
+        path = tmp_path / f"model.ckpt-2{suffix}"
+        good = path.read_bytes()
+        bad = bytearray(good)
+        bad[len(bad) // 3] ^= 1
+        path.write_bytes(bad)
+        assert verify.main([str(tmp_path / "model.ckpt-1")]) == 0
+        assert verify.main([str(tmp_path)]) == 1, suffix
+        out = capsys.readouterr().out
+        assert "model.ckpt-2" in out and "model.ckpt-1: complete" in out
+        path.write_bytes(good)
+    checkpoints.save(str(tmp_path), 3, {"w": tf.constant([1.0, math.nan])}, {})
+    assert verify.main([str(tmp_path)]) == 1
+    assert "variable w has elements that are not finite numbers" in capsys.readouterr().out
+    assert verify.main([str(tmp_path / "none")]) == 1
