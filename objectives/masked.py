@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from gpt_mesh.data.check import known_padding_id
-from gpt_mesh.models.dropout import mixed_key, row_keys, uniform
+from gpt_mesh.objectives.draws import draws
 from gpt_mesh.objectives.objective import Objective
 
 EVALUATION_SEED = 0x5EED
@@ -17,8 +17,7 @@ class Masked(Objective):
 
     A token is chosen with probability `mlm_mask_prob`, unless it is special. Of the chosen tokens, a share stays as it
     is, a share becomes a random token that is not special, and the rest becomes `mlm_mask_id`. The three draws of a
-    token (whether, how, which) are independent. They are functions of the seed, the window's tokens and the position,
-    and so do not depend on a window's place in its batch. If there is a `mlm_cls_token_id`, it is put before the
+    token (whether, how, which) are independent (`draws`). If there is a `mlm_cls_token_id`, it is put before the
     window, and the window's last token is dropped.
     """
 
@@ -74,14 +73,6 @@ class Masked(Objective):
         paddings = [known_padding_id(use.dataset) for use in self.config.data.datasets]
         known = [mlm.mlm_mask_id, mlm.mlm_cls_token_id, *paddings, *mlm.mlm_mask_ignore_ids]
         return sorted({token for token in known if token is not None})
-
-
-def draws(tokens: tf.Tensor, seed: tf.Tensor) -> list[tf.Tensor]:
-    """Three independent draws for each token: float32 [batch, n] in [0, 1)."""
-    keys = row_keys(tokens, seed)
-    shape = tokens.shape.as_list()
-    streams = [mixed_key(keys, tf.constant(stream, tf.int32))[:, None] for stream in (1, 2, 3)]
-    return [uniform(shape, (0, 0), [0, 1], key) for key in streams]
 
 
 OBJECTIVE = Masked

@@ -280,4 +280,4 @@ def test_the_configs_own_lambada_file(config: Config, workspace: Workspace, tmp_
 
 def test_a_masked_model_has_no_such_tasks(config: Config) -> None:
     with pytest.raises(InputError, match="task lambada asks how likely text is"):
-        make_task(parse(config, mlm_training=True, mlm_mask_id=3), "lambada")
+        make_task(parse(config, mlm_training=True, mlm_mask_id=3, objective="masked"), "lambada")

@@ -12,7 +12,7 @@ import tensorflow as tf
 from gpt_mesh.config import Config, parse_config
 from gpt_mesh.data.encoders import load_encoder
 from gpt_mesh.models.dropout import step_seed
-from gpt_mesh.objectives import masked
+from gpt_mesh.objectives.draws import draws
 from gpt_mesh.objectives.registry import objective_of
 from tests.support import family, reference
 from tests.support.corpora import add_dataset, make_tokenizer
@@ -107,8 +107,8 @@ def correlation(x: np.ndarray, y: np.ndarray) -> float:
 
 def test_draws_are_independent():
     tokens = tf.constant(windows()[:, 1:])
-    whether, how, which = (x.numpy() for x in masked.draws(tokens, tf.constant(1)))
-    later = masked.draws(tokens, tf.constant(2))[0].numpy()
+    whether, how, which = (x.numpy() for x in draws(tokens, tf.constant(1)))
+    later = draws(tokens, tf.constant(2))[0].numpy()
     limit = 4 / np.sqrt(whether.size)
     pairs = [
         (whether, how), (whether, which), (how, which),  # the three draws of a token
