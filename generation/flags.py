@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-from typing import get_type_hints
 
-from gpt_mesh.config import Config, GenerationSettings, generation_settings
+from gpt_mesh.config import Config, GenerationSettings, generation_settings, keys
 
 OTHER_NAMES = {"entmax": "entmax_sampling"}  # a flag that is older than its key
 
@@ -14,13 +12,12 @@ OTHER_NAMES = {"entmax": "entmax_sampling"}  # a flag that is older than its key
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """A flag for each key of `GenerationSettings`."""
     group = parser.add_argument_group("text generation, in place of the config's `generation`")
-    hints = get_type_hints(GenerationSettings)
-    for field in dataclasses.fields(GenerationSettings):
-        flag = f"--{OTHER_NAMES.get(field.name, field.name)}"
-        doc = field.metadata["key"].doc.replace("`", "").replace("null:", "default:")
-        if hints[field.name] is bool:
+    for name, key in keys(GenerationSettings).items():
+        flag = f"--{OTHER_NAMES.get(name, name)}"
+        doc = key.doc.replace("`", "").replace("null:", "default:")
+        if GenerationSettings.model_fields[name].annotation is bool:
             group.add_argument(flag, action="store_true", default=None, help=doc)
-        elif field.name == "stop":
+        elif name == "stop":
             group.add_argument(flag, action="append", metavar="TEXT", help=f"{doc} May be given several times.")
         else:
             group.add_argument(flag, type=_number, metavar="N", help=doc)
@@ -28,8 +25,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def given_flags(arguments: argparse.Namespace) -> dict[str, object]:
     """The keys of `GenerationSettings` that flags give."""
-    names = [field.name for field in dataclasses.fields(GenerationSettings)]
-    values = {name: getattr(arguments, OTHER_NAMES.get(name, name)) for name in names}
+    values = {name: getattr(arguments, OTHER_NAMES.get(name, name)) for name in keys(GenerationSettings)}
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -46,7 +42,7 @@ def prediction_settings(config: Config, arguments: argparse.Namespace) -> Genera
     """The same for `--predict`, where each prompt is continued `predict_batch_size` times unless said otherwise."""
     settings = settings_of(config, arguments)
     usual = 1 if settings.num_beams > 1 else config.training.predict_batch_size
-    return dataclasses.replace(settings, num_samples=settings.num_samples or usual)
+    return settings.model_copy(update={"num_samples": settings.num_samples or usual})
 
 
 def _number(text: str) -> int | float:
