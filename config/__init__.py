@@ -12,12 +12,13 @@ from gpt_mesh.config.mlm import MlmConfig
 from gpt_mesh.config.model import ACTIVATIONS, ATTENTION_TYPES, ModelConfig
 from gpt_mesh.config.moe import MoeParams
 from gpt_mesh.config.names import ALIASES, RETIRED_KEYS
-from gpt_mesh.config.optimizer import OptimizerConfig
+from gpt_mesh.config.optimizer import OPTIMIZERS, SCHEDULES, OptimizerConfig
 from gpt_mesh.config.parsing import generation_settings, load_config, parse_config, parse_model, replace
-from gpt_mesh.config.training import TrainingConfig
+from gpt_mesh.config.training import EVAL_TASKS, TrainingConfig
 
 __all__ = [
-    "ACTIVATIONS", "ALIASES", "ATTENTION_TYPES", "CONFIG_DIRECTORY", "GROUPS", "RETIRED_KEYS", "TENSOR_DIMENSIONS",
+    "ACTIVATIONS", "ALIASES", "ATTENTION_TYPES", "CONFIG_DIRECTORY", "EVAL_TASKS", "GROUPS", "OPTIMIZERS",
+    "RETIRED_KEYS", "SCHEDULES", "TENSOR_DIMENSIONS",
     "Change", "Config", "DataConfig", "DatasetConfig", "DatasetUse", "GenerationSettings", "Group", "MeshConfig",
     "MlmConfig", "ModelConfig", "MoeParams", "OptimizerConfig", "TrainingConfig", "changes", "generation_settings",
     "keys", "load_config", "parse_config", "parse_json", "parse_model", "replace", "shipped_configs",

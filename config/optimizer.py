@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Gt
 from pydantic import BeforeValidator, WithJsonSchema
@@ -22,6 +22,12 @@ from gpt_mesh.config.fields import (
     number,
     same_as,
 )
+
+# Optimizers and schedules by the names that a config gives them. optimizers/ implements these names.
+Optimizer = Literal["adam", "adafactor"]
+OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
+Schedule = Literal["cosine", "linear", "none"]
+SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 
 
 def _number_or_text(value: Any) -> int | float:
@@ -42,9 +48,9 @@ def _schema(lower: dict[str, float]) -> WithJsonSchema:
 class OptimizerConfig(Group):
     """The optimizer, its schedule and what is added to the loss."""
 
-    opt_name: Literal["adam", "adafactor"] = key("Optimizer.", default="adam")
+    opt_name: Optimizer = key("Optimizer.", default="adam")
     lr: Positive = key("Peak learning rate.")
-    lr_decay: Literal["cosine", "linear", "none"] = key("Shape of the decay from `lr` to 0.1 x `lr`.", default="cosine")
+    lr_decay: Schedule = key("Shape of the decay from `lr` to 0.1 x `lr`.", default="cosine")
     lr_decay_end: Count = key("Step at which the decay ends.", unit="steps", **same_as("train_steps"))
     warmup_steps: Natural = key("Warm-up: the learning rate rises linearly from 0.", default=0, unit="steps")
     beta1: Rate = key("Decay rate of the first moment; with Adafactor, 0 saves its memory.", default=0.9)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from annotated_types import Interval
 from pydantic import AfterValidator
 
 from gpt_mesh.config.fields import WHOLE, Count, Flag, Group, Natural, Text, key, same_as
 from gpt_mesh.config.generation import GenerationSettings
+
+# Tasks by the names that a config gives them. evaluation/tasks.py has a table of these names.
+EvalTask = Literal["lambada", "wikitext"]
+EVAL_TASKS: tuple[EvalTask, ...] = get_args(EvalTask)
 
 
 class TrainingConfig(Group):
@@ -49,7 +53,7 @@ class TrainingConfig(Group):
     seed: Annotated[int, Interval(ge=0, le=2**31 - 1), WHOLE] = key(
         "Seeds initialisation, dropout, data order and sampling.", default=1
     )
-    eval_tasks: tuple[Literal["lambada", "wikitext"], ...] = key(
+    eval_tasks: tuple[EvalTask, ...] = key(
         "Tasks evaluated after each checkpoint, beside the validation set.", default=(), null_is_default=True
     )
     fused_ops: Flag = key("Use the faster form of operations that have one; false: the plain one.", default=True)
