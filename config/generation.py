@@ -34,21 +34,28 @@ Stop = Annotated[
 ]
 
 
+# Settings that a request for completions has too.
+Temperature = Annotated[float, Interval(ge=0, le=100), NUMBER]
+TopP = Annotated[float, Interval(gt=0, le=1), NUMBER]
+RepetitionPenalty = Annotated[float, Interval(ge=0.01, le=100), NUMBER]
+Seed = Annotated[int, Interval(ge=-MAX_INT - 1, le=MAX_INT), WHOLE]
+
+
 class GenerationSettings(Group):
     """How a prompt is continued: the config's `generation`, and what a flag or a request says otherwise."""
 
     example: ClassVar[str] = '{"temperature": 0.8}'
 
-    temperature: Annotated[float, Interval(ge=0, le=100), NUMBER] = key(
+    temperature: Temperature = key(
         "Logits are divided by it before a token is drawn; 0: the likeliest token each time.", default=0.9
     )
     top_k: Natural = key("Draw only from this number of the likeliest tokens; 0: from all.", default=0, unit="tokens")
-    top_p: Annotated[float, Interval(gt=0, le=1), NUMBER] = key(
+    top_p: TopP = key(
         "Draw only from the smallest set of the likeliest tokens that together have this probability "
         "(arXiv:1904.09751).",
         default=1.0,
     )
-    repetition_penalty: Annotated[float, Interval(ge=0.01, le=100), NUMBER] = key(
+    repetition_penalty: RepetitionPenalty = key(
         "Logits of tokens that the text already has are divided by it if positive, otherwise multiplied "
         "(arXiv:1909.05858); 1: off.",
         default=1.0,
@@ -72,7 +79,7 @@ class GenerationSettings(Group):
     stop: Stop = key(
         "Strings before which the text ends.", default=(), type_text="string or list of strings", null_is_default=True
     )
-    seed: Annotated[int, Interval(ge=-MAX_INT - 1, le=MAX_INT), WHOLE] | None = key(
+    seed: Seed | None = key(
         "Seed of the draws: the same seed gives the same text, whatever else is generated beside it; null: the "
         "config's.",
         default=None,

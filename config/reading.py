@@ -49,8 +49,8 @@ def check_complete(groups: Iterable[type[Group]], values: Mapping[str, Any], sou
         refuse(source, missing[0], None, f"required but missing; add {', '.join(missing)}")
 
 
-def reason(group: type[Group], error: ErrorDetails) -> str:
-    """Why a value of a group was refused, and what would work. An element of a list or an object is named."""
+def reason(group: type[Group], error: ErrorDetails, *, named: bool = True) -> str:
+    """Why a value of a group was refused, and what would work. `named`: say which element of a list or an object."""
     found: Any = group
     place: int | str = ""
     for place in error["loc"]:
@@ -61,7 +61,7 @@ def reason(group: type[Group], error: ErrorDetails) -> str:
         else:
             found = _bare(found).model_fields[place].rebuild_annotation()
     because = _because(found, error)
-    if len(error["loc"]) == 1:
+    if len(error["loc"]) == 1 or not named:
         return because
     return f"the {'element' if isinstance(place, int) else place} {show(error['input'])} cannot work: {because}"
 

@@ -246,7 +246,8 @@ def test_every_key_that_touches_the_function_is_refused_or_said(workspace: Works
     report.write_config(old)
     with pytest.raises(InputError, match=r"moe_activation = gelu, but .* has relu; make them equal"):
         InitialWeights(InitFrom(path), new_config(workspace, "gelu_inside", **MIXTURES, moe_activation="gelu"))
-    params = {"moe_num_experts": 4, "moe_second_policy_eval": "none", "moe_capacity_factor_eval": 2, "moe_dropout_rate": 0.1}
+    params = {"moe_num_experts": 4, "moe_second_policy_eval": "none", "moe_capacity_factor_eval": 2}
+    params["moe_dropout_rate"] = 0.1
     other = new_config(workspace, "other_use", moe_layers=[1], moe_params=params, entmax_loss=True, z_loss=0.5)
     assert InitialWeights(InitFrom(path), other).changes() == [
         "moe_capacity_factor_eval was None and is 2.0 now: the same weights in another model",

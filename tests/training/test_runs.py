@@ -55,7 +55,8 @@ def test_another_model_is_refused(
 
 
 def test_what_may_change_is_said(begun: Config, workspace: Workspace, tmp_path: Path) -> None:
-    keys = {"lr": 0.5, "precision": "bfloat16", "train_batch_size": 16, "moe_params": {"moe_num_experts": 4, "moe_dropout_rate": 0.5}}
+    params = {"moe_num_experts": 4, "moe_dropout_rate": 0.5}
+    keys = {"lr": 0.5, "precision": "bfloat16", "train_batch_size": 16, "moe_params": params}
     with logged() as messages:
         check_resumable(resumed(workspace, tmp_path, **keys), "model.ckpt-5")
     was = begun.training.train_batch_size
