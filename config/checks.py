@@ -5,10 +5,8 @@ from __future__ import annotations
 import difflib
 import functools
 import math
-from typing import Any
 
 from gpt_mesh.config.config import Config
-from gpt_mesh.config.generation import GenerationSettings
 from gpt_mesh.config.mesh import MeshConfig
 from gpt_mesh.config.messages import display, refuse, show
 from gpt_mesh.config.mlm import MlmConfig
@@ -18,7 +16,6 @@ from gpt_mesh.config.model import ModelConfig, repeated
 def check(config: Config) -> None:
     """Raises InputError for the first combination of keys that cannot work."""
     check_model(config.source, config.model)
-    check_generation(config.source, "generation", config.training.generation)
     _check_mlm(config.source, config.mlm, config.model.n_vocab)
     _check_mesh(config.source, config.mesh)
     _check_datasets(config)
@@ -65,33 +62,6 @@ def _check_moe(source: str, model: ModelConfig) -> None:
     if model.share_parameters and listed and len(listed) != model.n_layer:
         problem = "with share_parameters all layers are the same; list every layer or none"
         refuse(source, "moe_layers", listed, problem)
-
-
-def check_generation(source: str, within: str | None, settings: GenerationSettings) -> None:
-    """Raises InputError for a setting that another one excludes. `within`: the key that they are settings of."""
-    clash = _clash(settings)
-    if clash is None:
-        return
-    name, problem = clash
-    value: Any = settings.model_dump(mode="json")[name]
-    if within is None:
-        refuse(source, name, value, problem)
-    given = settings.model_dump(mode="json", exclude_unset=True)
-    refuse(source, within, given, f"{name} = {show(value)} in it cannot work: {problem}")
-
-
-def _clash(settings: GenerationSettings) -> tuple[str, str] | None:
-    """A setting that another one excludes, and why; None: all agree."""
-    longest, shortest, beams = settings.max_new_tokens, settings.min_new_tokens, settings.num_beams
-    if longest is not None and shortest > longest:
-        return "min_new_tokens", f"more than max_new_tokens = {longest}; lower it"
-    if beams > 1:
-        for name in ("top_k", "top_p", "repetition_penalty", "entmax", "logprobs"):
-            if getattr(settings, name) != GenerationSettings.model_fields[name].default:
-                return name, f"does not go with num_beams = {beams}, which draws nothing; leave out one of the two"
-        if (settings.num_samples or 1) > beams:
-            return "num_samples", f"more than num_beams = {beams}; raise num_beams"
-    return None
 
 
 def _check_mlm(source: str, mlm: MlmConfig, n_vocab: int) -> None:

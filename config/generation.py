@@ -8,7 +8,7 @@ from annotated_types import Interval
 from pydantic import BeforeValidator, WithJsonSchema
 
 from gpt_mesh.config.fields import MAX_INT, NUMBER, WHOLE, Count, Flag, Group, Natural, key
-from gpt_mesh.config.messages import Refused
+from gpt_mesh.config.messages import Refused, show
 
 MAX_LOGPROBS = 100
 
@@ -87,3 +87,25 @@ class GenerationSettings(Group):
     logprobs: Annotated[int, Interval(ge=0, le=MAX_LOGPROBS), WHOLE] | None = key(
         "Report the log-probability of each token, and those of this number of the likeliest; null: none.", default=None
     )
+
+
+def clash(settings: GenerationSettings) -> tuple[str, str] | None:
+    """A setting that another one excludes, and why; None: all agree."""
+    longest, shortest, beams = settings.max_new_tokens, settings.min_new_tokens, settings.num_beams
+    if longest is not None and shortest > longest:
+        return "min_new_tokens", f"more than max_new_tokens = {longest}; lower it"
+    if beams > 1:
+        for name in ("top_k", "top_p", "repetition_penalty", "entmax", "logprobs"):
+            if getattr(settings, name) != GenerationSettings.model_fields[name].default:
+                return name, f"does not go with num_beams = {beams}, which draws nothing; leave out one of the two"
+        if (settings.num_samples or 1) > beams:
+            return "num_samples", f"more than num_beams = {beams}; raise num_beams"
+    return None
+
+
+def agreeing(settings: GenerationSettings) -> GenerationSettings:
+    """The settings. Raises Refused if one of them excludes another."""
+    if found := clash(settings):
+        name, problem = found
+        raise Refused(f"{name} = {show(getattr(settings, name))} in it cannot work: {problem}")
+    return settings

@@ -12,7 +12,7 @@ from gpt_mesh.config.data import DataConfig, DatasetUse
 from gpt_mesh.config.dataset import DatasetConfig
 from gpt_mesh.config.fields import Group, keys
 from gpt_mesh.config.files import CONFIG_DIRECTORY, find, names, read_json
-from gpt_mesh.config.generation import GenerationSettings
+from gpt_mesh.config.generation import GenerationSettings, clash
 from gpt_mesh.config.messages import display, nearest, refuse, show
 from gpt_mesh.config.model import ModelConfig
 from gpt_mesh.config.names import ALIASES, check_known, object_of_keys, without_aliases
@@ -117,7 +117,8 @@ def generation_settings(
             refuse(source, name, value, f"unknown key{nearest(str(name), known) or '; remove it'}")
     given = read(GenerationSettings, values, source, {})
     settings = given if base is None else base.model_copy(update={name: getattr(given, name) for name in values})
-    checks.check_generation(source, None, settings)
+    if found := clash(settings):
+        refuse(source, found[0], getattr(settings, found[0]), found[1])
     return settings
 
 

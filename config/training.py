@@ -9,7 +9,7 @@ from annotated_types import Interval
 from pydantic import AfterValidator
 
 from gpt_mesh.config.fields import WHOLE, Count, Flag, Group, Natural, Text, key, same_as
-from gpt_mesh.config.generation import GenerationSettings
+from gpt_mesh.config.generation import GenerationSettings, agreeing
 
 # Tasks by the names that a config gives them. evaluation/tasks.py has a table of these names.
 EvalTask = Literal["lambada", "wikitext"]
@@ -33,7 +33,7 @@ class TrainingConfig(Group):
     predict_max_steps: Count | None = key(
         "New tokens per sample, less than `n_ctx`; null: fill the context.", default=None, unit="tokens"
     )
-    generation: GenerationSettings = key(
+    generation: Annotated[GenerationSettings, AfterValidator(agreeing)] = key(
         "How text is generated, from the table below.",
         default=GenerationSettings(),
         type_text="object",
