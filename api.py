@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from dataclasses import replace as replace_fields
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -413,11 +412,11 @@ class Model:
             raise InputError(
                 f"generate: logprobs = {more['logprobs']}: texts have no place for them; use model.generator().generate"
             )
-        usual = replace_fields(self.config.training.generation, logprobs=None)
+        usual = self.config.training.generation.model_copy(update={"logprobs": None})
         settings = generation_settings(given, "generate", usual)
         first = self.config.training.seed if settings.seed is None else settings.seed
         requests = [
-            GenerationRequest(prompt, replace_fields(settings, seed=first + 7919 * number))
+            GenerationRequest(prompt, settings.model_copy(update={"seed": first + 7919 * number}))
             for number, prompt in enumerate(prompts)
         ]
         with alive("generating"):
