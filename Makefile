@@ -89,13 +89,16 @@ types: $(DEV)  ## mypy
 	$(BIN)/mypy -p gpt_mesh
 	$(BIN)/mypy
 
-docs: $(RUNTIME)  ## write docs/parameters.md from config.py
-	mkdir -p docs
-	$(BIN)/python config.py > docs/parameters.md.new
+docs: $(RUNTIME)  ## write docs/parameters.md and configs/schema.json from config/
+	$(BIN)/python -m gpt_mesh.config page > docs/parameters.md.new
 	mv docs/parameters.md.new docs/parameters.md
+	$(BIN)/python -m gpt_mesh.config schema > configs/schema.json.new
+	mv configs/schema.json.new configs/schema.json
 
-docs-check: $(RUNTIME)  ## fail when docs/parameters.md is not what config.py says
-	$(BIN)/python config.py | diff -u docs/parameters.md - || { echo "error: run 'make docs'" >&2; exit 1; }
+docs-check: $(RUNTIME)  ## fail when these two are not what config/ says
+	$(BIN)/python -m gpt_mesh.config page | diff -u docs/parameters.md - && \
+	    $(BIN)/python -m gpt_mesh.config schema | diff -u configs/schema.json - || \
+	    { echo "error: run 'make docs'" >&2; exit 1; }
 
 # --- environments -----------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace as replace_fields
 from functools import partial
 from types import TracebackType
 from typing import Any, overload
@@ -401,7 +400,7 @@ class Model:
             raise InputError(
                 f"generate: logprobs = {more['logprobs']}: texts have no place for them; use model.generator().generate"
             )
-        usual = replace_fields(self.config.training.generation, logprobs=None)
+        usual = self.config.training.generation.model_copy(update={"logprobs": None})
         settings = generation_settings(given, "generate", usual)
         requests = seeded_requests(texts, settings, self.config.training.seed)
         with alive("generating"):

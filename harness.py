@@ -10,7 +10,6 @@ takes the flags of its own command, `lm_eval`. From Python, importing this file 
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +19,7 @@ import gpt_mesh.meshes.compat  # noqa: F401  (before TensorFlow, which it keeps 
 import numpy as np
 
 from gpt_mesh import api
-from gpt_mesh.config import GenerationSettings
+from gpt_mesh.config import GenerationSettings, generation_settings, keys
 from gpt_mesh.errors import InputError
 from gpt_mesh.evaluation.spans import SpanScorer, ending, rolling
 from gpt_mesh.generation.requests import GenerationRequest
@@ -39,7 +38,7 @@ except ImportError as error:
         sys.exit(f"error: {_REMEDY}")
     raise ImportError(_REMEDY) from error
 
-SETTINGS = {field.name for field in dataclasses.fields(GenerationSettings)}
+SETTINGS = {*keys(GenerationSettings)}
 DEFAULT_DEVICE = "cuda:0"  # what the harness passes where nobody asked for one
 MAX_GEN_TOKS = 256  # where a task does not say, as for the harness's other models
 
@@ -150,7 +149,8 @@ class HarnessModel(TemplateLM):
         given.pop("do_sample", None)  # its temperature is 0 where nothing is drawn
         if unknown := given.keys() - SETTINGS:
             raise InputError(f"generation_kwargs: {', '.join(sorted(unknown))}: not known here; leave it out")
-        settings = GenerationSettings(**{**given, "max_new_tokens": room, "stop": tuple(filter(None, until))})
+        given |= {"max_new_tokens": room, "stop": [*filter(None, until)]}
+        settings = generation_settings(given, "generation_kwargs")
         return GenerationRequest(self.encoder.encode(context)[-(self.max_length - room) :], settings)
 
 

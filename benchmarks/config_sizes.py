@@ -9,22 +9,18 @@ for weights and optimizer, rough for activations.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from gpt_mesh.config import load_config
+from gpt_mesh.config import load_config, shipped_configs
 from gpt_mesh.meshes.layouts import plan_mesh
 from gpt_mesh.models.dims import layout_tensors
 from gpt_mesh.models.shapes import weight_count
 from gpt_mesh.planning.memory import training_memory
 from gpt_mesh.planning.metrics import flops_per_token, human_bytes
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    shipped = sorted(path.stem for path in CONFIGS.glob("*.json"))
-    parser.add_argument("configs", nargs="*", default=shipped, help="default: all that are shipped")
+    parser.add_argument("configs", nargs="*", default=shipped_configs(), help="default: all that are shipped")
     flags = parser.parse_args()
     print("| config | parameters | GFLOP a token | devices | memory of each | weights and optimizer | activations |")
     print("|---|---|---|---|---|---|---|")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Iterator
-from typing import Any, get_type_hints
+from typing import Any
 
 from gpt_mesh.commands.mode import Flag, flag
-from gpt_mesh.config import Config, GenerationSettings, generation_settings
+from gpt_mesh.config import Config, GenerationSettings, generation_settings, keys
 
 OTHER_NAMES = {"entmax": "entmax_sampling"}  # a flag that is older than its key
 OF_SEVERAL_TEXTS = ("num_samples", "logprobs")
@@ -27,15 +26,14 @@ def _number(text: str) -> int | float:
 
 def _flags() -> Iterator[Flag]:
     """A flag for each key of `GenerationSettings`."""
-    hints = get_type_hints(GenerationSettings)
-    for field in dataclasses.fields(GenerationSettings):
-        doc = field.metadata["key"].doc.replace("`", "").replace("null:", "default:")
+    for key, declared in keys(GenerationSettings).items():
+        doc = declared.doc.replace("`", "").replace("null:", "default:")
         options: dict[str, Any] = {"type": _number, "metavar": "N", "help": doc}
-        if hints[field.name] is bool:
+        if GenerationSettings.model_fields[key].annotation is bool:
             options = {"action": "store_true", "default": None, "help": doc}
-        elif field.name == "stop":
+        elif key == "stop":
             options = {"action": "append", "metavar": "TEXT", "help": f"{doc} May be given several times."}
-        name = f"--{OTHER_NAMES.get(field.name, field.name)}"
+        name = f"--{OTHER_NAMES.get(key, key)}"
         yield flag(name, heading="text generation, in place of the config's `generation`", **options)
 
 
@@ -49,8 +47,7 @@ def settings_of(config: Config, arguments: argparse.Namespace) -> GenerationSett
     Raises:
         InputError: a flag's value cannot work.
     """
-    names = [field.name for field in dataclasses.fields(GenerationSettings)]
-    values = {name: getattr(arguments, OTHER_NAMES.get(name, name)) for name in names}
+    values = {name: getattr(arguments, OTHER_NAMES.get(name, name)) for name in keys(GenerationSettings)}
     given = {name: value for name, value in values.items() if value is not None}
     return generation_settings(given, "command line", config.training.generation)
 
@@ -59,4 +56,4 @@ def prediction_settings(config: Config, arguments: argparse.Namespace) -> Genera
     """The same for `--predict`, which continues each prompt `predict_batch_size` times by default."""
     settings = settings_of(config, arguments)
     usual = 1 if settings.num_beams > 1 else config.training.predict_batch_size
-    return dataclasses.replace(settings, num_samples=settings.num_samples or usual)
+    return settings.model_copy(update={"num_samples": settings.num_samples or usual})

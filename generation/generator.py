@@ -104,7 +104,7 @@ class Generator:
     def samples(self, request: GenerationRequest, count: int) -> list[GenerationRequest]:
         """Requests for so many continuations of one prompt: each with the seed after the one before."""
         seed = self._seed(request)
-        settings = [dataclasses.replace(request.settings, seed=seed + i) for i in range(count)]
+        settings = [request.settings.model_copy(update={"seed": seed + i}) for i in range(count)]
         return [dataclasses.replace(request, settings=one) for one in settings]
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generated]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from dataclasses import replace as replace_fields
 from typing import Literal
 
 from gpt_mesh.config import GenerationSettings
@@ -55,7 +54,7 @@ def seeded_requests(prompts: Sequence[str], settings: GenerationSettings, seed: 
     first = seed if settings.seed is None else settings.seed
     seeds = range(first, first + SEED_STRIDE * len(prompts), SEED_STRIDE)
     pairs = zip(prompts, seeds, strict=True)
-    return [GenerationRequest(text, replace_fields(settings, seed=one)) for text, one in pairs]
+    return [GenerationRequest(text, settings.model_copy(update={"seed": one})) for text, one in pairs]
 
 
 @dataclass(frozen=True)

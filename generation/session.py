@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from typing import TextIO
@@ -27,7 +26,7 @@ class Session:
     def __init__(self, generator: Generator, settings: GenerationSettings, lines: TextIO, out: TextIO) -> None:
         """`lines`: where prompts come from. `out`: where their continuations go."""
         self._generator, self._lines, self._out = generator, lines, out
-        self._settings = dataclasses.replace(settings, num_samples=None, logprobs=None)
+        self._settings = settings.model_copy(update={"num_samples": None, "logprobs": None})
         self._text = ""
         self._turns = 0
 
@@ -63,7 +62,7 @@ class Session:
         if command == "/set":
             self._set(rest)
         elif command == "/show":
-            self._say(json.dumps(dataclasses.asdict(self._settings), ensure_ascii=False))
+            self._say(json.dumps(self._settings.model_dump(), ensure_ascii=False))
         elif command == "/more":
             if not self._text:
                 raise InputError("/more: there is no text yet; give a line first")
@@ -89,7 +88,7 @@ class Session:
         """Write what follows the text so far, and remember it."""
         settings = self._settings
         seed = settings.seed if settings.seed is not None else self._generator.limits.seed
-        settings = dataclasses.replace(settings, seed=seed + self._turns)  # asked again, it says something else
+        settings = settings.model_copy(update={"seed": seed + self._turns})  # asked again, it says something else
         self._turns += 1
         stream = self._generator.stream([GenerationRequest(self._text, settings)])
         try:

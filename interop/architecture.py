@@ -14,11 +14,10 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_mesh.config import Config, ModelConfig, parse_model
+from gpt_mesh.config import Config, ModelConfig, changes, parse_model, values_of_causal_model, values_of_config
 from gpt_mesh.errors import InputError
 from gpt_mesh.objectives.registry import objective_of
 
-_TEMPORARY = ("axial_pos_emb","rotary_emb","mlp_glu","scalenorm","rezero","macaron","share_parameters","num_mem_kv","moe_layers")
 TOKEN_WEIGHTS = ("gpt2/wte", "gpt2/linear_out/kernel")  # weights that have a row per token in a state dict
 
 
@@ -62,8 +61,8 @@ class Architecture(ABC):
         causal_class: the class that predicts the next token; exports name it.
         base_class: the class without an output layer; its tensor names lack `prefix`.
         prefix: of tensor names.
-        expresses: the fields of `ModelConfig` that its `config.json` can hold, in full or in part. All others that
-            change a model's weights or what it computes must have their default.
+        expresses: the keys of a config that its `config.json` can hold, in full or in part. All others that touch a
+            model's weights or what it computes must have their default.
     """
 
     model_type: str
@@ -121,18 +120,16 @@ class Architecture(ABC):
         Raises:
             InputError: the model has something that this architecture has not; the message names the key.
         """
-        defaults = _defaults(config.model)
-        for key in _TEMPORARY:
-            if key in self.expresses or not hasattr(config.model, key):
-                continue
-            if (value := getattr(config.model, key)) != getattr(defaults, key):
-                self.refuse(config, key, list(value) if isinstance(value, tuple) else value, "has no such part")
         objective = objective_of(config)
         if not objective.causal:
             raise InputError(
                 f"{config.source}: {objective.setting}: Hugging Face's {self.title} attends to what came before only, "
                 "and cannot hold it"
             )
+        for change in changes(values_of_causal_model(_plain(config.model)), values_of_config(config)):
+            if change.touches is not None and change.key not in self.expresses:
+                now = list(change.now) if isinstance(change.now, tuple) else change.now
+                self.refuse(config, change.key, now, "has no such part")
         self.check_values(config)
 
     def refuse(self, config: Config, key: str, value: Any, problem: str) -> NoReturn:
@@ -141,10 +138,10 @@ class Architecture(ABC):
         raise InputError(f"{config.source}: {key} = {shown}: Hugging Face's {self.title} {problem}, and cannot hold it")
 
 
-def _defaults(model: ModelConfig) -> ModelConfig:
-    """A model of the same sizes, all else at its default."""
+def _plain(model: ModelConfig) -> ModelConfig:
+    """A model of the same sizes with everything else at its default."""
     sizes = {key: getattr(model, key) for key in ("n_layer", "n_head", "n_embd", "n_ctx", "n_vocab")}
-    return parse_model(sizes, "defaults")
+    return parse_model(sizes, "a plain model")
 
 
 def is_finite(array: NDArray) -> bool:

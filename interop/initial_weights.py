@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from gpt_mesh.config import Config
+from gpt_mesh.config import Change, Config, changes, values_of_config
 from gpt_mesh.data.encoders import Encoder
 from gpt_mesh.errors import InputError
 from gpt_mesh.interop.architecture import TOKEN_WEIGHTS
@@ -18,12 +18,8 @@ from gpt_mesh.optimizers.registry import is_slot
 from gpt_mesh.storage.progress import log
 
 POSITIONS = "gpt2/wpe"
-# What makes the same weights another model. Those of shapes alone are not here.
-_MUST_AGREE = (
-    "n_head", "activation_function", "rotary_emb", "no_weight_tie", "num_mem_kv", "mlp_glu", "macaron",
-    "share_parameters", "moe_layers",
-)  # fmt: skip
-_MAY_CHANGE = ("attention_types", "local_attention_radius")
+# Shapes that flags allow to change.
+_RESIZABLE = ("n_vocab", "n_ctx", "n_positions")
 
 
 @dataclass(frozen=True)
@@ -94,7 +90,7 @@ class InitialWeights:
     def changes(self) -> list[str]:
         """What is not as it was, in sentences."""
         lines: list[str] = []
-        new, model = self.config.model, self.weights.model
+        new = self.config.model
         if (old := self._size(TOKEN_WEIGHTS[0])) != new.n_vocab or self._rows is not None:
             kept = int((self._rows >= 0).sum()) if self._rows is not None else min(old, new.n_vocab)
             how = "found by their text" if self._rows is not None else "by their ids"
@@ -105,21 +101,23 @@ class InitialWeights:
         if POSITIONS in self.weights.shapes and (old := self._size(POSITIONS)) != new.n_ctx:
             more = f"; positions from {old} on begin as those before them, repeated" if new.n_ctx > old else ""
             lines.append(f"context of {new.n_ctx} for {old}{more}")
-        for key in _MAY_CHANGE if model is not None else ():
-            if (was := getattr(model, key)) != (now := getattr(new, key)):
-                lines.append(f"{key} was {_short(was)} and is {_short(now)} now: the same weights in another model")
+        for change in self._changed_keys():
+            was, now = _short(change.was), _short(change.now)
+            lines.append(f"{change.key} was {was} and is {now} now: the same weights in another model")
         return lines
+
+    def _changed_keys(self) -> list[Change]:
+        """The keys that differ from those that the weights were trained with, and matter to a model."""
+        found = changes(self.weights.config, values_of_config(self.config))
+        return [change for change in found if change.touches is not None and change.key not in _RESIZABLE]
 
     def _check_architecture(self) -> None:
         """Refuse weights whose shapes would do and which mean something else."""
-        model = self.weights.model
-        if model is None:
-            return
-        for key in ("n_layer", "n_embd", *_MUST_AGREE):
-            if (theirs := getattr(model, key)) != (ours := getattr(self.config.model, key)):
+        for change in self._changed_keys():
+            if not change.adaptable:
                 raise InputError(
-                    f"{self.config.source}: {key} = {_short(ours)}, but --init_from {self.init.path} has "
-                    f"{_short(theirs)}; make them equal"
+                    f"{self.config.source}: {change.key} = {_short(change.now)}, but --init_from {self.init.path} has "
+                    f"{_short(change.was)}; make them equal"
                 )
 
     def _check_shapes(self) -> None:

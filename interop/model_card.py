@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import tensorflow as tf
@@ -22,7 +21,7 @@ def text(config: Config, kind: Architecture, checkpoint: str, name: str, n_vocab
         n_vocab: tokens of its tokenizer.
         licence: an identifier such as "mit"; None leaves the choice open.
     """
-    model, step = dataclasses.replace(config.model, n_vocab=n_vocab), checkpoints.step_of(checkpoint)
+    model, step = config.model.model_copy(update={"n_vocab": n_vocab}), checkpoints.step_of(checkpoint)
     header = ["library_name: transformers", "pipeline_tag: text-generation", "tags:", f"- {kind.model_type}"]
     if licence is not None:
         header.insert(0, f"license: {licence}")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from gpt_mesh.config import Config, ModelConfig, parse_model
+from gpt_mesh.config import Config, ModelConfig, parse_model, values_of_causal_model, values_of_config
 from gpt_mesh.data.encoders import Encoder, load_encoder
 from gpt_mesh.engine import checkpoints
 from gpt_mesh.errors import InputError
@@ -28,13 +28,13 @@ class Weights(Protocol):
     Attributes:
         source: where they are, for messages.
         shapes: by name; a checkpoint's slots too.
-        model: the architecture they belong to; None where nothing says it.
-        tokenizer: that they were trained with; None where it is not known.
+        config: values of the keys of the config that they were trained with, as far as they are known; empty: none.
+        tokenizer: the one that they were trained with; None: not known.
     """
 
     source: str
     shapes: Mapping[str, tuple[int, ...]]
-    model: ModelConfig | None
+    config: Mapping[str, Any]
     tokenizer: Encoder | None
 
     def read(self, name: str) -> NDArray:
@@ -58,7 +58,7 @@ class CheckpointWeights:
         shapes = self._reader.get_variable_to_shape_map()
         self.shapes: Mapping[str, tuple[int, ...]] = {name: tuple(shape) for name, shape in shapes.items()}
         config = _config_beside(path)
-        self.model = config.model if config else None
+        self.config: Mapping[str, Any] = values_of_config(config) if config else {}
         self.tokenizer = local_tokenizer(config) if config else None
 
     def read(self, name: str) -> NDArray:
@@ -85,7 +85,7 @@ class HuggingFaceWeights:
         self.kind = architectures.of_values(self.values, source)
         self.keys = self.kind.read(self.values, source)
         self.architecture = parse_model(self.keys, source)
-        self.model: ModelConfig | None = self.architecture
+        self.config: Mapping[str, Any] = values_of_causal_model(self.architecture)
         self.tokenizer = tokenizer_files.find(folder)
         self._shards = Shards(folder)
         exchanges = self.kind.exchanges(self.architecture)

@@ -7,35 +7,28 @@ without a word.
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import json
 import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
-from gpt_mesh.config import GenerationSettings, generation_settings
-from gpt_mesh.errors import InputError
+from pydantic import BeforeValidator, PlainValidator, Strict, ValidationError, ValidationInfo
+
+from gpt_mesh.config import GenerationSettings, Group
+from gpt_mesh.config.fields import Flag, Natural
+from gpt_mesh.config.generation import RepetitionPenalty, Seed, Temperature, TopP, strings
+from gpt_mesh.config.messages import Refused, nearest
+from gpt_mesh.config.reading import reason
 from gpt_mesh.generation.requests import HALF, half_character
 from gpt_mesh.serving.errors import ApiError, invalid
 
 DEFAULT_MAX_TOKENS = 16  # as OpenAI's interface has it
 MOST_LOGPROBS = 5
 MOST_STOPS = 4
+ANY = 2**31 - 1
 MOST_SEQUENCES = 128  # of one request: prompts times the larger of n and best_of
-
-# Keys that mean the same as a generation setting, which knows what they may be.
-SETTINGS = ("temperature", "top_p", "top_k", "repetition_penalty", "seed")
-# Keys of the interface that are accepted only at the value that asks for nothing.
-NOT_BUILT: dict[str, tuple[Any, ...]] = {
-    "suffix": ("",), "presence_penalty": (0,), "frequency_penalty": (0,), "logit_bias": ({},)
-}  # fmt: skip
-KNOWN = (
-    "model", "prompt", "max_tokens", "min_tokens", "n", "best_of", "stream", "stream_options", "logprobs", "echo",
-    "stop", "user", *SETTINGS, *NOT_BUILT,
-)  # fmt: skip
 
 Prompt = str | tuple[int, ...]
 
@@ -77,9 +70,8 @@ class CompletionRequest:
         # As many as anyone may ask for: another number is compiled anew. And which of several texts is the likeliest is
         # told by them, asked for or not.
         logprobs = MOST_LOGPROBS if self.logprobs is not None or self.best_of > self.n else None
-        return dataclasses.replace(
-            self.settings, seed=self.settings.seed + choice, max_new_tokens=max_tokens, logprobs=logprobs
-        )
+        own = {"seed": self.settings.seed + choice, "max_new_tokens": max_tokens, "logprobs": logprobs}
+        return self.settings.model_copy(update=own)
 
 
 def read_json(body: bytes) -> dict[str, Any]:
@@ -116,27 +108,28 @@ def parse(values: Mapping[str, Any], defaults: GenerationSettings) -> Completion
     """
     values = {name: value for name, value in values.items() if value is not None}
     for name in values:
-        if name not in KNOWN:
-            near = difflib.get_close_matches(name, KNOWN, n=1)
-            remedy = f"did you mean {near[0]}?" if near else "leave it out"
-            raise invalid(_shortened(name), f"unknown key; {remedy}")
-    for name, harmless in NOT_BUILT.items():
-        if name in values and (isinstance(values[name], bool) or values[name] not in harmless):
-            raise invalid(name, "is not supported; leave it out")
-    n = _integer(values, "n", 1, 1, MOST_SEQUENCES)
+        if name not in _Body.model_fields:
+            raise invalid(_shortened(name), f"unknown key{nearest(name, _Body.model_fields) or '; leave it out'}")
+    if "prompt" not in values:
+        raise invalid("prompt", 'is missing; give a text such as "Once upon a time"', code="missing")
+    try:
+        body = _Body.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(place for place in first["loc"] if isinstance(place, str))
+        raise invalid(name, reason(_Body, first, named=False)) from None
     request = CompletionRequest(
-        model=_text(values, "model"),
-        prompts=_prompts(values.get("prompt")),
-        max_tokens=_integer(values, "max_tokens", None, 0),
-        n=n,
-        best_of=_integer(values, "best_of", n, n, MOST_SEQUENCES),
-        logprobs=_integer(values, "logprobs", None, 0, MOST_LOGPROBS),
-        echo=_flag(values, "echo"),
-        stream=_flag(values, "stream"),
-        include_usage=_include_usage(values),
-        settings=_settings(values, defaults),
+        model=body.model,
+        prompts=body.prompt,
+        max_tokens=body.max_tokens,
+        n=body.n,
+        best_of=body.best_of or body.n,
+        logprobs=body.logprobs,
+        echo=body.echo,
+        stream=body.stream,
+        include_usage=body.stream_options.include_usage,
+        settings=_settings(body, defaults),
     )
-    _text(values, "user")  # whose request it is says nothing about the answer
     _check_together(request, values)
     return request
 
@@ -155,96 +148,110 @@ def _check_together(request: CompletionRequest, values: Mapping[str, Any]) -> No
         raise invalid("min_tokens", f"{least} is more than max_tokens ({DEFAULT_MAX_TOKENS if most is None else most})")
 
 
-def _settings(values: Mapping[str, Any], defaults: GenerationSettings) -> GenerationSettings:
-    """Each key is checked by itself, so that the refusal can name it."""
-    settings = dataclasses.replace(
-        defaults, num_beams=1, num_samples=None, max_new_tokens=None, min_new_tokens=0, logprobs=None, seed=None
-    )
-    for name in SETTINGS:
-        if name in values:
-            try:
-                settings = generation_settings({name: values[name]}, "request", settings)
-            except InputError as error:
-                raise invalid(name, str(error).split(": ", 2)[-1]) from None
-    if settings.seed is None:
-        settings = dataclasses.replace(settings, seed=secrets.randbits(31))
-    stop = _stop(values.get("stop"))
-    least = _integer(values, "min_tokens", 0, 0)
-    return dataclasses.replace(settings, stop=settings.stop if stop is None else stop, min_new_tokens=least)
+def _settings(body: _Body, defaults: GenerationSettings) -> GenerationSettings:
+    """What the client says, else what the config says of how text is drawn and where it stops."""
+    own = ("temperature", "top_p", "top_k", "repetition_penalty", "seed", "stop")
+    given = {name: getattr(body, name) for name in own if name in body.model_fields_set}
+    others = {"num_beams": 1, "num_samples": None, "max_new_tokens": None, "logprobs": None}
+    begin = {"seed": secrets.randbits(31), "min_new_tokens": body.min_tokens}
+    return defaults.model_copy(update=others | begin | given)
 
 
 def _prompts(value: Any) -> tuple[Prompt, ...]:
     """A string, a list of strings, a list of token ids, or a list of such lists."""
-    if value is None:
-        raise invalid("prompt", 'is missing; give a text such as "Once upon a time"', code="missing")
     if isinstance(value, str):
-        return (_unicode("prompt", value),)
+        return (_unicode(value),)
     if isinstance(value, list) and value:
         if len(value) > MOST_SEQUENCES and isinstance(value[0], str | list):
-            raise invalid("prompt", f"has {len(value)} prompts; the most for one request are {MOST_SEQUENCES}")
+            raise Refused(f"has {len(value)} prompts; the most for one request are {MOST_SEQUENCES}")
         if all(isinstance(item, str) for item in value):
-            return tuple(_unicode("prompt", item) for item in value)
+            return tuple(_unicode(item) for item in value)
         if _are_ids(value):
             return (tuple(value),)
         if all(isinstance(item, list) and item and _are_ids(item) for item in value):
             return tuple(tuple(item) for item in value)
-    raise invalid("prompt", "must be a string, a list of strings, a list of token ids, or a list of such lists")
+    raise Refused("must be a string, a list of strings, a list of token ids, or a list of such lists")
 
 
 def _are_ids(items: Sequence[Any]) -> bool:
     return all(type(item) is int for item in items)  # True is an int too
 
 
-def _stop(value: Any) -> tuple[str, ...] | None:
-    """None: nothing is said. An empty list: nothing stops the text."""
-    if value is None:
-        return None
-    strings = [value] if isinstance(value, str) else value
-    fitting = isinstance(strings, list) and len(strings) <= MOST_STOPS
-    if not fitting or not all(isinstance(item, str) and item for item in strings):
-        raise invalid("stop", f"must be a string or a list of at most {MOST_STOPS} strings, none empty")
-    return tuple(_unicode("stop", item) for item in strings)
+def _stop(value: Any) -> tuple[str, ...]:
+    """An empty list: nothing stops the text."""
+    problem = f"must be a string or a list of at most {MOST_STOPS} strings, none empty"
+    found = strings(value, problem)
+    if len(found) > MOST_STOPS:
+        raise Refused(problem)
+    return tuple(_unicode(item) for item in found)
 
 
-def _include_usage(values: Mapping[str, Any]) -> bool:
-    options = values.get("stream_options", {})
-    if not isinstance(options, dict) or not set(options) <= {"include_usage", "include_obfuscation"}:
-        raise invalid("stream_options", 'must be an object such as {"include_usage": true}')
-    return _flag(options, "include_usage", "stream_options.include_usage")
+def _unicode(text: str) -> str:
+    """The text, if it can be written in UTF-8: JSON can name half a character."""
+    if (place := half_character(text)) is not None:
+        raise Refused(f"{HALF} at character {place}; send whole characters")
+    return text
 
 
-def _flag(values: Mapping[str, Any], name: str, shown: str | None = None) -> bool:
-    value = values.get(name)
-    if value is not None and not isinstance(value, bool):
-        raise invalid(shown or name, "must be true or false")
-    return bool(value)
-
-
-def _text(values: Mapping[str, Any], name: str) -> str | None:
-    value = values.get(name)
-    if value is not None and not isinstance(value, str):
-        raise invalid(name, "must be a string")
-    return value
-
-
-def _integer(values: Mapping[str, Any], name: str, default: Any, low: int, high: int = 2**31 - 1) -> Any:
-    """The value of a key that is a whole number, or the default."""
-    value = values.get(name)
-    if value is None:
-        return default
+def _between(value: Any, low: int, high: int) -> int:
+    """The value, if it is a whole number in this range."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if type(value) is not int or not low <= value <= high:
-        upper = f"from {low} to {high}" if high < 2**31 - 1 else f"of at least {low}"
-        raise invalid(name, f"must be a whole number {upper}")
+        raise Refused(f"must be a whole number {f'from {low} to {high}' if high < ANY else f'of at least {low}'}")
     return value
 
 
-def _unicode(name: str, text: str) -> str:
-    """The text, if it can be written in UTF-8: JSON can name half a character."""
-    if (place := half_character(text)) is not None:
-        raise invalid(name, f"{HALF} at character {place}; send whole characters")
-    return text
+def _whole(low: int, high: int = ANY) -> BeforeValidator:
+    return BeforeValidator(lambda value: _between(value, low, high))
+
+
+def _best_of(value: Any, info: ValidationInfo) -> int:
+    return _between(value, info.data.get("n", 1), MOST_SEQUENCES)
+
+
+def _only(harmless: Any) -> BeforeValidator:
+    """A key of the interface that is accepted only at the value that asks for nothing."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, bool) or value != harmless:
+            raise Refused("is not supported; leave it out")
+        return value
+
+    return BeforeValidator(check)
+
+
+class _StreamOptions(Group):
+    example: ClassVar[str] = '{"include_usage": true}'
+
+    include_usage: Flag = False
+    include_obfuscation: Any = None
+
+
+class _Body(Group):
+    """The keys of a request, each checked by itself."""
+
+    model: Annotated[str, Strict()] | None = None
+    prompt: Annotated[tuple[Prompt, ...], PlainValidator(_prompts)]
+    max_tokens: Annotated[int, _whole(0)] | None = None
+    min_tokens: Annotated[int, _whole(0)] = 0
+    n: Annotated[int, _whole(1, MOST_SEQUENCES)] = 1
+    best_of: Annotated[int, BeforeValidator(_best_of)] | None = None
+    stream: Flag = False
+    stream_options: _StreamOptions = _StreamOptions()
+    logprobs: Annotated[int, _whole(0, MOST_LOGPROBS)] | None = None
+    echo: Flag = False
+    stop: Annotated[tuple[str, ...], PlainValidator(_stop)] = ()
+    user: Annotated[str, Strict()] | None = None  # whose request it is says nothing about the answer
+    temperature: Temperature = 0.0  # only what a client gives is read of these five
+    top_p: TopP = 1.0
+    top_k: Natural = 0
+    repetition_penalty: RepetitionPenalty = 1.0
+    seed: Seed = 0
+    suffix: Annotated[Any, _only("")] = ""
+    presence_penalty: Annotated[Any, _only(0)] = 0
+    frequency_penalty: Annotated[Any, _only(0)] = 0
+    logit_bias: Annotated[Any, _only({})] = None
 
 
 def _shortened(name: str) -> str:

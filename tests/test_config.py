@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from gpt_mesh import config
 from gpt_mesh.config import (
@@ -20,15 +22,19 @@ from gpt_mesh.config import (
     GROUPS,
     Config,
     generation_settings,
+    keys,
     load_config,
     parse_config,
-    reference_page,
     replace,
+    shipped_configs,
 )
+from gpt_mesh.config.json_schema import json_schema
+from gpt_mesh.config.page import reference_page
 from gpt_mesh.errors import InputError
 
-ROOT = Path(config.__file__).parent
-SHIPPED = sorted(path.stem for path in (ROOT / "configs").glob("*.json"))
+SCHEMA = jsonschema.Draft202012Validator(json_schema())
+ROOT = Path(config.__file__).parents[1]
+SHIPPED = shipped_configs()
 
 TOY_DATASET = {"path": "train_*.tfrecords", "eval_path": "eval_*.tfrecords", "n_vocab": 90}
 TOY = {
@@ -68,14 +74,14 @@ def write_dataset(directory: Path, values: Any, name: str = "toy") -> None:
     (directory / "dataset_configs" / f"{name}.json").write_text(json.dumps(values))
 
 
-def parse(directory: Path, changes: dict[str, Any] | None = None, *, allow_unbuilt: bool = True) -> Config:
-    return parse_config({**TOY, **(changes or {})}, "model.json", directory, allow_unbuilt=allow_unbuilt)
+def parse(directory: Path, changes: dict[str, Any] | None = None) -> Config:
+    return parse_config({**TOY, **(changes or {})}, "model.json", directory)
 
 
-def refusal(directory: Path, changes: dict[str, Any], **options: Any) -> str:
+def refusal(directory: Path, changes: dict[str, Any]) -> str:
     """The one line with which `changes` are refused."""
     with pytest.raises(InputError) as caught:
-        parse(directory, changes, **options)
+        parse(directory, changes)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -163,7 +169,7 @@ def test_published_config_passes() -> None:
         "gradient_clipping": 1.0, "tokens_per_mb_per_replica": 4096, "precision": "bfloat16", "padding_id": 50257,
         "eos_id": 50256,
     }  # fmt: skip
-    parsed = parse_config(published, "GPT3_XL.json", allow_unbuilt=True)
+    parsed = parse_config(published, "GPT3_XL.json")
     assert parsed.model.attention_types == ("global", "local") * 12
     assert parsed.model.head_size == 128
     assert parsed.mesh.size == 256
@@ -182,8 +188,8 @@ def test_special_ids_of_the_model_config_fill_the_dataset(own_directory: Path) -
 def test_configs_are_hashable_and_frozen(directory: Path) -> None:
     toy = parse(directory)
     assert hash(toy) == hash(parse(directory))
-    with pytest.raises(AttributeError):
-        toy.model.n_ctx = 3  # type: ignore[misc]
+    with pytest.raises(ValidationError):
+        toy.model.n_ctx = 3
 
 
 # --- what is refused: (changes, key, value as shown, words of the reason and the remedy) -----------------------------
@@ -403,25 +409,6 @@ def test_refuses_what_is_no_object(own_directory: Path, value: Any) -> None:
         load_config(str(path))
 
 
-# --- what is declared but not built ----------------------------------------------------------------------------------
-
-
-def test_refuses_what_is_not_built(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything is built at present: a key is made out to be a feature that is not."""
-    unbuilt = config.Unbuilt("training.log_grads", "logging of gradients", {"log_grads": True})
-    monkeypatch.setattr(config, "NOT_BUILT", (unbuilt,))
-    parse(directory, dict(unbuilt.example), allow_unbuilt=True)
-    message = refusal(directory, dict(unbuilt.example), allow_unbuilt=False)
-    name = unbuilt.key.split(".")[1]
-    assert message.startswith(f"model.json: {name} = ")
-    assert f"{unbuilt.feature} is not built yet; leave the key out" in message
-
-
-def test_the_defaults_are_built(directory: Path) -> None:
-    parse(directory, allow_unbuilt=False)
-    parse(directory, {"activation_function": "relu", "precision": "bfloat16"}, allow_unbuilt=False)
-
-
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
@@ -562,8 +549,8 @@ def test_resolve(own_directory: Path) -> None:
 def test_round_trip(directory: Path, changes: dict[str, Any]) -> None:
     parsed = parse(directory, changes)
     flat = json.loads(json.dumps(parsed.to_json()))
-    assert parse_config(flat, "model.json", directory, allow_unbuilt=True) == parsed
-    assert set(flat) == {name for group in GROUPS.values() for name in config._keys(group)}
+    assert parse_config(flat, "model.json", directory) == parsed
+    assert set(flat) == {name for group in GROUPS.values() for name in keys(group)}
 
 
 def test_attention_types_are_written_short(directory: Path) -> None:
@@ -622,14 +609,14 @@ HALF_PRECISION = ("gpt3_XL_256_Pile", "gpt3_13B_256", "gpt3_13B_256_Pile")
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_configs_parse(name: str) -> None:
-    parsed = load_config(name, allow_unbuilt=True)
-    assert parse_config(parsed.to_json(), parsed.source, parsed.directory, allow_unbuilt=True) == parsed
+    parsed = load_config(name)
+    assert parse_config(parsed.to_json(), parsed.source, parsed.directory) == parsed
     assert parsed.training.model_path == f"runs/{name}"
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_shipped_configs_are_the_published_ones(name: str) -> None:
-    parsed = load_config(name, allow_unbuilt=True)
+    parsed = load_config(name)
     model, optimizer, training, mesh = parsed.model, parsed.optimizer, parsed.training, parsed.mesh
     assert (
         model.n_layer, model.n_embd, model.n_head, model.n_vocab, optimizer.lr, optimizer.weight_decay,
@@ -678,9 +665,9 @@ def test_reference_page_is_current() -> None:
 def test_reference_page_names_every_key() -> None:
     page = reference_page()
     for group in (*GROUPS.values(), config.DatasetConfig, config.MoeParams):
-        for name, declared in config._keys(group).items():
+        for name, declared in keys(group).items():
             assert f"| `{name}` |" in page
-            assert declared.key.doc.endswith((".", ")")), name
+            assert declared.doc.endswith((".", ")")), name
 
 
 def test_activations_are_the_43() -> None:
@@ -702,10 +689,10 @@ def undeclared(source: str) -> Iterator[str]:
             continue
         owner, group = node.value.value, node.value.attr
         owner_name = owner.id if isinstance(owner, ast.Name) else owner.attr if isinstance(owner, ast.Attribute) else ""
-        if owner_name in ("config", "cfg") and group in GROUPS:
-            fields = GROUPS[group].__dataclass_fields__
-            if node.attr not in fields and not hasattr(GROUPS[group], node.attr):
-                yield f"line {node.lineno}: {group}.{node.attr}"
+        if owner_name not in ("config", "cfg") or group not in GROUPS:
+            continue
+        if node.attr not in GROUPS[group].model_fields and not hasattr(GROUPS[group], node.attr):
+            yield f"line {node.lineno}: {group}.{node.attr}"
 
 
 def test_undeclared_keys_are_seen() -> None:
@@ -722,9 +709,59 @@ def project_sources() -> list[Path]:
 
 def test_source_reads_only_declared_keys() -> None:
     sources = project_sources()
-    assert ROOT / "config.py" in sources
+    assert ROOT / "config" / "parsing.py" in sources
     found = {str(path.relative_to(ROOT)): list(undeclared(path.read_text())) for path in sources}
     assert not {path: keys for path, keys in found.items() if keys}
+
+
+def test_schema_is_current() -> None:
+    assert json.loads((config.CONFIG_DIRECTORY / "schema.json").read_text()) == json_schema(), "run `make docs`"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_schema_accepts_shipped_configs(name: str) -> None:
+    values = json.loads((config.CONFIG_DIRECTORY / f"{name}.json").read_text())
+    SCHEMA.validate(values)
+    SCHEMA.validate(load_config(name).to_json())
+
+
+def test_schema_describes_every_key() -> None:
+    schema = json_schema()
+    properties = schema["properties"]
+    groups: list[type[config.Group]] = [*GROUPS.values(), config.MoeParams, config.GenerationSettings]
+    for group in groups:
+        inner = schema["$defs"].get(group.__name__, {"properties": properties})["properties"]
+        for name, declared in keys(group).items():
+            assert inner[name]["description"].startswith(declared.doc), name
+    assert {*properties} == {name for group in GROUPS.values() for name in keys(group)} | {"$schema", *config.ALIASES}
+    assert {*schema["required"]} == {*TOY}
+    assert properties["n_ctx"] == {"type": "integer", "minimum": 2, "description": "Context length. Unit: tokens."}
+
+
+def test_schema_is_no_config() -> None:
+    assert "schema" not in SHIPPED
+    with pytest.raises(InputError, match="no such model config"):
+        load_config("schema")
+
+
+def test_a_config_may_name_its_schema(directory: Path) -> None:
+    assert parse(directory, {"$schema": "schema.json"}) == parse(directory)
+    SCHEMA.validate({**TOY, "$schema": "schema.json"})
+
+
+# What a schema cannot see: checks across keys, a text that is no number, numbers that JSON does not have, other files.
+ELSEWHERE = ({"datasets": ["toi"]}, {"datasets": ["../toy"]})
+ACROSS = [*COMBINATIONS, *MESHES, *[row for row in REFUSALS if row[0] in ELSEWHERE]]
+WORDS_ACROSS = ("layers", "less than n_ctx", "finite", "64 bits")
+IN_SCHEMA = [
+    row[0] for row in REFUSALS
+    if row not in ACROSS and row[0] != {"ada_epsilon1": "small"} and not any(words in row[3] for words in WORDS_ACROSS)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", IN_SCHEMA)
+def test_schema_refuses_what_one_key_shows(changes: dict[str, Any]) -> None:
+    assert not SCHEMA.is_valid({**TOY, **changes}), changes
 
 
 # --- anything at all -------------------------------------------------------------------------------------------------
@@ -734,7 +771,7 @@ JSON = st.recursive(
     lambda children: st.lists(children, max_size=4) | st.dictionaries(st.text(max_size=8), children, max_size=4),
     max_leaves=12,
 )
-KEYS = st.sampled_from(sorted({*(name for group in GROUPS.values() for name in config._keys(group)), *config.ALIASES}))
+KEYS = st.sampled_from(sorted({*(name for group in GROUPS.values() for name in keys(group)), *config.ALIASES}))
 LIKELY = st.sampled_from(
     [0, 1, 2, 16, -1, 0.5, 1e3, "x:2", "batch:x", "adam", [["toy", 1]], [[["local"], 2]], [4, 4], True]
 )

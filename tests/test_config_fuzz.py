@@ -17,13 +17,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gpt_mesh import config
-from gpt_mesh.config import ALIASES, GROUPS, DatasetConfig, MoeParams, load_config, parse_config
+from gpt_mesh.config import ALIASES, GROUPS, DatasetConfig, MoeParams, keys, load_config, parse_config
 from gpt_mesh.errors import InputError
 from tests.support.random_configs import REMEDY
 
-MODEL_KEYS = sorted({*(name for group in GROUPS.values() for name in config._keys(group)), *ALIASES})
-MOE_KEYS = sorted(config._keys(MoeParams))
-DATASET_KEYS = sorted(config._keys(DatasetConfig))
+MODEL_KEYS = sorted({*(name for group in GROUPS.values() for name in keys(group)), *ALIASES})
+MOE_KEYS = sorted(keys(MoeParams))
+DATASET_KEYS = sorted(keys(DatasetConfig))
 BASE = {
     "n_head": 2, "n_embd": 8, "n_layer": 2, "n_ctx": 8, "n_vocab": 32, "lr": 0.01, "train_batch_size": 2,
     "train_steps": 3, "datasets": ["tiny"], "model_path": "unused",

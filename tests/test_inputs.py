@@ -109,7 +109,7 @@ def test_a_resume_is_instant_at_any_step(mixed):
 
 
 def test_seeds_give_other_samples(mixed):
-    other = dataclasses.replace(mixed, training=dataclasses.replace(mixed.training, seed=2))
+    other = dataclasses.replace(mixed, training=mixed.training.model_copy(update={"seed": 2}))
     first, second = training_data(mixed), training_data(other)
     assert not np.array_equal(first.batch(0, 40), second.batch(0, 40))
     assert first.fingerprint != second.fingerprint

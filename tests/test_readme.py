@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from gpt_mesh.config import shipped_configs
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 TINY = {"n_layer": 1, "n_embd": 16, "n_head": 2, "n_ctx": 32, "n_vocab": 8192, "train_batch_size": 2, "train_steps": 4}
@@ -88,4 +90,4 @@ def test_every_file_that_the_readme_names_is_there() -> None:
 
 def test_every_config_is_in_the_table() -> None:
     listed = set(re.findall(r"`([\w-]+)`", README[README.index("## Configs") :]))
-    assert {path.stem for path in (ROOT / "configs").glob("*.json")} <= listed
+    assert {*shipped_configs()} <= listed

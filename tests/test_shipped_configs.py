@@ -43,7 +43,7 @@ def test_a_training_step_is_built(name):
     kinds = config.model.attention_types
     layers = max(kinds.index(kind) for kind in set(kinds)) + 1
     layers = max([layers, 2, *[layer + 1 for layer in config.model.moe_layers]])
-    model = with_fields(config.model, n_layer=layers, attention_types=kinds[:layers])
+    model = config.model.model_copy(update={"n_layer": layers, "attention_types": kinds[:layers]})
     shapes = build(with_fields(config, model=model))
     assert elements(shape for key, shape in shapes.items() if is_weight(key)) == weight_count(model)
     width, vocab = model.n_embd, model.n_vocab

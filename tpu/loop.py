@@ -25,6 +25,7 @@ from gpt_mesh.training import report
 from gpt_mesh.training.interrupts import Interrupts
 from gpt_mesh.training.interval import Interval
 from gpt_mesh.training.loop import TrainResult, owed_outputs
+from gpt_mesh.training.runs import check_resumable
 from gpt_mesh.training.samples import SampleWriter
 
 
@@ -59,6 +60,8 @@ class TpuTrainer:
         tensors = layout_tensors(config.model, config.training.train_batch_size)
         plan = tpu.plan(config, tensors, training=True, fit=fit_mesh)
         self.checkpoint = None if new else checkpoints.latest(self.directory)
+        if self.checkpoint is not None:
+            check_resumable(config, self.checkpoint)
         self.data = TrainingData(config)
         if config.training.eval_tasks:
             raise InputError(

@@ -33,6 +33,7 @@ from gpt_mesh.training import report
 from gpt_mesh.training.interrupts import Interrupts, termination_raises
 from gpt_mesh.training.interval import Interval
 from gpt_mesh.training.profiling import Profiler, Steps, part
+from gpt_mesh.training.runs import check_resumable
 from gpt_mesh.training.samples import SampleWriter, predictions_path
 from gpt_mesh.training.saving import CheckpointWriter
 
@@ -112,6 +113,8 @@ class Trainer:
         self.directory = config.training.model_path
         self.steps_per_checkpoint = steps_per_checkpoint
         self.checkpoint = None if new else checkpoints.latest(self.directory)
+        if self.checkpoint is not None:
+            check_resumable(config, self.checkpoint)
         self.initial = self._initial_weights(init_from)
         self.data = TrainingData(config)
         self.tasks = tasks_of(config, validation=config.training.eval_steps > 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import glob
 import json
@@ -15,7 +14,7 @@ from typing import Any
 import tensorflow as tf
 from tqdm import tqdm
 
-from gpt_mesh.config import GROUPS, Config, DatasetConfig
+from gpt_mesh.config import GROUPS, Config, DatasetConfig, Group, keys
 from gpt_mesh.errors import InputError
 from gpt_mesh.meshes import processor
 from gpt_mesh.meshes.devices import MeshPlan
@@ -143,12 +142,12 @@ def _settings(config: Config) -> list[str]:
     """The keys that differ from their constant defaults, a paragraph for each group."""
     values, lines = config.to_json(), []
     for group in GROUPS:
-        settings = getattr(config, group)
-        constant = {f.name: f.default for f in dataclasses.fields(settings) if f.default is not dataclasses.MISSING}
+        settings: Group = getattr(config, group)
+        fields = type(settings).model_fields
         shown = [
-            f"{f.name} {_plain(values[f.name])}"
-            for f in dataclasses.fields(settings)
-            if f.name in values and getattr(settings, f.name) != constant.get(f.name, dataclasses.MISSING)
+            f"{name} {_plain(values[name])}"
+            for name in keys(type(settings))
+            if getattr(settings, name) != fields[name].default
         ]
         lines += _wrapped(f"  {group:9} ", shown) if shown else []
     return lines
@@ -247,13 +246,12 @@ def write_config(config: Config) -> None:
 
 def _dataset_json(dataset: DatasetConfig) -> dict[str, Any]:
     """The dataset config with paths that hold from any directory."""
-    values = dataclasses.asdict(dataset)
-    source = values.pop("source")
+    values = dataset.model_dump(mode="json")
     for key in ("path", "eval_path"):
-        values[key] = [_absolute(source, pattern) for pattern in values[key]]
+        values[key] = [_absolute(dataset.source, pattern) for pattern in values[key]]
     for key in ("tokenizer_path", "lambada_tokens_path"):
         if values[key] is not None:
-            values[key] = _absolute(source, values[key])
+            values[key] = _absolute(dataset.source, values[key])
     return values
 
 

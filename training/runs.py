@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
+from typing import Any
 
 import tensorflow as tf
 
-from gpt_mesh.config import Config, load_config, replace
+from gpt_mesh.config import Config, changes, load_config, parse_json, replace, values_of_config, values_of_file
 from gpt_mesh.engine import checkpoints
 from gpt_mesh.errors import InputError
+from gpt_mesh.storage.progress import log
 
 
 def find(name: str) -> tuple[Config, str | None]:
@@ -42,6 +45,45 @@ def config_of_run(directory: str) -> Config:
         for part in (name, *(f"dataset_configs/{dataset}" for dataset in io.listdir(f"{directory}/dataset_configs"))):
             io.copy(f"{directory}/{part}", os.path.join(local, part))
         return replace(load_config(os.path.join(local, name)), model_path=directory)
+
+
+def check_resumable(config: Config, checkpoint: str) -> None:
+    """Refuse to resume a run as another model, and log what else is not as it was.
+
+    The run's own config, which it left in its directory, is compared. Keys that it lacks, as it was written before they
+    existed, have their defaults there. Without that file, or if it cannot be read, nothing is compared.
+
+    Raises:
+        InputError: a key that the weights' shapes or the function computed depend on has another value.
+    """
+    directory, io = config.training.model_path, tf.io.gfile
+    path = io.join(directory, "config.json")
+    if not io.exists(path):
+        return
+    try:
+        with io.GFile(path, "rb") as file:
+            was = values_of_file(parse_json(file.read(), path), path)
+    except (InputError, tf.errors.OpError) as error:
+        log.warning("not known whether the model is the one of %s, as its config cannot be read: %s", checkpoint, error)
+        return
+    found = [change for change in changes(was, values_of_config(config)) if change.key != "model_path"]
+    for change in found:
+        if change.touches is not None:
+            begin = " with --init_from" if change.adaptable else ""
+            raise InputError(
+                f"{config.source}: {change.key} = {_short(change.now)}, but the run in {directory} has "
+                f"{_short(change.was)}: its weights would become another model's; set {change.key} back, or begin "
+                f"another run{begin}, in another model_path"
+            )
+    if found:
+        changed = ", ".join(f"{change.key} {_short(change.was)} -> {_short(change.now)}" for change in found)
+        log.info("changed since %s: %s", checkpoint, changed)
+
+
+def _short(value: Any) -> str:
+    """A key's value, shortened."""
+    text = value if isinstance(value, str) and value else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def find_checkpoint(config: Config, checkpoint: str | None = None) -> str:

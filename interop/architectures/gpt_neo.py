@@ -76,8 +76,7 @@ class GPTNeo(Architecture):
     expresses = frozenset(
         {
             "n_layer", "n_head", "n_embd", "n_ctx", "n_vocab", "n_positions", "attention_types",
-            "local_attention_radius", "activation_function", "no_weight_tie", "embed_dropout", "attn_dropout",
-            "res_dropout",
+            "local_attention_radius", "activation_function", "no_weight_tie",
         }
     )  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 
@@ -189,7 +188,7 @@ def test_prompts_of_json_lines(generator, tmp_path, capsys):
 def test_prompts_of_lines_of_text(generator, tmp_path, capsys):
     path = tmp_path / "prompts.txt"
     path.write_text("a\n\nThe mill\r\n")
-    read = files.read_prompts(str(path), dataclasses.replace(REQUESTS[0].settings, num_samples=1), N_VOCAB)
+    read = files.read_prompts(str(path), REQUESTS[0].settings.model_copy(update={"num_samples": 1}), N_VOCAB)
     write(generator, read, Form.of(str(path), read, with_prompt=False))
     texts = [one.text for one in generator.generate([REQUESTS[0], request("The mill", seed=3)])]
     assert capsys.readouterr().out == "".join(

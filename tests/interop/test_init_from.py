@@ -131,7 +131,8 @@ def test_another_tokenizer_keeps_the_tokens_that_both_have(workspace: Workspace,
         ({"num_mem_kv": 2}, "num_mem_kv = 2, but .* has 0"),
         ({"n_embd": 32}, "n_embd = 32, but .* has 16"),
         ({"n_layer": 1, "attention_types": [[["global"], 1]]}, "n_layer = 1, but .* has 2"),
-        ({"scalenorm": True}, "shape|has no variable"),
+        ({"scalenorm": True}, "scalenorm = True, but .* has False"),
+        ({"mlm_training": True, "mlm_mask_id": 3}, "mlm_training = True, but .* has False"),
     ],
 )
 def test_what_differs_unasked_is_refused(workspace: Workspace, theirs: Path, keys: dict[str, Any], words: str) -> None:
@@ -234,6 +235,30 @@ def test_a_shorter_context_and_another_window_are_said(workspace: Workspace, the
         "context of 16 for 32",
         "local_attention_radius was 8 and is 4 now: the same weights in another model",
     ]
+
+
+MIXTURES = {"moe_layers": [1], "moe_params": {"moe_num_experts": 4}}
+
+
+def test_every_key_that_touches_the_function_is_refused_or_said(workspace: Workspace, tmp_path: Path) -> None:
+    old = new_config(workspace, "mixed", **MIXTURES, model_path=str(tmp_path / "run"))
+    path = random_checkpoint(tmp_path / "run", old)
+    report.write_config(old)
+    with pytest.raises(InputError, match=r"moe_activation = gelu, but .* has relu; make them equal"):
+        InitialWeights(InitFrom(path), new_config(workspace, "gelu_inside", **MIXTURES, moe_activation="gelu"))
+    params = {"moe_num_experts": 4, "moe_second_policy_eval": "none", "moe_capacity_factor_eval": 2}
+    params["moe_dropout_rate"] = 0.1
+    other = new_config(workspace, "other_use", moe_layers=[1], moe_params=params, entmax_loss=True, z_loss=0.5)
+    assert InitialWeights(InitFrom(path), other).changes() == [
+        "moe_capacity_factor_eval was None and is 2.0 now: the same weights in another model",
+        "moe_second_policy_eval was all and is none now: the same weights in another model",
+        "entmax_loss was False and is True now: the same weights in another model",
+    ]
+
+
+def test_settings_of_what_a_model_does_not_have_may_differ(workspace: Workspace, theirs: Path) -> None:
+    config = new_config(workspace, "unused", moe_activation="gelu", moe_params={"moe_num_experts": 3})
+    assert InitialWeights(InitFrom(str(theirs)), config).changes() == []
 
 
 def test_flags_that_go_with_it(run: Run, workspace: Workspace) -> None:

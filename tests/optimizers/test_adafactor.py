@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -164,6 +163,6 @@ def test_a_checkpoint_of_adam_starts_it_afresh(tmp_path: Path):
 
 
 def test_the_config_chooses_the_optimizer():
-    adam = dataclasses.replace(settings(), opt_name="adam")
+    adam = settings().model_copy(update={"opt_name": "adam"})
     _, slots = run(adam, initial_weights(), 1)
     assert {name.rpartition("/")[2] for name in slots} == {"adam_m", "adam_v"}

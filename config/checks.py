@@ -1,0 +1,117 @@
+"""Checks that need more than one key."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import math
+
+from gpt_mesh.config.config import Config
+from gpt_mesh.config.mesh import MeshConfig
+from gpt_mesh.config.messages import display, refuse, show
+from gpt_mesh.config.mlm import MlmConfig
+from gpt_mesh.config.model import ModelConfig, repeated
+
+
+def check(config: Config) -> None:
+    """Raises InputError for the first combination of keys that cannot work."""
+    check_model(config.source, config.model)
+    if (config.training.objective == "masked") != config.mlm.mlm_training:
+        problem = f"with mlm_training = {show(config.mlm.mlm_training)}; leave objective out, or change one of the two"
+        refuse(config.source, "objective", config.training.objective, problem)
+    _check_mlm(config.source, config.mlm, config.model.n_vocab)
+    _check_mesh(config.source, config.mesh)
+    _check_datasets(config)
+    steps = config.training.predict_max_steps
+    if steps is not None and steps >= config.model.n_ctx:
+        problem = f"leaves no room for a prompt; it must be less than n_ctx = {config.model.n_ctx}"
+        refuse(config.source, "predict_max_steps", steps, problem)
+
+
+def check_model(source: str, model: ModelConfig) -> None:
+    """Raises InputError for the first combination of architecture keys that cannot work."""
+    refused = functools.partial(refuse, source)
+    if model.n_embd % model.n_head:
+        refused("n_embd", model.n_embd, f"not divisible by n_head = {model.n_head}; make n_embd a multiple of n_head")
+    if len(model.attention_types) != model.n_layer:
+        refused(
+            "attention_types", repeated(model.attention_types),
+            f"describes {len(model.attention_types)} layers but n_layer = {model.n_layer}; make the two equal",
+        )  # fmt: skip
+    if model.n_positions != model.n_ctx:
+        refused("n_positions", model.n_positions, f"must equal n_ctx = {model.n_ctx}; set it so or leave it out")
+    if model.axial_pos_emb is not None and math.prod(model.axial_pos_emb) != model.n_ctx:
+        product = math.prod(model.axial_pos_emb)
+        axes = list(model.axial_pos_emb)
+        refused("axial_pos_emb", axes, f"the product is {product}; choose two sizes with product n_ctx = {model.n_ctx}")
+    if model.rotary_emb and model.axial_pos_emb is not None:
+        refused("rotary_emb", True, "cannot be combined with axial_pos_emb; choose one position embedding")
+    if model.rotary_emb and model.head_size % 2:
+        refused("rotary_emb", True, f"needs an even head size, but n_embd / n_head = {model.head_size}; change n_head")
+    if model.scalenorm and model.rezero:
+        refused("scalenorm", True, "cannot be combined with rezero, which replaces the norms; choose one")
+    _check_moe(source, model)
+
+
+def _check_moe(source: str, model: ModelConfig) -> None:
+    """The layers listed for mixtures of experts exist, once each, and agree with parameter sharing."""
+    listed = list(model.moe_layers)
+    outside = [layer for layer in listed if layer >= model.n_layer]
+    if outside:
+        problem = f"layer {outside[0]} does not exist; use layers from 0 to {model.n_layer - 1}"
+        refuse(source, "moe_layers", listed, problem)
+    if len(set(listed)) != len(listed):
+        refuse(source, "moe_layers", listed, "names a layer twice; list each once")
+    if model.share_parameters and listed and len(listed) != model.n_layer:
+        problem = "with share_parameters all layers are the same; list every layer or none"
+        refuse(source, "moe_layers", listed, problem)
+
+
+def _check_mlm(source: str, mlm: MlmConfig, n_vocab: int) -> None:
+    """Masked language modelling has a mask token, its ids are in the vocabulary, and its shares add up."""
+    if mlm.mlm_training and mlm.mlm_mask_id is None:
+        refuse(source, "mlm_mask_id", None, "required with mlm_training; give the id of the mask token")
+    for name in ("mlm_mask_id", "mlm_cls_token_id", "mlm_mask_ignore_ids"):
+        value = getattr(mlm, name)
+        ids = value if isinstance(value, tuple) else () if value is None else (value,)
+        if any(number >= n_vocab for number in ids):
+            refuse(source, name, value, f"outside the vocabulary; ids must be less than n_vocab = {n_vocab}")
+    if mlm.mlm_training and mlm.mlm_cls_token_id == mlm.mlm_mask_id:
+        refuse(source, "mlm_cls_token_id", mlm.mlm_cls_token_id, "is mlm_mask_id too; give each an id of its own")
+    if mlm.mlm_training and len({mlm.mlm_mask_id, *mlm.mlm_mask_ignore_ids}) >= n_vocab:
+        problem = "with mlm_mask_id these are all ids of the vocabulary; leave some to be learned"
+        refuse(source, "mlm_mask_ignore_ids", mlm.mlm_mask_ignore_ids, problem)
+    share = mlm.mlm_same_token_prob + mlm.mlm_random_token_prob
+    if share > 1:
+        problem = f"with mlm_same_token_prob = {mlm.mlm_same_token_prob} the sum exceeds 1; lower one of the two"
+        refuse(source, "mlm_random_token_prob", mlm.mlm_random_token_prob, problem)
+
+
+def _check_mesh(source: str, mesh: MeshConfig) -> None:
+    """Every mesh dimension that the layout names is in the mesh shape."""
+    for tensor_dimension, mesh_dimension in mesh.rules.items():
+        if mesh_dimension not in mesh.shape:
+            shape = f"mesh_shape = {show(mesh.mesh_shape)}"
+            near = difflib.get_close_matches(mesh_dimension, mesh.shape, n=1, cutoff=0) or [""]
+            correct = ((name, near[0] if axis not in mesh.shape else axis) for name, axis in mesh.rules.items())
+            layout = ",".join(f"{name}:{axis}" for name, axis in correct if axis)
+            refuse(
+                source, "layout", mesh.layout, f"splits {tensor_dimension} over mesh dimension {mesh_dimension}, which "
+                f"{shape} does not have; add {mesh_dimension} to mesh_shape or correct the layout, to {show(layout)}",
+            )  # fmt: skip
+
+
+def _check_datasets(config: Config) -> None:
+    """The model's vocabulary covers each dataset's, and its special ids."""
+    n_vocab = config.model.n_vocab
+    for use in config.data.datasets:
+        dataset = use.dataset
+        if n_vocab < dataset.n_vocab:
+            file = display(dataset.source)
+            problem = f"less than n_vocab = {dataset.n_vocab} of {file}; raise it to at least {dataset.n_vocab}"
+            refuse(config.source, "n_vocab", n_vocab, problem)
+        # padding_id may lie outside the vocabulary: GPT-2's is 50257 of 50257, and padding never reaches the model.
+        if dataset.eos_id is not None and dataset.eos_id >= dataset.n_vocab:
+            source = config.source if dataset.eos_id == config.data.eos_id else dataset.source
+            problem = f"outside the vocabulary; it must be less than the dataset's n_vocab = {dataset.n_vocab}"
+            refuse(source, "eos_id", dataset.eos_id, problem)

@@ -1,0 +1,50 @@
+"""The words of a refusal: file, key, value, problem and remedy, on one line."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+from gpt_mesh.errors import InputError
+
+
+class Refused(ValueError):
+    """Why a value cannot work and what would, without the file and the key, which the caller knows."""
+
+
+def refuse(source: str, name: str, value: Any, problem: str) -> NoReturn:
+    """Raises the one-line InputError of a key. A `value` of None is not shown."""
+    shown = show(name).strip('"')
+    given = "" if value is None else f" = {show(value)}"
+    raise InputError(f"{display(source)}: {shown}{given}: {problem}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean …?` for the known name nearest to `name`, or nothing when none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def one_of(name: str, known: Sequence[str], what: str) -> Refused:
+    """The refusal of a name that is not in `known`."""
+    listed = ", ".join(known) if len(known) <= 12 else "the names listed in docs/parameters.md"
+    return Refused(f"unknown {what}; use {'one of ' if len(known) > 1 else ''}{listed}{nearest(name, known)}")
+
+
+def show(value: Any) -> str:
+    """A value as JSON on one line, shortened."""
+    try:
+        text = json.dumps(value, default=repr)
+    except (TypeError, ValueError, RecursionError):
+        text = json.dumps(repr(type(value)))
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def display(source: str) -> str:
+    """A path on one line, relative where it lies under the working directory."""
+    if os.path.isabs(source) and not os.path.relpath(source).startswith(".."):
+        source = os.path.relpath(source)
+    return source if source.isprintable() else ascii(source)[1:-1]

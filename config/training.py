@@ -1,0 +1,76 @@
+"""Where a run lives, how long it is and how it computes."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Literal, get_args
+
+from annotated_types import Interval
+from pydantic import AfterValidator
+
+from gpt_mesh.config.fields import WHOLE, Count, Flag, Group, Natural, Text, key, same_as
+from gpt_mesh.config.generation import GenerationSettings, agreeing
+
+# Tasks by the names that a config gives them. evaluation/tasks.py has a table of these names.
+EvalTask = Literal["lambada", "wikitext"]
+EVAL_TASKS: tuple[EvalTask, ...] = get_args(EvalTask)
+# Objectives by the names that a config gives them: files of objectives/.
+Objective = Literal["next_token", "masked"]
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
+
+
+class TrainingConfig(Group):
+    """Where a run lives, how long it is and how it computes."""
+
+    model_path: Annotated[Text, AfterValidator(os.path.expanduser)] = key(
+        "Directory of the run: everything it writes goes there; local (`~`: your home directory) or `gs://`."
+    )
+    objective: Objective = key(
+        "What the model learns: the next token, or (with `mlm_training`) masked tokens.",
+        touches="function",
+        derive=lambda values: "masked" if values["mlm_training"] else "next_token",
+        default_text="`masked` with `mlm_training`, else `next_token`",
+        null_is_default=True,
+    )
+    train_batch_size: Count = key("Batch of a training step, over all replicas.", unit="sequences")
+    eval_batch_size: Count = key(
+        "Batch of an evaluation step, over all replicas.", unit="sequences", **same_as("train_batch_size")
+    )
+    predict_batch_size: Count = key("Samples generated together.", default=1)
+    train_steps: Count = key("Step at which training ends.", unit="steps")
+    eval_steps: Natural = key("Batches evaluated after each checkpoint; 0: none.", default=0, unit="batches")
+    predict_steps: Natural = key("Batches sampled after each checkpoint; 0: none.", default=0, unit="batches")
+    predict_max_steps: Count | None = key(
+        "New tokens per sample, less than `n_ctx`; null: fill the context.", default=None, unit="tokens"
+    )
+    generation: Annotated[GenerationSettings, AfterValidator(agreeing)] = key(
+        "How text is generated, from the table below.",
+        default=GenerationSettings(),
+        type_text="object",
+        default_text="`{}`",
+        null_is_default=True,
+    )
+    iterations: Count = key(
+        "Steps per device loop on TPU; on CPU and GPU the logging interval.", default=500, unit="steps"
+    )
+    precision: Literal["float32", "bfloat16"] = key(
+        "Type of the activations; weights, optimizer state, softmax and loss stay float32.", default="float32"
+    )
+    recompute_grad: Flag = key("Recompute each block's activations in the backward pass.", default=False)
+    tokens_per_mb_per_replica: Count | None = key(
+        "Microbatch size of a replica; null: the whole batch at once.", default=None, unit="tokens"
+    )
+    seed: Annotated[int, Interval(ge=0, le=2**31 - 1), WHOLE] = key(
+        "Seeds initialisation, dropout, data order and sampling.", default=1
+    )
+    eval_tasks: tuple[EvalTask, ...] = key(
+        "Tasks evaluated after each checkpoint, beside the validation set.", default=(), null_is_default=True
+    )
+    fused_ops: Flag = key("Use the faster form of operations that have one; false: the plain one.", default=True)
+    background_checkpoints: Flag = key(
+        "Write checkpoints while training goes on, from a second copy of weights and optimizer state in the host's "
+        "memory; false: wait for them.",
+        default=True,
+    )
+    log_grads: Flag = key("Log gradient norms by variable.", default=False)
+    remove_partial_sequences: Flag = key("Leave the prompt out of generated text.", default=False)
