@@ -132,7 +132,7 @@ def whole(value: Any) -> int | float:
     integral = isinstance(value, int) and not isinstance(value, bool)
     if not integral and not (isinstance(value, float) and math.isfinite(value) and value.is_integer()):
         raise Refused("must be an integer")
-    if abs(value) > MAX_INT:
+    if not -MAX_INT - 1 <= value <= MAX_INT:
         raise Refused(f"must be an integer of at most 64 bits (up to {MAX_INT})")
     assert isinstance(value, (int, float))
     return value
