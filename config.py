@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from gpt_mesh.errors import InputError
+from gpt_mesh.storage.files import path_problem
 
 CONFIG_DIRECTORY = Path(__file__).resolve().parent / "configs"
 
@@ -195,6 +196,8 @@ def _parse_model_path(value: Any) -> str:
         raise _Refused("must be a string")
     if not value:
         raise _Refused("must not be empty")
+    if (problem := path_problem(value)) is not None:
+        raise _Refused(problem)
     return os.path.expanduser(value)
 
 
