@@ -10,6 +10,8 @@ from pydantic import AfterValidator
 
 from gpt_mesh.config.fields import WHOLE, Count, Flag, Group, Natural, Text, key, same_as
 from gpt_mesh.config.generation import GenerationSettings, agreeing
+from gpt_mesh.config.messages import Refused
+from gpt_mesh.storage.files import path_problem
 
 # Tasks by the names that a config gives them. evaluation/tasks.py has a table of these names.
 EvalTask = Literal["lambada", "wikitext"]
@@ -19,10 +21,17 @@ Objective = Literal["next_token", "masked"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
 
+def _model_path(value: str) -> str:
+    """The path with `~` replaced. Raises Refused for one that nothing can be written to."""
+    if (problem := path_problem(value)) is not None:
+        raise Refused(problem)
+    return os.path.expanduser(value)
+
+
 class TrainingConfig(Group):
     """Where a run lives, how long it is and how it computes."""
 
-    model_path: Annotated[Text, AfterValidator(os.path.expanduser)] = key(
+    model_path: Annotated[Text, AfterValidator(_model_path)] = key(
         "Directory of the run: everything it writes goes there; local (`~`: your home directory) or `gs://`."
     )
     objective: Objective = key(

@@ -21,6 +21,8 @@ from typing import IO, Any, NamedTuple, cast
 
 from gpt_mesh.errors import InputError
 
+SCHEMES = ("gs", "file", "ram")  # of URLs that TensorFlow knows
+
 
 class FileStat(NamedTuple):
     """Size in bytes and modification time in nanoseconds: together they tell whether a file has changed."""
@@ -276,26 +278,14 @@ def remove_leftovers(folder: str, older_than: float = 3600.0) -> None:
                     remove(path)
 
 
-def check_path(path: str, where: str) -> None:
-    """
-    Args:
-        path: from the user.
-        where: file and key that named it, for the message.
-
-    Raises:
-        InputError: no file system can have such a path, or TensorFlow knows no file system of this scheme.
-    """
+def path_problem(path: str) -> str | None:
+    """Why no file can have this path: what it must be, for a message; None if it can."""
     try:
         os.fsencode(path)
-        bad = "\0" in path
-    except UnicodeEncodeError:
-        bad = True
-    if bad:
-        raise InputError(f"{where} = {path!r}: holds a character that no file name can have; name another")
-    scheme = path.partition("://")[0]
-    if is_url(path) and scheme not in ("gs", "file") and scheme not in _schemes():
-        raise InputError(f"{where} = {path}: {scheme}:// is not supported; name a local path, or one in gs://")
-
-
-def _schemes() -> list[str]:
-    return [str(scheme) for scheme in _gfile().get_registered_schemes()]
+    except UnicodeEncodeError:  # half a surrogate pair
+        return "must not hold characters that no file name can have"
+    if "\0" in path:
+        return "must not hold characters that no file name can have"
+    if is_url(path) and path.partition("://")[0] not in SCHEMES:
+        return "must be a local path, or one in gs://"
+    return None

@@ -228,6 +228,7 @@ TYPES = [
     ({"rezero": "true"}, "rezero", '"true"', "must be true or false"),
     ({"model_path": 3}, "model_path", "3", "must be a string"),
     ({"model_path": ""}, "model_path", '""', "must not be empty"),
+    ({"model_path": "s3://bucket/run"}, "model_path", '"s3://bucket/run"', "must be a local path, or one in gs://"),
     ({"moe_layers": 1}, "moe_layers", "1", "must be a list"),
     ({"moe_layers": ["1"]}, "moe_layers", '["1"]', 'element "1" cannot work: must be an integer'),
     ({"moe_params": []}, "moe_params", "[]", "must be an object"),

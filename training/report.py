@@ -35,7 +35,6 @@ def prepare_directory(config: Config) -> None:
         InputError: it cannot.
     """
     path = config.training.model_path
-    files.check_path(path, f"{config.source}: model_path")
     probe = os.path.join(path, ".writable")
     try:
         tf.io.gfile.makedirs(path)
