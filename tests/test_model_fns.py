@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from gpt_mesh import model_fns
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.engine.engine import DeviceEngine
 from tests.support import reference
 from tests.support.models import (
     ONE_LAYER,
@@ -26,7 +26,7 @@ from tests.support.models import (
 DROPOUT = {"embed_dropout": 0.1, "attn_dropout": 0.2, "res_dropout": 0.1}
 
 
-def float64_step(engine: Engine):
+def float64_step(engine: DeviceEngine):
     """A training step in float64, as a function of tokens: loss, nll, grad_norm, lr."""
 
     def step(tokens: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -109,7 +109,7 @@ def test_one_batch_is_learned_by_heart():
 GRADIENT_KEYS = {"beta1": 0.0, "gradient_clipping": None, "warmup_steps": 10, "z_loss": 0.01}
 
 
-def gradients_of(engine: Engine) -> dict[str, np.ndarray]:
+def gradients_of(engine: DeviceEngine) -> dict[str, np.ndarray]:
     """After one step with GRADIENT_KEYS."""
     engine.store.gather()
     return {name: engine.store.masters[f"gpt2/{name}/adam_m"].numpy() for name in weights_of(engine)}

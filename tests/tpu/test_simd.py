@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from gpt_mesh import model_fns
 from gpt_mesh.config import Config, parse_config
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.engine.engine import DeviceEngine
 from gpt_mesh.meshes.devices import MeshPlan
 from gpt_mesh.models.dropout import step_seed
 from gpt_mesh.objectives.registry import objective_of
@@ -203,7 +203,7 @@ CASES: dict[str, dict[str, Any]] = {
 def test_what_the_cores_compute_together_is_what_one_device_does(case: str) -> None:
     """Steps with every core's graph, against the loop's engine: losses, gradient norms, and through them weights."""
     config = tiny_config(**{"n_layer": 1, "attention_types": [[["global"], 1]], "mesh_shape": "x:2,y:2"} | CASES[case])
-    engine = Engine(config, MeshPlan({}, {}, ("/device:CPU:0",)), compiled=False)
+    engine = DeviceEngine(config, MeshPlan({}, {}, ("/device:CPU:0",)), compiled=False)
     for number, found in enumerate(steps_on_cores(config, 3)):
         expected = engine.train_step(token_batch(config, number))
         assert found == pytest.approx({name: float(expected[name]) for name in found}, rel=1e-5)
