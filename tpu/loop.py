@@ -138,9 +138,9 @@ class TpuTrainer:
             return {"samples": samples, "data": self.data.fingerprint, "interval": self.interval.state()}
 
         training = Training(
-            *(self.config, self.engine.plan, self.tpu),
-            *(account, self.steps_per_checkpoint, state, [EndHook(self.interrupts)]),
-        )
+            self.config, self.engine.plan, self.tpu, account=account, every=self.steps_per_checkpoint, state=state,
+            hooks=[EndHook(self.interrupts)],
+        )  # fmt: skip
         try:
             self.engine.train(training, self.data, self.position, stop, self.log_every)
         except tf.compat.v1.train.NanLossDuringTrainingError:

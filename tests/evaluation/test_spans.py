@@ -72,7 +72,7 @@ def test_few_forms_are_compiled(engine: DeviceEngine, monkeypatch: pytest.Monkey
         forms.add(tokens.shape)
         return tf.zeros(tokens[:, 1:].shape), tf.zeros(tokens[:, 1:].shape)
 
-    monkeypatch.setattr(engine, "scores", scores)
+    monkeypatch.setattr(engine, "score", scores)
     monkeypatch.setattr(engine, "config", tiny_config(n_ctx=512, eval_batch_size=3))
     SpanScorer(engine).score([Span([0] * n, 1) for n in range(2, 500)])
     assert forms == {(3, 513), (3, 257), (3, 129)}

@@ -173,7 +173,7 @@ def test_plain_tensorflow_gives_what_the_model_gives(exported: Exported, tmp_pat
     assert "prompts: at least one row" in str(found["greedy-none/error"])
     assert "temperature: one value, or one for each row" in str(found["generate-rows-wrong/error"])
     assert "temperature: a number from 0 on" in str(found["generate-wrong/error"])
-    np.testing.assert_array_equal(found["weight"], exported.model.engine.store.masters["gpt2/h0/attn/q"].numpy())
+    np.testing.assert_array_equal(found["weight"], exported.model.engine.snapshot()["gpt2/h0/attn/q"])
 
 
 def test_only_operations_that_every_tensorflow_has(exported: Exported) -> None:
