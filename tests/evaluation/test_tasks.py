@@ -98,7 +98,7 @@ def test_a_word_that_is_half_right_is_wrong(config: Config, engine: DeviceEngine
         correct[0, labels - 2] = 0  # one in the middle of the first word; what comes before and after is right
         return tf.constant(correct * 0 - 1), tf.constant(correct)
 
-    monkeypatch.setattr(engine, "scores", scores)
+    monkeypatch.setattr(engine, "score", scores)
     metrics = task.run(engine)
     assert metrics["accuracy"] == 0.5 and metrics["nll"] == 3.0
 
