@@ -12,11 +12,11 @@ import tensorflow as tf
 
 from gpt_mesh.config import Config
 from gpt_mesh.data.encoders import Encoder
-from gpt_mesh.engine import checkpoints
 from gpt_mesh.errors import InputError
 from gpt_mesh.interop.signatures import Signatures
 from gpt_mesh.interop.tokenizer_files import write_json
 from gpt_mesh.meshes.variables import VariableStore
+from gpt_mesh.optimizers.registry import is_slot
 from gpt_mesh.storage import output_folder
 from gpt_mesh.storage.progress import alive
 
@@ -67,7 +67,7 @@ def save(
     check_folder(folder, overwrite)
     store = VariableStore("/device:CPU:0")
     for name, value in weights.items():
-        if name.startswith("gpt2/") and not checkpoints.is_slot(name):
+        if name.startswith("gpt2/") and not is_slot(name):
             store.add(name, value)
     module = tf.Module()
     module.weights = dict(store.masters)
