@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any, overload
@@ -30,14 +30,14 @@ from gpt_mesh.data.encoders import Encoder
 from gpt_mesh.data.end_of_text import end_of_text
 from gpt_mesh.engine import checkpoints
 from gpt_mesh.engine.building import make_plan, restored_engine
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.engine.interface import Engine
 from gpt_mesh.errors import InputError
 from gpt_mesh.evaluation.results import result_row
 from gpt_mesh.evaluation.scoring import Score, Scorer, checked_tokens, score_document
 from gpt_mesh.evaluation.tasks import make_task, tasks_of
 from gpt_mesh.evaluation.validation import Validation, model_encoder
-from gpt_mesh.generation.decoder import AtOnce, Batches, Decoder
-from gpt_mesh.generation.generator import Generator, Limits
+from gpt_mesh.generation.decoder import Decoder
+from gpt_mesh.generation.generator import Defaults, Generator
 from gpt_mesh.generation.requests import seeded_requests
 from gpt_mesh.interop import saved_model
 from gpt_mesh.interop.initial_weights import InitFrom
@@ -47,7 +47,7 @@ from gpt_mesh.planning import layout_report
 from gpt_mesh.planning.layout_search import Candidate
 from gpt_mesh.storage.progress import alive
 from gpt_mesh.tpu.devices import find as find_tpu
-from gpt_mesh.tpu.estimator import TpuEngine, TpuSampler, tpu_engine
+from gpt_mesh.tpu.engine import tpu_engine
 from gpt_mesh.tpu.loop import TpuTrainer
 from gpt_mesh.training import report, runs
 from gpt_mesh.training.loop import Trainer, TrainResult, finished
@@ -148,7 +148,7 @@ def evaluate(
         download: fetch the task's file if it is missing.
         devices: as for `train`. A mesh made for another number of devices is fitted to these.
         checkpoint: default: the newest in `model_path`.
-        cluster, tpu: as for `train`. A TPU evaluates "validation" only.
+        cluster, tpu: as for `train`.
 
     Returns:
         `step`, and the task's metrics with their standard errors. For "validation": `nll` (nats per token),
@@ -198,14 +198,7 @@ def evaluations(
         held_out = config.training.eval_steps > 0 or not config.training.eval_tasks
         tasks = tasks_of(config, validation=held_out, stride=stride, download=download)
     step = checkpoints.step_of(path)
-    if tpu is not None:
-        for one in tasks:
-            if not isinstance(one, Validation):
-                raise InputError(f"task {one.name}: a TPU scores the held-out set only; leave --tpu out, or --task")
-            yield result_row(step, one, tpu_engine(config, tpu).evaluate(one, path), config)
-        return
-    with hosts_of(_as_cluster(cluster), devices) as hosts, hosts.guarded(runs.how_to_repeat):
-        engine = restored_engine(config, path, hosts)
+    with _engine(config, path, devices, cluster, tpu) as engine:
         for one in tasks:
             yield result_row(step, one, one.run(engine), config)
 
@@ -224,7 +217,7 @@ def load(
             ("runs/laptop/model.ckpt-500").
         devices: as for `train`. A mesh made for another number of devices is fitted to these.
         cluster: as for `train`. `Model.close`, or a `with` block, releases the other hosts.
-        tpu: as for `train`. A model on a TPU generates text, but cannot score it.
+        tpu: as for `train`. A model on a TPU has no beam search.
 
     Raises:
         InputError: there is no such config, run or checkpoint.
@@ -253,14 +246,8 @@ class Model:
         split_cpu_for(devices or [])
         self.checkpoint = runs.find_checkpoint(config, checkpoint)
         self.step = checkpoints.step_of(self.checkpoint)
-        self._engine: Engine | TpuEngine
         with ExitStack() as resources:
-            if tpu is not None:
-                self._engine = tpu_engine(config, tpu)
-            else:
-                hosts = resources.enter_context(hosts_of(_as_cluster(cluster), devices))
-                resources.enter_context(hosts.guarded(runs.how_to_repeat))
-                self._engine = restored_engine(config, self.checkpoint, hosts)
+            self.engine = resources.enter_context(_engine(config, self.checkpoint, devices, cluster, tpu))
             self._resources = resources.pop_all()
         self._encoder: Encoder | None = None
         self._generator: Generator | None = None
@@ -306,7 +293,7 @@ class Model:
             InputError: too many tokens, or an id outside the vocabulary.
         """
         ids = checked_tokens(tokens, self.config.model)
-        logits: NDArray[np.float32] = self.engine.logits(np.atleast_2d(ids)).numpy()
+        logits: NDArray[np.float32] = np.asarray(self.engine.logits(np.atleast_2d(ids)))
         return logits[0] if ids.ndim == 1 else logits
 
     @overload
@@ -418,15 +405,9 @@ class Model:
         check_predicts_next(self.config)
         if self._generator is None:
             model, training = self.config.model, self.config.training
-            limits = Limits(model.n_ctx, training.predict_max_steps, training.seed)
-            self._generator = Generator(self.encoder, self.eos_id, limits, self._batches())
+            defaults = Defaults(model.n_ctx, training.predict_max_steps, training.seed)
+            self._generator = Generator(self.encoder, self.eos_id, defaults, Decoder(self.engine, self.eos_id))
         return self._generator
-
-    def _batches(self) -> Batches:
-        if not isinstance(self._engine, TpuEngine):
-            return Decoder(self._engine, self.eos_id)
-        sampler = partial(TpuSampler, self._engine, lambda: self.checkpoint)
-        return AtOnce(lambda size: sampler(size, self.eos_id), self.config.model.n_vocab, self.eos_id)
 
     def scorer(self, top: int) -> Scorer:
         """A scorer for rows of token ids. It also gives the `top` most likely tokens at each position.
@@ -448,24 +429,12 @@ class Model:
             The names of its signatures: "logits", and for models that predict the next token "generate" and "greedy".
 
         Raises:
-            InputError: the directory is in use or cannot be written, the tokenizer is missing, or the model is on a
-                TPU.
+            InputError: the directory is in use or cannot be written, or the tokenizer is missing.
         """
         dataset = self.config.data.datasets[0].dataset
         encoder = None if dataset.tokenizer_path is None else self.encoder
         eos_id = end_of_text(dataset, encoder)
-        return saved_model.save(directory, self.config, self.engine.store, encoder, eos_id, overwrite=overwrite)
-
-    @property
-    def engine(self) -> Engine:
-        """The compiled functions of this model, which share its weights.
-
-        Raises:
-            InputError: the model is on a TPU, which has no such functions.
-        """
-        if isinstance(self._engine, TpuEngine):
-            raise InputError("a model on a TPU generates, but does not score: load it without tpu")
-        return self._engine
+        return saved_model.save(directory, self.config, self.engine.snapshot(), encoder, eos_id, overwrite=overwrite)
 
 
 def find_layouts(config: Config | str, *, devices: int, keep_mesh: bool = False) -> list[Candidate]:
@@ -484,6 +453,20 @@ def find_layouts(config: Config | str, *, devices: int, keep_mesh: bool = False)
         InputError: the config's mesh is for another number of devices, or the model cannot be split over this many.
     """
     return layout_report.find_layouts(_as_config(config), devices, keep_mesh=keep_mesh)
+
+
+@contextmanager
+def _engine(
+    config: Config, checkpoint: str, devices: Sequence[str] | None, cluster: Cluster | str | None, tpu: str | None
+) -> Iterator[Engine]:
+    """An engine on the devices that the arguments name, with the weights of a checkpoint."""
+    if tpu is not None:
+        with closing(tpu_engine(config, tpu)) as engine:
+            engine.restore(checkpoint, finite=True)
+            yield engine
+        return
+    with hosts_of(_as_cluster(cluster), devices) as hosts, hosts.guarded(runs.how_to_repeat):
+        yield restored_engine(config, checkpoint, hosts)
 
 
 def _as_config(config: Config | str) -> Config:

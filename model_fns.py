@@ -2,6 +2,7 @@
 
 Each builder takes TensorFlow tensors, builds the mesh graph, lowers it on the given mesh, and returns TensorFlow
 tensors. `build_train` is a training step, `build_eval` and `build_score` judge text, `build_logits` is the model alone.
+The engines call the builders: inside a `tf.function`, or in the graph of a session.
 """
 
 from __future__ import annotations
@@ -173,6 +174,20 @@ def build_score(
     return log_probabilities, is_likeliest
 
 
+def build_alternatives(
+    tokens: tf.Tensor, config: Config, mesh_impl: Any, top: int
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The log-probability of each token but the first, and the `top` likeliest ids at its place with theirs: float32
+    [batch, n], int32 [batch, n, top] and float32 [batch, n, top], for int32 tokens [batch, n + 1].
+    """
+    logits = build_logits(tokens[:, :-1], config, mesh_impl)
+    # log Z once a row, and not a second tensor of the logits' size.
+    log_z = tf.reduce_logsumexp(logits, -1)
+    own = tf.gather(logits, tokens[:, 1:], axis=-1, batch_dims=2)
+    values, ids = tf.math.top_k(logits, top)
+    return own - log_z, ids, values - log_z[..., None]
+
+
 def make_context(
     config: Config, mesh_impl: Any, batch: int, sequence: int, dtype: tf.DType | None = None, memory: int | None = None
 ) -> Context:
@@ -185,8 +200,7 @@ def make_context(
     """
     dims = Dims.of(config.model, batch, sequence, memory)
     return Context(
-        # On a TPU of several hosts the mesh says which host keeps a whole variable.
-        mesh=mtf.Mesh(mtf.Graph(), "mesh", getattr(mesh_impl, "variable_placer", None)),
+        mesh=mtf.Mesh(mtf.Graph(), "mesh", mesh_impl.variable_placer),
         dims=dims,
         model=config.model,
         dtype=dtype or DTYPES[config.training.precision],
@@ -194,8 +208,8 @@ def make_context(
         init_seed=config.training.seed,
         causal=objective_of(config).causal,
         fused=config.training.fused_ops,
-        tensor_cores=config.training.fused_ops and getattr(mesh_impl, "tensor_cores", False),
-        cpu_products=getattr(mesh_impl, "cpu_products", False),
+        tensor_cores=config.training.fused_ops and mesh_impl.tensor_cores,
+        cpu_products=mesh_impl.cpu_products,
     )
 
 

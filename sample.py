@@ -1,7 +1,11 @@
-"""Autoregressive decoding as a mesh graph: prompts in one pass, then token by token with cached keys and values.
+"""Autoregressive decoding as mesh graphs: prefill reads prompts in one pass, advance adds tokens with caches.
+
+Every way to generate text is made of these two: `build_prefill` and `build_advance` are functions of their own on
+devices that hold a batch between calls (`engine.engine`), `build_generate` is both in one graph (a TPU's), and
+`continue_rows` is a loop over `build_advance` in plain TensorFlow (a SavedModel's).
 
 Rows of a batch may differ in length. Prompts stand at the left and are padded at their ends, where no real token sees
-the padding; from there on all rows add a token at a time, each at its own position.
+the padding; from there on every row adds a token at a time, each at its own position.
 """
 
 from __future__ import annotations
@@ -9,9 +13,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from gpt_mesh.meshes.compat import mtf
 
@@ -20,8 +24,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from gpt_mesh import model_fns
-from gpt_mesh.config import Config, ModelConfig
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.config import Config, GenerationSettings, ModelConfig
 from gpt_mesh.models import gpt, next_token
 from gpt_mesh.models.attention.cache import Decode, Prefill
 from gpt_mesh.models.attention.kind import Loop, Place, State
@@ -31,16 +34,19 @@ from gpt_mesh.models.dims import Dims
 from gpt_mesh.models.kernels import kernel
 from gpt_mesh.models.next_token import CONTROL_TYPES, Controls
 
+CHUNK = 32  # tokens of one call of `build_advance` at most: merging caches around them costs little then
+MIN_ROOM = 256  # positions: a smaller cache saves nothing that matters, and each size is compiled
+
 
 @dataclass(frozen=True)
-class Request:
-    """One continuation to generate.
+class Row:
+    """One row of a batch: a prompt, and how to continue it.
 
     Attributes:
         prompt: token ids, at least one and fewer than n_ctx.
-        max_new_tokens: at most so many are added; the context's end may come first.
-        seed: of its random draws, whatever batch it sits in.
-        min_new_tokens: no end of text before so many. The others: see `models.next_token.Controls`.
+        max_new_tokens: how many tokens are added, unless the context ends first.
+        seed: of its random draws, which do not depend on the batch that the row is in.
+        min_new_tokens: no end of text is drawn before this many. The others: see `models.next_token.Controls`.
     """
 
     prompt: Sequence[int]
@@ -53,205 +59,234 @@ class Request:
     sparse: bool = False
     min_new_tokens: int = 0
 
-
-class Generates(Protocol):
-    """What continues prompts."""
-
-    def generate(self, requests: Sequence[Request], temperature: float | None = None) -> list[list[int]]:
-        """The new tokens of each request, without the id that ended it. `temperature`: of all of them, in place of
-        their own.
-        """
-
-
-class Sampler:
-    """Generates with an engine's weights, a batch of one size at a time, each in one call. Compiled once for each power
-    of two of the longest prompt.
-    """
-
-    def __init__(self, engine: Engine, batch_size: int, eos_id: int | None, *, sparse: bool = False) -> None:
-        """`eos_id`: where a continuation ends; None: only at its length. `sparse`: draw by 1.5-entmax, not softmax."""
-        self.engine, self.batch_size, self.eos_id, self.sparse = engine, batch_size, eos_id, sparse
-        self._sample = engine.function(self._build)
-
-    def _build(self, *inputs: tf.Tensor) -> list[tf.Tensor]:
-        mesh_impl = self.engine.mesh_for(self.batch_size, None)
-        return build_sample(Inputs.of(inputs), config=self.engine.config, mesh_impl=mesh_impl, eos_id=self.eos_id)
-
-    def generate(self, requests: Sequence[Request], temperature: float | None = None) -> list[list[int]]:
-        """See `Generates`."""
-        found: list[list[int]] = []
-        for begin in range(0, len(requests), self.batch_size):
-            found += self._generate_batch(requests[begin : begin + self.batch_size], temperature)
-        return found
-
-    def _generate_batch(self, requests: Sequence[Request], temperature: float | None) -> list[list[int]]:
-        wanted = with_changes(requests, temperature, self.sparse)
-        batch = Batch.of(wanted, self.batch_size, self.engine.config.model)
-        return batch.continuations(self._sample(*batch.arrays)[0].numpy(), self.eos_id)[: len(requests)]
-
-
-def with_changes(requests: Sequence[Request], temperature: float | None, sparse: bool) -> list[Request]:
-    """The requests, all with another temperature and all drawn by entmax, where that is asked for."""
-    changes: dict[str, Any] = {} if temperature is None else {"temperature": temperature}
-    changes |= {"sparse": True} if sparse else {}
-    return [dataclasses.replace(request, **changes) for request in requests]
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """A batch of prompts in a graph.
-
-    Attributes:
-        prompts: int32 [batch, width], each padded at its end.
-        lengths: int32 [batch], of the prompts.
-        ends: int32 [batch], the length of each sequence with its new tokens, at most n_ctx.
-        seen: bool [batch, n_vocab], the tokens of the prompts.
-        controls: of each row.
-    """
-
-    prompts: tf.Tensor
-    lengths: tf.Tensor
-    ends: tf.Tensor
-    seen: tf.Tensor
-    controls: Controls
-
     @staticmethod
-    def of(arrays: Sequence[tf.Tensor]) -> Inputs:
-        """From what `Batch.arrays` lists."""
-        prompts, lengths, ends, seen, *controls = arrays
-        return Inputs(prompts, lengths, ends, seen, Controls(*controls))
+    def of(prompt: Sequence[int], max_new_tokens: int, seed: int, settings: GenerationSettings) -> Row:
+        """A row that is drawn as the settings say."""
+        return Row(
+            prompt, max_new_tokens, seed, temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p,
+            penalty=settings.repetition_penalty, sparse=settings.entmax, min_new_tokens=settings.min_new_tokens,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Requests as arrays: see `Inputs`."""
+    """Rows to continue, as arrays or, in a graph, as tensors.
 
-    prompts: NDArray[np.int32]
-    lengths: NDArray[np.int32]
-    ends: NDArray[np.int32]
-    seen: NDArray[np.bool_]
+    Attributes:
+        prompts: int32 [batch, width], each padded at its end.
+        lengths: int32 [batch], of the prompts.
+        ends: int32 [batch], the length of each row with its new tokens, at most n_ctx.
+        seen: bool [batch, n_vocab], the tokens of the prompts.
+        controls: of each row.
+    """
+
+    prompts: Any
+    lengths: Any
+    ends: Any
+    seen: Any
     controls: Controls
 
     @staticmethod
-    def of(requests: Sequence[Request], size: int, model: ModelConfig) -> Batch:
-        """`size` rows. Those beyond the requests are finished before they begin."""
-        longest = max((len(request.prompt) for request in requests), default=1)
+    def of(rows: Sequence[Row], size: int, model: ModelConfig) -> Batch:
+        """`size` rows. Those beyond the given ones have ended before they begin."""
+        longest = max((len(row.prompt) for row in rows), default=1)
         width = padded_width(longest, model.n_ctx)
         prompts, lengths = np.zeros((size, width), np.int32), np.ones(size, np.int32)
         ends, seen = lengths.copy(), np.zeros((size, model.n_vocab), np.bool_)
         controls = Controls(*(np.zeros(size, kind.as_numpy_dtype) for kind in CONTROL_TYPES))
         controls.top_p[:], controls.penalty[:] = 1.0, 1.0
-        for row, request in enumerate(requests):
-            assert 0 < len(request.prompt) < model.n_ctx, (len(request.prompt), model.n_ctx)
-            prompts[row, : len(request.prompt)] = request.prompt
-            seen[row, list(request.prompt)] = True
-            lengths[row] = len(request.prompt)
-            ends[row] = min(model.n_ctx, len(request.prompt) + request.max_new_tokens)
-            controls.seeds[row] = request.seed % 2**31
-            controls.temperature[row], controls.penalty[row] = request.temperature, request.penalty
-            controls.top_k[row], controls.top_p[row] = min(request.top_k, model.n_vocab), request.top_p
-            controls.sparse[row] = request.sparse
-            controls.least[row] = min(model.n_ctx, len(request.prompt) + request.min_new_tokens)
+        for i, row in enumerate(rows):
+            assert 0 < len(row.prompt) < model.n_ctx, (len(row.prompt), model.n_ctx)
+            prompts[i, : len(row.prompt)] = row.prompt
+            seen[i, list(row.prompt)] = True
+            lengths[i] = len(row.prompt)
+            ends[i] = min(model.n_ctx, len(row.prompt) + row.max_new_tokens)
+            controls.seeds[i] = row.seed % 2**31
+            controls.temperature[i], controls.penalty[i] = row.temperature, row.penalty
+            controls.top_k[i], controls.top_p[i] = min(row.top_k, model.n_vocab), row.top_p
+            controls.sparse[i] = row.sparse
+            controls.min_length[i] = min(model.n_ctx, len(row.prompt) + row.min_new_tokens)
         return Batch(prompts, lengths, ends, seen, controls)
 
     @property
-    def arrays(self) -> list[NDArray[Any]]:
-        """In the order that `Inputs.of` takes."""
+    def arrays(self) -> list[Any]:
+        """All of it as a flat list."""
         return [self.prompts, self.lengths, self.ends, self.seen, *self.controls]
 
+    @staticmethod
+    def from_arrays(arrays: Sequence[Any]) -> Batch:
+        """The batch whose `arrays` these are."""
+        prompts, lengths, ends, seen, *controls = arrays
+        return Batch(prompts, lengths, ends, seen, Controls(*controls))
+
     def continuations(self, tokens: NDArray[np.int32], eos_id: int | None) -> list[list[int]]:
-        """What was added to each row, up to `eos_id`. `tokens`: [batch, new tokens]."""
+        """The tokens added to each row, up to `eos_id`. `tokens`: [batch, new tokens]."""
         counts = self.ends - self.lengths
         rows = [row[:count].tolist() for row, count in zip(tokens, counts, strict=True)]
         return [row[: row.index(eos_id)] if eos_id in row else row for row in rows]
 
 
-def build_sample(
-    inputs: Inputs, *, config: Config, mesh_impl: Any, eos_id: int | None, dtype: tf.DType | None = None
-) -> list[tf.Tensor]:
-    """Continue each prompt until its `eos_id` or its end, in one graph.
+@dataclass(frozen=True)
+class Chunk:
+    """The tokens that one call added to each row.
 
-    Returns:
-        What `Decoding.draw` gives, [batch, n_ctx] each: the new tokens; what follows an `eos_id` or an end means
-        nothing.
+    Attributes:
+        tokens: int32 [batch, added]. What follows a row's end means nothing.
+        logprobs, top_ids, top_logprobs: [batch, added] and twice [batch, added, top], where they were asked for.
     """
-    decoding, begun = _prefill(inputs, config, mesh_impl, eos_id, None, dtype)
-    new = decoding.ctx.dims.new_positions
-    limit = mtf.constant(decoding.ctx.mesh, new.size, dtype=tf.int32)
-    run = decoding.run(begun.drawn[0], begun.seen, begun.states, begun.lengths, limit, new)
-    first = begun.drawn[0]
-    width = mtf.Dimension("new_tokens", 1)
-    parts = [mtf.reshape(first, mtf.Shape([*first.shape.dims, width])), run.columns[0]]
-    lowering = mtf.Lowering(decoding.ctx.mesh.graph, {decoding.ctx.mesh: mesh_impl}, autostack=False)
-    return [tf.concat([lowering.export_to_tf_tensor(part) for part in parts], 1)]
+
+    tokens: NDArray[np.int32]
+    logprobs: NDArray[np.float32] | None = None
+    top_ids: NDArray[np.int32] | None = None
+    top_logprobs: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
+class BatchState:
+    """A batch between two calls, as arrays or tensors.
+
+    Attributes:
+        newest: int32 [batch], the last token of each row, which no cache has yet.
+        lengths: int32 [batch], of each row without its newest token.
+        ends: int32 [batch], the length at which each row ends; 0 for a row that was cancelled.
+        seen: bool [batch, n_vocab], the tokens that a row has.
+        controls: of each row.
+        caches: the state of each layer of attention: see `models.attention.kinds`.
+    """
+
+    newest: Any
+    lengths: Any
+    ends: Any
+    seen: Any
+    controls: Controls
+    caches: Sequence[Any]
+
+    @property
+    def arrays(self) -> list[Any]:
+        """All of it as a flat list."""
+        return [self.newest, self.lengths, self.ends, self.seen, *self.controls, *self.caches]
+
+    @staticmethod
+    def from_arrays(arrays: Sequence[Any]) -> BatchState:
+        """The state whose `arrays` these are."""
+        newest, lengths, ends, seen, *rest = arrays
+        n = len(Controls._fields)
+        return BatchState(newest, lengths, ends, seen, Controls(*rest[:n]), rest[n:])
 
 
 def build_prefill(
-    inputs: Inputs, *, config: Config, mesh_impl: Any, eos_id: int | None, top: int | None
+    batch: Batch, *, config: Config, mesh_impl: Any, eos_id: int | None, top: int | None
 ) -> list[tf.Tensor]:
     """Read the prompts and draw a first token for each.
 
     Args:
-        top: also give log-probabilities, those of so many likeliest tokens among them.
+        eos_id: where a row ends; None: only at its length.
+        top: also give log-probabilities, and those of this many likeliest tokens.
 
     Returns:
         What `Decoding.draw` gives, [batch] and [batch, top]; whether each token was seen, [batch, n_vocab]; the
         state of each layer of attention, with the prompts' width as memory_length: see `models.attention.kinds`.
     """
-    decoding, begun = _prefill(inputs, config, mesh_impl, eos_id, top, None)
+    decoding, begun = _prefill(batch, config, mesh_impl, eos_id, top)
     found = [*begun.drawn, begun.seen, *itertools.chain(*begun.states)]
-    lowering = mtf.Lowering(decoding.ctx.mesh.graph, {decoding.ctx.mesh: mesh_impl}, autostack=False)
-    return [lowering.export_to_tf_tensor(tensor) for tensor in found]
+    return _lowered(decoding.ctx, mesh_impl, found)
 
 
 def build_advance(
-    tokens: tf.Tensor,
+    state: BatchState,
     limit: tf.Tensor,
-    lengths: tf.Tensor,
-    ends: tf.Tensor,
-    seen: tf.Tensor,
-    controls: Controls,
-    states: Sequence[tf.Tensor],
     *,
     config: Config,
     mesh_impl: Any,
     eos_id: int | None,
     top: int | None,
-    chunk: int,
 ) -> list[tf.Tensor]:
-    """Add some tokens to each row.
+    """Add tokens to each row, until every row has ended or `limit` were added.
 
     Args:
-        tokens: int32 [batch], the newest of each row, which no state knows yet.
-        limit: int32 scalar, add so many at most, up to `chunk`.
-        lengths: int32 [batch], of each row without its newest token.
-        states: of each layer of attention, with room for lengths + limit positions: see `models.attention.kinds`.
+        state: whose caches have room for lengths + limit positions.
+        limit: int32 scalar, at most `CHUNK`.
 
     Returns:
-        How many were added; what `Decoding.draw` gives, [batch, chunk] and [batch, chunk, top]; `seen` and `states` as
-        they are then.
+        How many were added; what `Decoding.draw` gives, [batch, CHUNK] and [batch, CHUNK, top]; `seen` and the caches
+        after it.
     """
-    batch, axes = tokens.shape[0], positions_axes(config.model)
-    room = max((x.shape[axis] for x, axis in zip(states, axes, strict=True) if axis is not None), default=1)
-    ctx = model_fns.make_context(config, mesh_impl, batch, 1, memory=room)
-    ctx = dataclasses.replace(ctx, dims=Dims.of(config.model, batch, 1, room, chunk))
+    size, axes = state.newest.shape[0], positions_axes(config.model)
+    room = max((x.shape[axis] for x, axis in zip(state.caches, axes, strict=True) if axis is not None), default=1)
+    ctx = model_fns.make_context(config, mesh_impl, size, 1, memory=room)
+    ctx = dataclasses.replace(ctx, dims=Dims.of(config.model, size, 1, room, CHUNK))
     rows = mtf.Shape([ctx.dims.batch])
-    given = [mtf.import_tf_tensor(ctx.mesh, x, rows) for x in (tokens, lengths, ends, *controls)]
-    token, start, end, *rest = given
-    decoding = Decoding(ctx, end, Controls(*rest), eos_id, top)
-    kept = zip(states, state_tensors(config.model, ctx.dims), strict=True)
-    imported = by_layer(config.model, [mtf.import_tf_tensor(ctx.mesh, x, tensor.shape) for x, tensor in kept])
-    seen_on_mesh = mtf.import_tf_tensor(ctx.mesh, seen, mtf.Shape([ctx.dims.batch, ctx.dims.whole_vocab]))
-    limit_on_mesh = mtf.import_tf_tensor(ctx.mesh, limit)
-    run = decoding.run(token, seen_on_mesh, imported, start, limit_on_mesh, ctx.dims.new_positions)
-    merged = itertools.chain(*decoding.merge(run, imported))
+    given = (state.newest, state.lengths, state.ends, *state.controls)
+    newest, start, ends, *controls = [mtf.import_tf_tensor(ctx.mesh, x, rows) for x in given]
+    decoding = Decoding(ctx, ends, Controls(*controls), eos_id, top)
+    kept = zip(state.caches, state_tensors(config.model, ctx.dims), strict=True)
+    layers = by_layer(config.model, [mtf.import_tf_tensor(ctx.mesh, x, tensor.shape) for x, tensor in kept])
+    seen = mtf.import_tf_tensor(ctx.mesh, state.seen, mtf.Shape([ctx.dims.batch, ctx.dims.whole_vocab]))
+    limit = mtf.import_tf_tensor(ctx.mesh, limit)
+    run = decoding.run(newest, seen, layers, start, limit, ctx.dims.new_positions)
+    merged = itertools.chain(*decoding.merge(run, layers))
+    return _lowered(ctx, mesh_impl, [run.count, *run.columns, run.seen, *merged])
+
+
+def build_generate(
+    batch: Batch, *, config: Config, mesh_impl: Any, eos_id: int | None, top: int | None
+) -> list[tf.Tensor]:
+    """Prefill and advance in one mesh graph: continue each prompt until its `eos_id` or its end.
+
+    Returns:
+        What `Decoding.draw` gives, [batch, n_ctx] and [batch, n_ctx, top], for each new token; what follows a row's
+        end means nothing.
+    """
+    decoding, begun = _prefill(batch, config, mesh_impl, eos_id, top)
+    new = decoding.ctx.dims.new_positions
+    limit = mtf.constant(decoding.ctx.mesh, new.size, dtype=tf.int32)
+    run = decoding.run(begun.drawn[0], begun.seen, begun.states, begun.lengths, limit, new)
+    firsts = _lowered(decoding.ctx, mesh_impl, [*begun.drawn, *run.columns])
+    n = len(run.columns)
+    return [tf.concat([first[:, None], rest], 1) for first, rest in zip(firsts[:n], firsts[n:], strict=True)]
+
+
+def continue_rows(
+    state: BatchState, advance: Callable[[BatchState, tf.Tensor], list[tf.Tensor]], eos_id: int | None
+) -> tf.Tensor:
+    """Every new token of each row, from its newest on: int32 [batch, added], in plain TensorFlow.
+
+    Args:
+        state: with room in its caches for all positions of its rows.
+        advance: `build_advance` of a state and a limit.
+    """
+    def without_ended(ends: tf.Tensor, added: tf.Tensor) -> tf.Tensor:
+        """`ends`, 0 for rows that have an end of text among their new tokens [batch, added]."""
+        return ends if eos_id is None else tf.where(tf.reduce_any(tf.equal(added, eos_id), 1), 0, ends)
+
+    def unfinished(written: tf.Tensor, newest: tf.Tensor, lengths: tf.Tensor, ends: tf.Tensor, *rest: Any) -> tf.Tensor:
+        del written, newest, rest
+        return tf.reduce_any(ends > lengths + 1)
+
+    def body(written: tf.Tensor, *arrays: tf.Tensor) -> list[tf.Tensor]:
+        before = BatchState.from_arrays([*arrays[:4], *state.controls, *arrays[4:]])
+        limit = tf.minimum(CHUNK, tf.reduce_max(before.ends - before.lengths) - 1)
+        count, tokens, seen, *caches = advance(before, limit)
+        added = tokens[:, :count]
+        ends = without_ended(before.ends, added)
+        return [tf.concat([written, added], 1), added[:, -1], before.lengths + count, ends, seen, *caches]
+
+    first = state.newest[:, None]
+    ends = without_ended(state.ends, first)
+    begun = [first, state.newest, state.lengths, ends, state.seen, *state.caches]
+    shapes = [tf.TensorShape([first.shape[0], None]), *(x.shape for x in begun[1:])]
+    return tf.while_loop(unfinished, body, begun, shape_invariants=shapes)[0]
+
+
+def _lowered(ctx: Context, mesh_impl: Any, tensors: Sequence[mtf.Tensor]) -> list[tf.Tensor]:
+    """The mesh graph's tensors as TensorFlow's."""
     lowering = mtf.Lowering(ctx.mesh.graph, {ctx.mesh: mesh_impl}, autostack=False)
-    return [lowering.export_to_tf_tensor(x) for x in (run.count, *run.columns, run.seen, *merged)]
+    return [lowering.export_to_tf_tensor(tensor) for tensor in tensors]
 
 
 @dataclass(frozen=True)
 class _Begun:
-    """Prompts, read: the first new tokens, what was seen, each layer's state, the prompts' lengths."""
+    """A prefilled batch: the first new tokens, the tokens seen, each layer's state, the prompts' lengths."""
 
     drawn: list[mtf.Tensor]
     seen: mtf.Tensor
@@ -260,20 +295,20 @@ class _Begun:
 
 
 def _prefill(
-    inputs: Inputs, config: Config, mesh_impl: Any, eos_id: int | None, top: int | None, dtype: tf.DType | None
+    batch: Batch, config: Config, mesh_impl: Any, eos_id: int | None, top: int | None
 ) -> tuple[Decoding, _Begun]:
-    """The prompts in one pass, and a first token drawn; and what goes on from there."""
-    batch, width = inputs.prompts.shape.as_list()
-    ctx = model_fns.make_context(config, mesh_impl, batch, width, dtype)
+    """The prompts in one pass, and a first token drawn; and what advances from there."""
+    size, width = batch.prompts.shape.as_list()
+    ctx = model_fns.make_context(config, mesh_impl, size, width)
     rows = mtf.Shape([ctx.dims.batch])
     lengths, ends, *controls = (
-        mtf.import_tf_tensor(ctx.mesh, x, rows) for x in (inputs.lengths, inputs.ends, *inputs.controls)
+        mtf.import_tf_tensor(ctx.mesh, x, rows) for x in (batch.lengths, batch.ends, *batch.controls)
     )
-    prompts = mtf.import_tf_tensor(ctx.mesh, inputs.prompts, mtf.Shape([ctx.dims.batch, ctx.dims.sequence]))
-    seen = mtf.import_tf_tensor(ctx.mesh, inputs.seen, mtf.Shape([ctx.dims.batch, ctx.dims.whole_vocab]))
+    prompts = mtf.import_tf_tensor(ctx.mesh, batch.prompts, mtf.Shape([ctx.dims.batch, ctx.dims.sequence]))
+    seen = mtf.import_tf_tensor(ctx.mesh, batch.seen, mtf.Shape([ctx.dims.batch, ctx.dims.whole_vocab]))
     prefill = Prefill(lengths)
     logits = gpt.next_logits(ctx, prompts, prefill, lengths - 1)
-    one = dataclasses.replace(ctx, dims=Dims.of(config.model, batch, 1, width, max(1, config.model.n_ctx - 1)))
+    one = dataclasses.replace(ctx, dims=Dims.of(config.model, size, 1, width, max(1, config.model.n_ctx - 1)))
     decoding = Decoding(one, ends, Controls(*controls), eos_id, top)
     drawn, seen = decoding.draw(logits, seen, lengths - 1)
     return decoding, _Begun(drawn, seen, prefill.states, lengths)
@@ -281,7 +316,9 @@ def _prefill(
 
 @dataclass(frozen=True)
 class _Run:
-    """Tokens added: how many, `Decoding.draw`'s tensors with a dimension of new positions, and what is known then."""
+    """What `Decoding.run` gives: how many tokens were added, `Decoding.draw`'s tensors with a dimension of new
+    positions, and the state after them.
+    """
 
     count: mtf.Tensor
     columns: list[mtf.Tensor]
@@ -292,14 +329,14 @@ class _Run:
 
 @dataclass(frozen=True)
 class Decoding:
-    """Adding tokens, one to every row at a time.
+    """Adds tokens, one to every row at a time.
 
     Attributes:
         ctx: of one position.
         ends: int32 [batch], the lengths at which rows end.
         controls: of each row.
         eos_id: the id at which a row ends.
-        top: give log-probabilities too, and so many of the likeliest.
+        top: also give log-probabilities, and those of this many likeliest tokens.
     """
 
     ctx: Context
@@ -309,14 +346,14 @@ class Decoding:
     top: int | None
 
     def draw(self, logits: mtf.Tensor, seen: mtf.Tensor, position: mtf.Tensor) -> tuple[list[mtf.Tensor], mtf.Tensor]:
-        """A token for each row from logits [batch, vocab], `position` [batch] being that of its newest one.
+        """A token for each row from logits [batch, vocab]. `position`: int32 [batch], of its newest token.
 
         Returns:
             int32 [batch]; with `top` also its log-probability, float32 [batch], and the likeliest ids and theirs,
             [batch, top]. And `seen` with the new tokens.
         """
         dims, kernel_of = self.ctx.dims, functools.partial(kernel, splittable=[self.ctx.dims.batch])
-        # Choosing needs every score of a row on one device: a dimension that no layout splits.
+        # Choosing needs all logits of a row on one device: a dimension that no layout splits.
         logits = mtf.replace_dimensions(mtf.cast(logits, tf.float32), dims.vocab, dims.whole_vocab)
         rows = mtf.Shape([dims.batch])
 
@@ -346,12 +383,12 @@ class Decoding:
         limit: mtf.Tensor,
         new: mtf.Dimension,
     ) -> _Run:
-        """Add tokens until every row has ended, `limit` of them at most.
+        """Add tokens until every row has ended or `limit` were added: the token loop.
 
         Args:
             token: int32 [batch], the newest of each row, at the position `start` [batch].
             states: of the positions before it.
-            new: room for so many.
+            new: the dimension of new positions, at least `limit` of them.
         """
         model = self.ctx.model
         loops = [kind.begin(self.ctx, state) for kind, state in zip(layer_kinds(model), states, strict=True)]
@@ -395,7 +432,7 @@ class Decoding:
         return [kind.merge(self.ctx, state, current, place) for kind, state, current in layers]
 
     def _write(self, column: mtf.Tensor, x: mtf.Tensor, count: mtf.Tensor) -> mtf.Tensor:
-        """`column` [batch, new_positions, ...] with x [batch, ...] at the place `count`."""
+        """`column` [batch, new_positions, ...] with x [batch, ...] at index `count`."""
 
         def write(column: tf.Tensor, x: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
             here = tf.equal(tf.range(column.shape[1]), count)
@@ -417,9 +454,32 @@ class Decoding:
         return kernel(active, [token, position, self.ends], [(rows, tf.int32)], rows.dims, "active")[0]
 
 
+def with_room(state: BatchState, count: int, model: ModelConfig) -> BatchState:
+    """The state, with room in its caches for `count` more positions of each row that goes on. Sizes are powers of two,
+    so that few are compiled.
+    """
+    going = state.ends > state.lengths + 1
+    wanted = int(state.lengths[going].max()) + count
+    size = min(1 << (max(wanted, MIN_ROOM) - 1).bit_length(), model.n_ctx)
+    caches = [_padded(x, axis, size) for x, axis in zip(state.caches, positions_axes(model), strict=True)]
+    return dataclasses.replace(state, caches=caches)
+
+
+def _padded(cache: tf.Tensor, axis: int | None, size: int) -> tf.Tensor:
+    """`cache` with room for `size` positions along `axis`, or unchanged if it has it or has no such axis."""
+    if axis is None or cache.shape[axis] >= size:
+        return cache
+    return tf.pad(cache, [[0, size - cache.shape[axis] if i == axis else 0] for i in range(cache.shape.rank)])
+
+
+def count_outputs(top: int | None) -> int:
+    """How many tensors `Decoding.draw` gives for each token."""
+    return 1 if top is None else 4
+
+
 def padded_width(length: int, n_ctx: int) -> int:
-    """To how many positions rows of up to `length` are padded, so that few widths are compiled: a power of two from 16
-    on, n_ctx at most.
+    """The number of positions that rows of up to `length` are padded to: a power of two, at least 16 and at most n_ctx,
+    so that few widths are compiled.
     """
     return min(n_ctx, max(16, 1 << max(length - 1, 0).bit_length()))
 
@@ -427,8 +487,8 @@ def padded_width(length: int, n_ctx: int) -> int:
 def fit_prompt(prompt: Sequence[int], n_ctx: int, max_new_tokens: int | None) -> tuple[list[int], int]:
     """A prompt that leaves room in the context, and how many tokens were cut from its start.
 
-    A prompt of at most n_ctx - 1 tokens stays whole. A longer one keeps its end, with room for `max_new_tokens` (at
-    least one) after it.
+    A prompt of at most n_ctx - 1 tokens stays whole. A longer one keeps its end, and leaves room for `max_new_tokens`
+    (or for one).
     """
     if len(prompt) <= n_ctx - 1:
         return list(prompt), 0

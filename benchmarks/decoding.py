@@ -28,12 +28,12 @@ import numpy as np
 from benchmarks import machine
 from benchmarks.turns import Competitor, contest, take_turns
 from gpt_mesh.config import Config, parse_config
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.engine.engine import DeviceEngine
 from gpt_mesh.generation.decoder import Decoder
 from gpt_mesh.meshes.devices import choose_devices
 from gpt_mesh.meshes.layouts import plan_mesh
 from gpt_mesh.models.dims import layout_tensors
-from gpt_mesh.sample import Request
+from gpt_mesh.sample import Row
 
 SIZES: dict[str, dict[str, int]] = {
     "124M": {"n_embd": 768, "n_head": 12, "n_layer": 12, "n_ctx": 2048, "n_vocab": 50257},
@@ -50,9 +50,9 @@ def make_config(size: str) -> Config:
     return parse_config(keys, "benchmark.json")
 
 
-def make_engine(config: Config) -> Engine:
+def make_engine(config: Config) -> DeviceEngine:
     plan = plan_mesh(config, layout_tensors(config.model, 1), choose_devices(None)[:1], fit=True, chosen=False)
-    engine = Engine(config, plan)
+    engine = DeviceEngine(config, plan)
     engine.create_variables(training=False)
     return engine
 
@@ -81,14 +81,10 @@ def run_ours(job: dict[str, Any]) -> None:
         for name, value in weights.items():
             engine.store.masters[f"gpt2/{name}"].assign(value)
     decoder, rows = Decoder(engine, None), prompts(job, config)
-    requests = [Request(row, job["tokens"], 0, temperature=0.0) for row in rows]
+    requests = [Row(row, job["tokens"], 0, temperature=0.0) for row in rows]
 
     def call() -> list[list[int]]:
-        running = decoder.start(requests)
-        parts = [running.begin().tokens]
-        while (news := running.add().tokens).shape[1]:
-            parts.append(news)
-        return np.concatenate(parts, 1)[: len(rows)].tolist()
+        return decoder.start(requests).finish()
 
     measure(call, job)
 

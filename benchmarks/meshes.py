@@ -32,7 +32,7 @@ import numpy as np
 import tensorflow as tf
 
 from gpt_mesh.config import parse_config
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.engine.engine import DeviceEngine
 from gpt_mesh.meshes.devices import MeshPlan, choose_devices
 
 PEER = Path(__file__).resolve().parent / "peers" / "torch_gpt.py"
@@ -64,15 +64,15 @@ def rows(model: str, count: int) -> dict[str, dict[str, Any]]:
     }  # fmt: skip
 
 
-def make_engine(keys: dict[str, Any], kind: str) -> Engine:
+def make_engine(keys: dict[str, Any], kind: str) -> DeviceEngine:
     values = {"lr": 1e-4, "train_steps": 100, "datasets": ["demo"], "model_path": "none", "scale_by_depth": True}
     config = parse_config(values | keys, "benchmark.json")
     count = config.mesh.size
     devices = choose_devices([f"device:{kind}:{i}" for i in range(count)])
-    return Engine(config, MeshPlan(config.mesh.shape, config.mesh.rules, tuple(devices)))
+    return DeviceEngine(config, MeshPlan(config.mesh.shape, config.mesh.rules, tuple(devices)))
 
 
-def batches(engine: Engine) -> list[np.ndarray]:
+def batches(engine: DeviceEngine) -> list[np.ndarray]:
     rng, settings, model = np.random.default_rng(0), engine.config.training, engine.config.model
     shape = (settings.train_batch_size, model.n_ctx + 1)
     return [rng.integers(0, model.n_vocab, shape).astype(np.int32) for _ in range(4)]

@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from benchmarks import machine
 from benchmarks.training_step import make_config
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.engine.engine import DeviceEngine
 from gpt_mesh.meshes.devices import MeshPlan
 
 WAYS = {
@@ -35,7 +35,7 @@ class Way:
 
     def __init__(self, keys: dict[str, int], precision: str, compiled: bool) -> None:
         config = make_config({**keys, "precision": precision})
-        self._engine = Engine(config, MeshPlan({}, {}, ("/device:CPU:0",)), compiled=compiled)
+        self._engine = DeviceEngine(config, MeshPlan({}, {}, ("/device:CPU:0",)), compiled=compiled)
         shape = (keys["train_batch_size"], keys["n_ctx"] + 1)
         tokens = np.random.default_rng(0).integers(0, keys["n_vocab"], shape)
         self._tokens: tf.Tensor = self._engine.stage(tokens)

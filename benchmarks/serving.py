@@ -37,7 +37,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from benchmarks import machine
 from gpt_mesh.config import load_config
 from gpt_mesh.data.encoders import TOKENIZER_FILE
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.engine.engine import DeviceEngine
 from gpt_mesh.meshes.devices import choose_devices
 from gpt_mesh.meshes.layouts import plan_mesh
 from gpt_mesh.models.dims import layout_tensors
@@ -65,7 +65,7 @@ def make_model(folder: Path, flags: argparse.Namespace) -> Path:
     path.write_text(json.dumps(values))
     config = load_config(str(path))
     plan = plan_mesh(config, layout_tensors(config.model, 1), choose_devices(None)[:1], fit=True, chosen=False)
-    engine = Engine(config, plan)
+    engine = DeviceEngine(config, plan)
     engine.create_variables(training=False)
     engine.save(str(folder / "run"), 0, {})
     return path

@@ -52,7 +52,7 @@ def measure(model: str, mesh: str, hosts: int, steps: int) -> dict[str, float]:
     from gpt_mesh.cluster.chief import hosts_of
     from gpt_mesh.config import parse_config
     from gpt_mesh.engine.building import make_plan
-    from gpt_mesh.engine.engine import Engine
+    from gpt_mesh.engine.engine import DeviceEngine
 
     each, keys = MESHES[mesh]
     values = {"train_steps": 1000, "lr": 1e-3, "datasets": ["demo"], "model_path": "none", **MODELS[model], **keys}
@@ -65,7 +65,7 @@ def measure(model: str, mesh: str, hosts: int, steps: int) -> dict[str, float]:
     count = each if hosts == 2 else 2 * each
     with hosts_of(cluster, [f"CPU:{i}" for i in range(count)]) as found, tempfile.TemporaryDirectory() as folder:
         found.start()
-        engine = Engine(config, make_plan(config, found, fit=False))
+        engine = DeviceEngine(config, make_plan(config, found, fit=False))
         took = []
         for _ in range(steps + 1):
             tokens = rng.integers(0, config.model.n_vocab, (config.training.train_batch_size, config.model.n_ctx + 1))

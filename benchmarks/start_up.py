@@ -61,7 +61,7 @@ def start(name: str, *, run: bool) -> Times:
 
         from gpt_mesh import model_fns
         from gpt_mesh.config import load_config
-        from gpt_mesh.engine.engine import Engine
+        from gpt_mesh.engine.engine import DeviceEngine
         from gpt_mesh.meshes.devices import MeshPlan
     lower = model_fns._lower
 
@@ -74,7 +74,7 @@ def start(name: str, *, run: bool) -> Times:
     # In a graph of their own variables have a shape, and memory only when their values are computed.
     with nullcontext() if run else tf.Graph().as_default(), mock.patch.object(model_fns, "_lower", timed_lower):
         with watch.part("graph"):
-            engine = Engine(config, MeshPlan({}, {}, ("/device:CPU:0",)))
+            engine = DeviceEngine(config, MeshPlan({}, {}, ("/device:CPU:0",)))
             engine._train.traced(tf.TensorSpec(shape, engine.staged_type))
         if run:
             with watch.part("first step"):

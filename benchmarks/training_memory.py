@@ -28,7 +28,7 @@ import numpy as np
 import tensorflow as tf
 
 from gpt_mesh.config import Config, parse_config
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.engine.engine import DeviceEngine
 from gpt_mesh.meshes.devices import MeshPlan
 from gpt_mesh.planning.memory import training_memory
 from gpt_mesh.planning.metrics import human_bytes
@@ -94,7 +94,7 @@ def measure(model: dict[str, int], keys: dict[str, Any], device: str, steps: int
     """One row, in this process."""
     config = make_config(model, keys)
     memory = GpuMemory(device) if device.startswith("GPU") else ProcessMemory()
-    engine = Engine(config, MeshPlan({}, {}, (f"/device:{device}",)))
+    engine = DeviceEngine(config, MeshPlan({}, {}, (f"/device:{device}",)))
     rng, seconds, loss = np.random.default_rng(0), [], 0.0
     for step in range(steps):
         if step == 1:

@@ -30,7 +30,7 @@ import tensorflow as tf
 from benchmarks import machine
 from benchmarks.turns import Competitor, contest, take_turns
 from gpt_mesh.config import Config, parse_config
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.engine.engine import DeviceEngine
 from gpt_mesh.meshes.devices import MeshPlan, choose_devices
 from gpt_mesh.planning.metrics import device_peak, flops_per_token
 
@@ -78,7 +78,7 @@ def run_ours(keys: dict[str, Any], device: str, steps: int) -> None:
     """A competitor: our engine, compiled."""
     config = make_config(keys)
     begin = time.perf_counter()
-    engine = Engine(config, MeshPlan({}, {}, tuple(choose_devices([device]))))
+    engine = DeviceEngine(config, MeshPlan({}, {}, tuple(choose_devices([device]))))
     rng, settings, model = np.random.default_rng(0), config.training, config.model
     shape = (settings.train_batch_size, model.n_ctx + 1)
     # On the device before the clock runs, as in training, and as the peers' are.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gpt_mesh.cluster.chief import Hosts
 from gpt_mesh.config import Config
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.engine.engine import DeviceEngine
 from gpt_mesh.errors import InputError
 from gpt_mesh.meshes.devices import MeshPlan
 from gpt_mesh.meshes.layouts import plan_mesh
@@ -33,7 +33,7 @@ def make_plan(config: Config, hosts: Hosts, *, fit: bool, training: bool = False
         raise
 
 
-def restored_engine(config: Config, checkpoint: str, hosts: Hosts) -> Engine:
+def restored_engine(config: Config, checkpoint: str, hosts: Hosts) -> DeviceEngine:
     """An engine that holds the weights of a checkpoint. A mesh for another number of devices is fitted to these.
 
     Raises:
@@ -43,7 +43,7 @@ def restored_engine(config: Config, checkpoint: str, hosts: Hosts) -> Engine:
     if plan.notice:
         log.info(plan.notice)
     hosts.start()
-    engine = Engine(config, plan)
+    engine = DeviceEngine(config, plan)
     with alive("building the model"):
         engine.create_variables(training=False)
     engine.restore(checkpoint, finite=True)

@@ -12,9 +12,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from google.protobuf import text_format
 
@@ -141,7 +142,7 @@ def restore(path: str, variables: Mapping[str, tf.Variable], source: str, *, fin
         path: of the checkpoint, without a suffix.
         variables: by their names in the checkpoint. Stored bfloat16 weights are widened to the variable's type.
         source: the config, for messages.
-        finite: refuse what is no number.
+        finite: refuse elements that are not finite numbers.
 
     Returns:
         Names of optimizer slots that the checkpoint does not have; they keep their values.
@@ -166,13 +167,31 @@ def restore(path: str, variables: Mapping[str, tf.Variable], source: str, *, fin
                     f"checkpoint to go on from the one before it"
                 ) from None
             value = tf.cast(value, variable.dtype)
-            if finite and value.dtype.is_floating and not tf.reduce_all(tf.math.is_finite(value)):
-                raise InputError(
-                    f"{path}: {name} has elements that are not finite numbers (NaN or infinity), so that nothing it "
-                    "says means anything; take a checkpoint from before the training diverged"
-                )
+            if finite:
+                check_finite(path, name, value)
             variable.assign(value)
     return missing
+
+
+def check_finite(path: str, name: str, value: Any) -> None:
+    """
+    Raises:
+        InputError: a variable of a checkpoint has an element that is not a finite number.
+    """
+    value = tf.convert_to_tensor(value)
+    if value.dtype.is_floating and not tf.reduce_all(tf.math.is_finite(value)):
+        raise InputError(
+            f"{path}: {name} has elements that are not finite numbers (NaN or infinity), so the model's output would "
+            "mean nothing; take a checkpoint from before the training diverged"
+        )
+
+
+def values(path: str) -> Iterator[tuple[str, Any]]:
+    """Name and value of each variable of a checkpoint, one at a time; bfloat16 is widened to float32."""
+    reader = tf.compat.v1.train.NewCheckpointReader(path)
+    for name, dtype in sorted(reader.get_variable_to_dtype_map().items()):
+        value = reader.get_tensor(name)
+        yield name, value.astype(np.float32) if dtype == tf.bfloat16 else value
 
 
 def contents(path: str, wanted: Mapping[str, list[int]], source: str) -> tuple[dict[str, tf.DType], list[str]]:

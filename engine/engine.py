@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from gpt_mesh import model_fns
+from gpt_mesh import model_fns, sample
 from gpt_mesh.config import Config
 from gpt_mesh.engine import checkpoints
 from gpt_mesh.meshes import compiled_cache, processor
@@ -24,6 +24,7 @@ from gpt_mesh.meshes.spmd import Program, SpmdMesh
 from gpt_mesh.meshes.variables import VariableStore
 from gpt_mesh.models.dropout import step_seed
 from gpt_mesh.objectives.registry import objective_of
+from gpt_mesh.sample import Batch, BatchState, Chunk
 
 
 class MeshFunction:
@@ -73,9 +74,13 @@ class MeshFunction:
         return self._traced[form]
 
 
-class Engine:
-    """The functions of one run. Each is traced and compiled when it is first called; all share the weights in `store`.
+class DeviceEngine:
+    """The functions of one run on this host's devices, or on those of several hosts: see `engine.interface.Engine`.
+
+    Each is traced and compiled when it is first called; all share the weights in `store`.
     """
+
+    can_reorder = True
 
     def __init__(
         self, config: Config, plan: MeshPlan, *, compiled: bool | None = None, spmd: bool | None = None
@@ -108,6 +113,7 @@ class Engine:
         self._eval = self.function(self._eval_step)
         self._score = self.function(self._score_step)
         self._logits = self.function(self._logits_step)
+        self._keyed: dict[tuple[Any, ...], MeshFunction] = {}
 
     def _is_faster_uncompiled(self) -> bool:
         """Whether the training step is: on a CPU with fast bfloat16, which XLA makes no use of."""
@@ -136,9 +142,8 @@ class Engine:
     def _mesh(self, unsplit: Sequence[str] = ()) -> PlacementMesh | SpmdMesh:
         mesh = self.plan.implementation(self.store, self.program, unsplit=unsplit)
         mesh.tensor_cores = self.compiled and have_tensor_cores(self.plan.devices)
-        if isinstance(mesh, PlacementMesh):
-            on_cpu = self.compiled and len(self.plan.devices) == 1 and "CPU" in self.plan.devices[0]
-            mesh.cpu_products = on_cpu and self.config.training.fused_ops
+        on_one_cpu = self.compiled and len(self.plan.devices) == 1 and "CPU" in self.plan.devices[0]
+        mesh.cpu_products = on_one_cpu and self.config.training.fused_ops
         return mesh
 
     def stage(self, tokens: np.ndarray) -> tf.Tensor:
@@ -166,17 +171,78 @@ class Engine:
         """
         return self._eval(tokens, weights)
 
-    def log_probabilities(self, tokens: np.ndarray) -> tf.Tensor:
-        """float32 [batch, n]: of each token but the first, for int32 [batch, n + 1]."""
-        return self.scores(tokens)[0]
-
-    def scores(self, tokens: np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
-        """`log_probabilities`, and 1.0 where the token is the likeliest one, else 0.0: float32 [batch, n] both."""
+    def score(self, tokens: np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
+        """The log-probability of each token but the first, and 1.0 where it is the likeliest one, else 0.0: float32
+        [batch, n] both, for int32 [batch, n + 1].
+        """
         return self._score(tokens)
+
+    def score_alternatives(self, tokens: np.ndarray, top: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """The log-probability of each token but the first, and the `top` likeliest ids at its place with theirs:
+        float32 [batch, n], int32 and float32 [batch, n, top], for int32 [batch, n + 1].
+        """
+
+        def build(tokens: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            batch, width = tokens.shape.as_list()
+            return model_fns.build_alternatives(tokens, self.config, self.mesh_for(batch, width - 1), top)
+
+        return self._by_key(("score_alternatives", top), build)(tokens)
 
     def logits(self, tokens: np.ndarray) -> tf.Tensor:
         """float32 [batch, n, n_vocab], for int32 [batch, n]."""
         return self._logits(tokens)
+
+    def prefill(
+        self, batch: Batch, *, eos_id: int | None = None, top: int | None = None
+    ) -> tuple[Chunk, BatchState]:
+        """Read prompts and add a first token to each: see `sample.build_prefill`. Compiled once for each shape."""
+
+        def build(*arrays: tf.Tensor) -> list[tf.Tensor]:
+            given = Batch.from_arrays(arrays)
+            mesh_impl = self.mesh_for(given.prompts.shape[0], None)
+            return sample.build_prefill(given, config=self.config, mesh_impl=mesh_impl, eos_id=eos_id, top=top)
+
+        found = self._by_key(("prefill", eos_id, top), build)(*batch.arrays)
+        n = sample.count_outputs(top)
+        drawn, seen, caches = found[:n], found[n], found[n + 1 :]
+        state = BatchState(drawn[0], batch.lengths, batch.ends, seen, batch.controls, caches)
+        return Chunk(*(x.numpy()[:, None] for x in drawn)), state
+
+    def advance(
+        self, state: BatchState, limit: int, *, eos_id: int | None = None, top: int | None = None
+    ) -> tuple[Chunk, BatchState]:
+        """Add up to `limit` tokens, from 1 to `sample.CHUNK`, to each row: see `sample.build_advance`. Compiled once
+        for each number of rows and room of the caches, which doubles as they fill.
+        """
+
+        def build(limit: tf.Tensor, *arrays: tf.Tensor) -> list[tf.Tensor]:
+            given = BatchState.from_arrays(arrays)
+            mesh_impl = self.mesh_for(given.newest.shape[0], None)
+            return sample.build_advance(given, limit, config=self.config, mesh_impl=mesh_impl, eos_id=eos_id, top=top)
+
+        state = sample.with_room(state, limit, self.config.model)
+        count, *found = self._by_key(("advance", eos_id, top), build)(np.int32(limit), *state.arrays)
+        n, added = sample.count_outputs(top), int(count)
+        drawn, seen, caches = found[:n], found[n], found[n + 1 :]
+        if added:
+            lengths = state.lengths + np.int32(added)
+            state = dataclasses.replace(state, newest=drawn[0][:, added - 1], lengths=lengths)
+        return Chunk(*(x.numpy()[:, :added] for x in drawn)), dataclasses.replace(state, seen=seen, caches=caches)
+
+    def reorder(self, state: BatchState, tokens: Sequence[int], parents: Sequence[int]) -> BatchState:
+        """The state in which each row is what the row `parents` of it was, with another newest token: a step of a beam
+        search. Rows beyond the given ones continue row 0.
+        """
+        missing = [0] * (len(state.ends) - len(tokens))
+        rows = tf.constant([*parents, *missing], tf.int32)
+        caches = [tf.gather(cache, rows) for cache in state.caches]
+        return dataclasses.replace(state, newest=np.array([*tokens, *missing], np.int32), caches=caches)
+
+    def _by_key(self, key: tuple[Any, ...], build: Callable[..., Any]) -> MeshFunction:
+        """`build` as a function, always the same for one key."""
+        if key not in self._keyed:
+            self._keyed[key] = self.function(build)
+        return self._keyed[key]
 
     def _train_step(self, tokens: tf.Tensor) -> dict[str, tf.Tensor]:
         global_step = self.training_mesh.local("global_step")
@@ -202,7 +268,7 @@ class Engine:
     def restore(self, checkpoint: str, *, finite: bool = False) -> list[str]:
         """Fill every variable from a checkpoint; returns the names of optimizer slots that it does not have.
 
-        `finite`: refuse one with weights that are no numbers.
+        `finite`: refuse one with weights that are not finite numbers.
         """
         missing = checkpoints.restore(checkpoint, self.store.masters, self.config.source, finite=finite)
         self.store.scatter()
@@ -213,7 +279,7 @@ class Engine:
         return checkpoints.save(directory, step, self.snapshot(), state)
 
     def snapshot(self) -> dict[str, tf.Tensor]:
-        """Every variable's value, in the host's memory: later steps leave it as it is.
+        """Every variable's value by its name, in the host's memory: later steps leave it as it is.
 
         On one CPU device nothing is copied here: TensorFlow gives a variable new memory when it changes while somebody
         holds its value.
@@ -221,6 +287,9 @@ class Engine:
         self.store.gather()
         with tf.device("/device:CPU:0"):
             return {name: tf.identity(variable.read_value()) for name, variable in self.store.masters.items()}
+
+    def close(self) -> None:
+        """Nothing to release: what was compiled goes with the engine."""
 
     def create_variables(self, *, training: bool) -> None:
         """Create every variable with its initial value: what a restore fills. `training`: the optimizer's too."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from gpt_mesh.config import Config
 from gpt_mesh.data.encoders import Encoder
 from gpt_mesh.data.end_of_text import end_of_text
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.engine.interface import Engine
 from gpt_mesh.errors import InputError
 from gpt_mesh.evaluation import sources
 from gpt_mesh.evaluation.statistics import Metrics

@@ -10,7 +10,7 @@ import numpy as np
 from gpt_mesh.data.documents import read_documents
 from gpt_mesh.data.encoders import Encoder
 from gpt_mesh.data.readers import compressed
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.engine.interface import Engine
 from gpt_mesh.errors import InputError
 from gpt_mesh.evaluation import sources
 from gpt_mesh.evaluation.file_task import FileTask

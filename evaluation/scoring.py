@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from gpt_mesh.meshes.compat import mtf  # noqa: F401  (before TensorFlow, which it keeps quiet)
-
 import numpy as np
-import tensorflow as tf
 from numpy.typing import ArrayLike, NDArray
 
-from gpt_mesh import model_fns
 from gpt_mesh.config import ModelConfig
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.engine.interface import Engine
 from gpt_mesh.errors import InputError
 from gpt_mesh.sample import padded_width
 
@@ -56,7 +52,7 @@ def _score_window(engine: Engine, tokens: list[int]) -> list[float]:
     labels = len(tokens) - 1
     padded = np.zeros((1, padded_width(labels, engine.config.model.n_ctx) + 1), np.int32)
     padded[0, : labels + 1] = tokens
-    found: list[float] = engine.log_probabilities(padded).numpy()[0, :labels].tolist()
+    found: list[float] = np.asarray(engine.score(padded)[0])[0, :labels].tolist()
     return found
 
 
@@ -107,7 +103,6 @@ class Scorer:
         """`top`: how many alternatives there are at each place."""
         self._engine, self._max_batch = engine, max_batch
         self._top = min(top, engine.config.model.n_vocab)
-        self._function = engine.function(self._build)
 
     def score(self, rows: Sequence[Sequence[int]]) -> Iterator[TokenScores]:
         """The scores of each row, in order, as they are computed. A row has from 1 to n_ctx + 1 ids, each of them in
@@ -136,18 +131,7 @@ class Scorer:
         padded = np.zeros((size, self._width(max(map(len, rows))) + 1), np.int32)
         for place, row in enumerate(rows):
             padded[place, : len(row)] = row
-        logprobs, tokens, top = (x.numpy() for x in self._function(padded))
+        logprobs, tokens, top = map(np.asarray, self._engine.score_alternatives(padded, self._top))
         for place, row in enumerate(rows):
             n = len(row) - 1
             yield TokenScores(logprobs[place, :n].copy(), tokens[place, :n].copy(), top[place, :n].copy())
-
-    def _build(self, tokens: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """For int32 [batch, n + 1]: float32 [batch, n], int32 [batch, n, top] and float32 [batch, n, top]."""
-        inputs, labels = tokens[:, :-1], tokens[:, 1:]
-        mesh = self._engine.mesh_for(*inputs.shape.as_list())
-        logits = model_fns.build_logits(inputs, self._engine.config, mesh)
-        # log Z once a row, and not a second tensor of the logits' size.
-        log_z = tf.reduce_logsumexp(logits, -1)
-        own = tf.gather(logits, labels, axis=-1, batch_dims=2)
-        top, ids = tf.math.top_k(logits, self._top)
-        return own - log_z, ids, top - log_z[..., None]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.engine.interface import Engine
 from gpt_mesh.storage.progress import track
 
 STEP = 16  # widths are multiples of it
@@ -75,7 +75,7 @@ class SpanScorer:
             assert 0 < span.scored <= labels, (span.scored, labels)
             tokens[row, : labels + 1] = span.tokens
             counted[row, labels - span.scored : labels] = True
-        logprobs, correct = (x.numpy().astype(np.float64) for x in self._engine.scores(tokens))
+        logprobs, correct = (np.asarray(x, np.float64) for x in self._engine.score(tokens))
         # What is not counted may be anything, NaN too.
         logprobs, correct = (np.where(counted, x, 0.0).sum(1) for x in (logprobs, correct))
         yield from ((row, float(logprobs[row]), round(correct[row])) for row in range(len(spans)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from gpt_mesh.config import Config
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.engine.interface import Engine
 from gpt_mesh.errors import InputError
 from gpt_mesh.evaluation.file_task import FileTask
 from gpt_mesh.evaluation.lambada import Lambada

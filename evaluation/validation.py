@@ -15,7 +15,7 @@ from gpt_mesh.data.bytes import byte_lengths
 from gpt_mesh.data.corpus import Ints
 from gpt_mesh.data.encoders import Encoder, load_encoder
 from gpt_mesh.data.tokenizer_check import tokenizers_of
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.engine.interface import Engine
 from gpt_mesh.errors import InputError
 from gpt_mesh.evaluation.statistics import Metrics, token_metrics
 from gpt_mesh.inputs import EvaluationData, Tokens, Weights, count_bytes

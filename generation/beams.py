@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from gpt_mesh.config import GenerationSettings
 from gpt_mesh.errors import InputError
-from gpt_mesh.generation.decoder import Batches
-from gpt_mesh.sample import Request
+from gpt_mesh.generation.decoder import Decoder
+from gpt_mesh.sample import Row
 
 
 @dataclass(frozen=True, order=True)
@@ -31,7 +31,7 @@ class Beam:
 
 @dataclass(frozen=True)
 class _Path:
-    """What may still grow: the sum of its log-probabilities, its tokens, and the row of the batch that knows it."""
+    """A beam that may still grow: the sum of its log-probabilities, its tokens, and its row in the batch."""
 
     total: float
     tokens: tuple[int, ...]
@@ -39,7 +39,7 @@ class _Path:
 
 
 def search(
-    batches: Batches, prompt: Sequence[int], room: int, settings: GenerationSettings, eos_id: int | None
+    decoder: Decoder, prompt: Sequence[int], room: int, settings: GenerationSettings, eos_id: int | None
 ) -> list[Beam]:
     """The best `num_beams` continuations found, best first.
 
@@ -47,21 +47,26 @@ def search(
     `room`.
 
     Raises:
-        InputError: the model gives no token a probability.
+        InputError: the model gives no token a probability, or its devices cannot reorder a batch.
     """
+    if not decoder.can_reorder:
+        raise InputError(
+            f"num_beams = {settings.num_beams}: the device that this model is on cannot reorder a batch, as beam "
+            "search does; set num_beams to 1, or use a GPU or CPU"
+        )
     width, power = settings.num_beams, settings.length_penalty
     # Twice as many candidates as beams: all of a beam's best may be ends of text. And one that is not allowed yet.
-    top = min(2 * width + 1, batches.n_vocab)
-    running = batches.start([Request(prompt, room, 0, temperature=0.0)] * width, top)
-    news = running.begin()
+    top = min(2 * width + 1, decoder.n_vocab)
+    run = decoder.start([Row(prompt, room, 0, temperature=0.0)] * width, top)
+    chunk = run.prefill()
     paths, found = [_Path(0.0, (), 0)], list[Beam]()
     for length in range(1, room + 1):
-        assert news.top_ids is not None and news.top_logprobs is not None
+        assert chunk.top_ids is not None and chunk.top_logprobs is not None
         candidates = [
             (path.total + value, token, path)
             for path in paths
             for token, value in zip(
-                news.top_ids[path.row, 0].tolist(), news.top_logprobs[path.row, 0].tolist(), strict=True
+                chunk.top_ids[path.row, 0].tolist(), chunk.top_logprobs[path.row, 0].tolist(), strict=True
             )
             if math.isfinite(value) and not (token == eos_id and length <= settings.min_new_tokens)
         ]
@@ -76,12 +81,12 @@ def search(
         if len(found) == width and paths[0].total / longest**power <= found[-1].score:
             paths = []
             break
-        running.put([token for _, token, _ in going], [path.row for _, _, path in going])
-        news = running.add(1)
+        run.reorder([token for _, token, _ in going], [path.row for _, _, path in going])
+        chunk = run.advance(1)
     found += [Beam(path.total / len(path.tokens) ** power, path.tokens, False) for path in paths]
     if not found:
         raise InputError(
-            "the model's scores are no numbers (NaN): its weights are damaged, or training diverged; take an earlier "
+            "the model's logits are not numbers (NaN): its weights are damaged, or training diverged; take an earlier "
             "checkpoint"
         )
     return heapq.nlargest(width, found)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from gpt_mesh.data.encoders import Encoder
 from gpt_mesh.errors import InputError
 from gpt_mesh.generation import beams
-from gpt_mesh.generation.decoder import CHUNK, Batches
+from gpt_mesh.generation.decoder import Decoder
 from gpt_mesh.generation.requests import (
     HALF,
     NO_BEGINNING,
@@ -20,16 +20,16 @@ from gpt_mesh.generation.requests import (
     wrong_token,
 )
 from gpt_mesh.generation.writer import Writer
-from gpt_mesh.sample import Request, fit_prompt
+from gpt_mesh.sample import CHUNK, Row, fit_prompt
 from gpt_mesh.storage.progress import log
 
 MAX_BATCH = 32
-STREAM_CHUNK = 4  # tokens between two events: at reading speed, and each call costs little beside four tokens
-STOP_CHUNK = 8  # where a string may stop the text, of which the model knows nothing
+STREAM_CHUNK = 4  # tokens between two events: at reading speed, and a call costs little beside four tokens
+STOP_CHUNK = 8  # where a stop string, which the model does not know of, may end the text
 
 
 @dataclass(frozen=True)
-class Limits:
+class Defaults:
     """What a config says of generation: the context, the default length and the default seed."""
 
     n_ctx: int
@@ -56,8 +56,8 @@ class Stream(Iterator[Event]):
 
 
 @dataclass(frozen=True)
-class _Job:
-    """A request whose prompt is tokens: `index` says which."""
+class _Encoded:
+    """A request with its prompt as tokens. `index`: its place among the requests; `room`: tokens to add at most."""
 
     index: int
     request: GenerationRequest
@@ -70,9 +70,9 @@ class Generator:
 
     max_batch = MAX_BATCH
 
-    def __init__(self, encoder: Encoder, eos_id: int | None, limits: Limits, batches: Batches) -> None:
-        """`batches`: what runs the model. `eos_id`: where a continuation ends."""
-        self.encoder, self.eos_id, self.limits, self._batches = encoder, eos_id, limits, batches
+    def __init__(self, encoder: Encoder, eos_id: int | None, defaults: Defaults, decoder: Decoder) -> None:
+        """`eos_id`: where a continuation ends."""
+        self.encoder, self.eos_id, self.defaults, self._decoder = encoder, eos_id, defaults, decoder
 
     def prompt_tokens(self, request: GenerationRequest) -> list[int]:
         """A request's prompt as the model will read it: a text that is too long keeps its end, and leaves room for the
@@ -82,7 +82,7 @@ class Generator:
             InputError: an empty prompt, and no end-of-text token to begin from; an id outside the vocabulary; half a
                 character.
         """
-        prompt, n_vocab = request.prompt, self._batches.n_vocab
+        prompt, n_vocab = request.prompt, self._decoder.n_vocab
         if isinstance(prompt, str) and (place := half_character(prompt)) is not None:
             raise InputError(f"prompt: {HALF} at character {place}; give whole characters")
         tokens = self.encoder.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
@@ -92,17 +92,17 @@ class Generator:
             return [self.eos_id]
         if not isinstance(prompt, str) and (wrong := wrong_token(tokens, n_vocab)) is not None:
             raise InputError(f"prompt: {wrong}")
-        wanted = request.settings.max_new_tokens or self.limits.predict_max_steps
-        kept, cut = fit_prompt(tokens, self.limits.n_ctx, wanted)
+        wanted = request.settings.max_new_tokens or self.defaults.predict_max_steps
+        kept, cut = fit_prompt(tokens, self.defaults.n_ctx, wanted)
         if cut:
             log.warning(
                 "the prompt has %d tokens, more than the context of %d leaves room for: its first %d are left out",
-                len(tokens), self.limits.n_ctx, cut,
+                len(tokens), self.defaults.n_ctx, cut,
             )  # fmt: skip
         return kept
 
     def samples(self, request: GenerationRequest, count: int) -> list[GenerationRequest]:
-        """Requests for so many continuations of one prompt: each with the seed after the one before."""
+        """Requests for `count` continuations of one prompt, with consecutive seeds."""
         seed = self._seed(request)
         settings = [request.settings.model_copy(update={"seed": seed + i}) for i in range(count)]
         return [dataclasses.replace(request, settings=one) for one in settings]
@@ -121,7 +121,7 @@ class Generator:
         return [_joined(job, found) for job, found in zip(jobs, events, strict=True)]
 
     def generate_samples(self, requests: Sequence[GenerationRequest]) -> list[list[Generated]]:
-        """Of each request as many continuations as its `num_samples` says (null: one); of beams the best."""
+        """The continuations of each request, as many as its `num_samples` says (null: one); of beams the best."""
         counts = [request.settings.num_samples or 1 for request in requests]
         drawn = [request.settings.num_beams == 1 for request in requests]
         wanted = zip(requests, counts, drawn, strict=True)
@@ -132,7 +132,7 @@ class Generator:
         ]
 
     def stream(self, requests: Sequence[GenerationRequest]) -> Stream:
-        """News of each request, as they come.
+        """Events of each request, as they come.
 
         Raises:
             InputError: see `generate`; here, before the first event.
@@ -146,23 +146,23 @@ class Generator:
         return self._beam(job)
 
     def warm_up(self, rows: int = 1, prompt: int = 1) -> None:
-        """Compile what a batch of so many rows, and prompts of so many tokens, will need first."""
-        running = self._batches.start([Request([0] * prompt, 8, 0)] * rows)
-        running.begin()
-        running.add(1)
+        """Compile what a batch of `rows` rows, with prompts of `prompt` tokens, needs first."""
+        run = self._decoder.start([Row([0] * prompt, 8, 0)] * rows)
+        run.prefill()
+        run.advance(1)
 
     def _seed(self, request: GenerationRequest) -> int:
-        return self.limits.seed if request.settings.seed is None else request.settings.seed
+        return self.defaults.seed if request.settings.seed is None else request.settings.seed
 
-    def _jobs(self, requests: Sequence[GenerationRequest]) -> list[_Job]:
+    def _jobs(self, requests: Sequence[GenerationRequest]) -> list[_Encoded]:
         found = []
         for index, request in enumerate(requests):
             prompt = self.prompt_tokens(request)
-            wanted = request.settings.max_new_tokens or self.limits.predict_max_steps or self.limits.n_ctx
-            found.append(_Job(index, request, prompt, min(wanted, self.limits.n_ctx - len(prompt))))
+            wanted = request.settings.max_new_tokens or self.defaults.predict_max_steps or self.defaults.n_ctx
+            found.append(_Encoded(index, request, prompt, min(wanted, self.defaults.n_ctx - len(prompt))))
         return found
 
-    def _events(self, jobs: Sequence[_Job], cancelled: set[int], chunk: int) -> Iterator[Event]:
+    def _events(self, jobs: Sequence[_Encoded], cancelled: set[int], chunk: int) -> Iterator[Event]:
         drawn = [job for job in jobs if job.request.settings.num_beams == 1]
         for begin in range(0, len(drawn), self.max_batch):
             yield from self._batch(drawn[begin : begin + self.max_batch], cancelled, chunk)
@@ -171,51 +171,46 @@ class Generator:
                 best = self._beam(job)[0]
                 yield Event(job.index, best.tokens, best.text, finish_reason=best.finish_reason, score=best.score)
 
-    def _batch(self, jobs: Sequence[_Job], cancelled: set[int], chunk: int) -> Iterator[Event]:
+    def _batch(self, jobs: Sequence[_Encoded], cancelled: set[int], chunk: int) -> Iterator[Event]:
         """Events of requests that share a batch."""
         asked = [job.request.settings.logprobs for job in jobs if job.request.settings.logprobs is not None]
-        top = None if not asked else min(1 << (max(*asked, 1) - 1).bit_length(), self._batches.n_vocab)
-        running = self._batches.start([self._row(job) for job in jobs], top)
+        top = None if not asked else min(1 << (max(*asked, 1) - 1).bit_length(), self._decoder.n_vocab)
+        run = self._decoder.start([self._row(job) for job in jobs], top)
         writers = [self._writer(job) for job in jobs]
-        news = running.begin()
+        added = run.prefill()
         while True:
-            ended = news.tokens.shape[1] == 0  # the model adds nothing to any row: to wait for more would be for ever
+            ended = added.tokens.shape[1] == 0  # nothing more will come for any row
             for row, writer in enumerate(writers):
                 if writer.finished:
                     continue
                 if writer.index in cancelled:
                     event: Event | None = writer.end("cancelled")
                 else:
-                    event = writer.end("length") if ended else writer.take(news, row)
+                    event = writer.end("length") if ended else writer.take(added, row)
                 if writer.finished:
-                    running.leave(row)
+                    run.cancel(row)
                 if event is not None:
                     yield event
             if all(writer.finished for writer in writers):
                 return
-            news = running.add(chunk)
+            added = run.advance(chunk)
 
-    def _writer(self, job: _Job) -> Writer:
+    def _writer(self, job: _Encoded) -> Writer:
         return Writer(job.index, job.request.settings, job.prompt, job.room, self.encoder, self.eos_id)
 
-    def _row(self, job: _Job) -> Request:
-        settings = job.request.settings
-        return Request(
-            job.prompt, job.room, self._seed(job.request), temperature=settings.temperature, top_k=settings.top_k,
-            top_p=settings.top_p, penalty=settings.repetition_penalty, sparse=settings.entmax,
-            min_new_tokens=settings.min_new_tokens,
-        )  # fmt: skip
+    def _row(self, job: _Encoded) -> Row:
+        return Row.of(job.prompt, job.room, self._seed(job.request), job.request.settings)
 
-    def _beam(self, job: _Job) -> list[Generated]:
+    def _beam(self, job: _Encoded) -> list[Generated]:
         found = []
-        for beam in beams.search(self._batches, job.prompt, job.room, job.request.settings, self.eos_id):
+        for beam in beams.search(self._decoder, job.prompt, job.room, job.request.settings, self.eos_id):
             event = self._writer(job).whole(beam.tokens, ended=beam.ended)
             assert event.finish_reason is not None
             found.append(Generated(event.text, event.tokens, event.finish_reason, len(job.prompt), score=beam.score))
         return found
 
 
-def _joined(job: _Job, events: Sequence[Event]) -> Generated:
+def _joined(job: _Encoded, events: Sequence[Event]) -> Generated:
     """The events of a request as one continuation."""
     reason = events[-1].finish_reason
     assert reason is not None, "its last event has one"

@@ -59,7 +59,7 @@ def seeded_requests(prompts: Sequence[str], settings: GenerationSettings, seed: 
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token and how likely the model found it: by the softmax of its scores, before temperature, penalty or filters.
+    """A token and how likely the model found it: by the softmax of its logits, before temperature, penalty or filters.
 
     Attributes:
         token: its id.
@@ -76,7 +76,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Event:
-    """News of one request of a stream.
+    """What is new of one request of a stream.
 
     Attributes:
         index: of the request.

@@ -87,7 +87,7 @@ class Session:
     def _continue(self) -> None:
         """Write what follows the text so far, and remember it."""
         settings = self._settings
-        seed = settings.seed if settings.seed is not None else self._generator.limits.seed
+        seed = settings.seed if settings.seed is not None else self._generator.defaults.seed
         settings = settings.model_copy(update={"seed": seed + self._turns})  # asked again, it says something else
         self._turns += 1
         stream = self._generator.stream([GenerationRequest(self._text, settings)])

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from gpt_mesh.config import GenerationSettings
 from gpt_mesh.data.encoders import Encoder
-from gpt_mesh.generation.decoder import News
 from gpt_mesh.generation.requests import Event, FinishReason, TokenLogprob
 from gpt_mesh.generation.text import TextStream
+from gpt_mesh.sample import Chunk
 
 
 class Writer:
@@ -23,19 +23,19 @@ class Writer:
         encoder: Encoder,
         eos_id: int | None,
     ) -> None:
-        """`index`: of the request. `prompt`: what the tokens follow. `room`: so many tokens end it."""
+        """`index`: of the request. `prompt`: what the tokens follow. `room`: the number of tokens that ends it."""
         self.index, self.finished = index, False
         self._settings, self._room, self._encoder, self._eos_id = settings, room, encoder, eos_id
         begins = not prompt or prompt[-1] == eos_id  # after an end of text another one begins
         self._text, self._count = TextStream(encoder, settings.stop, () if begins else prompt), 0
 
-    def take(self, news: News, row: int) -> Event | None:
-        """What a call added to this row; None: nothing."""
-        tokens = news.tokens[row].tolist()
+    def take(self, chunk: Chunk, row: int) -> Event | None:
+        """The event of what a call added to this row; None: there is nothing to say."""
+        tokens = chunk.tokens[row].tolist()
         used, text, reason = self._read(tokens)
         if not used and reason is None:
             return None
-        logprobs = self._logprobs(news, row, used) if self._settings.logprobs is not None else None
+        logprobs = self._logprobs(chunk, row, used) if self._settings.logprobs is not None else None
         return Event(self.index, tuple(tokens[:used]), text, logprobs, reason)
 
     def whole(self, tokens: Sequence[int], *, ended: bool) -> Event:
@@ -74,13 +74,13 @@ class Writer:
         self.finished = True
         return self._text.finish(may_stop=self._count >= self._settings.min_new_tokens)
 
-    def _logprobs(self, news: News, row: int, used: int) -> tuple[TokenLogprob, ...]:
-        assert news.logprobs is not None and news.top_ids is not None and news.top_logprobs is not None
+    def _logprobs(self, chunk: Chunk, row: int, used: int) -> tuple[TokenLogprob, ...]:
+        assert chunk.logprobs is not None and chunk.top_ids is not None and chunk.top_logprobs is not None
         wanted = self._settings.logprobs or 0
         found = []
         for i in range(used):
-            token = int(news.tokens[row, i])
-            ids, values = news.top_ids[row, i, :wanted].tolist(), news.top_logprobs[row, i, :wanted].tolist()
+            token = int(chunk.tokens[row, i])
+            ids, values = chunk.top_ids[row, i, :wanted].tolist(), chunk.top_logprobs[row, i, :wanted].tolist()
             top = tuple((one, self._encoder.decode([one]), value) for one, value in zip(ids, values, strict=True))
-            found.append(TokenLogprob(token, self._encoder.decode([token]), float(news.logprobs[row, i]), top))
+            found.append(TokenLogprob(token, self._encoder.decode([token]), float(chunk.logprobs[row, i]), top))
         return tuple(found)

@@ -11,15 +11,15 @@ import gpt_mesh.meshes.compat  # noqa: F401  (before TensorFlow, which it keeps 
 import tensorflow as tf
 
 
-def sizes_to(most: int, first: int, factor: int) -> list[int]:
-    """`first`, each size `factor` times the one before, and `most` at the end."""
+def sizes_to(largest: int, first: int, factor: int) -> list[int]:
+    """`first`, each size `factor` times the one before, and `largest` at the end."""
     found = [first]
-    while found[-1] * factor < most:
+    while found[-1] * factor < largest:
         found.append(found[-1] * factor)
-    return [size for size in found if size < most] + [most]
+    return [size for size in found if size < largest] + [largest]
 
 
-def at_least(sizes: Sequence[int], wanted: tf.Tensor, build: Callable[[int], Any]) -> Any:
+def for_size(sizes: Sequence[int], wanted: tf.Tensor, build: Callable[[int], Any]) -> Any:
     """What `build` makes for the smallest of these sizes that is not below `wanted`, an int32 scalar."""
     if len(sizes) == 1:
         return build(sizes[0])
@@ -27,8 +27,8 @@ def at_least(sizes: Sequence[int], wanted: tf.Tensor, build: Callable[[int], Any
     return tf.switch_case(place, [partial(build, size) for size in sizes])
 
 
-def apart(build: Callable[..., Any]) -> Any:
-    """`build` as a function that keeps its own graph. TensorFlow prepares it when it is first called; the inside of
-    branches it would prepare together, most of them for nothing.
+def separate(build: Callable[..., Any]) -> Any:
+    """`build` as a function with a graph of its own, which TensorFlow optimises when it is first called. Inlined into
+    branches, all of them would be optimised together, most of them for nothing.
     """
     return tf.function(build, autograph=False, experimental_attributes={"_noinline": True})

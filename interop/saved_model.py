@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import gpt_mesh.meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
 
@@ -14,6 +16,7 @@ from gpt_mesh.errors import InputError
 from gpt_mesh.interop.signatures import Signatures
 from gpt_mesh.interop.tokenizer_files import write_json
 from gpt_mesh.meshes.variables import VariableStore
+from gpt_mesh.optimizers.registry import is_slot
 from gpt_mesh.storage import output_folder
 from gpt_mesh.storage.progress import alive
 
@@ -38,7 +41,7 @@ def check_folder(folder: str, overwrite: bool) -> None:
 def save(
     folder: str,
     config: Config,
-    store: VariableStore,
+    weights: Mapping[str, Any],
     encoder: Encoder | None,
     eos_id: int | None,
     *,
@@ -49,7 +52,8 @@ def save(
     Args:
         folder: new, or empty.
         config: of the model.
-        store: has its weights, whole. They keep their names: `weights["gpt2/wte"]` of what `tf.saved_model.load` gives.
+        weights: arrays by their names in checkpoints, which they keep: `weights["gpt2/wte"]` of what
+            `tf.saved_model.load` gives. Anything but weights is left out.
         encoder: the tokenizer, for whoever calls the model; None: there is none.
         eos_id: where a continuation ends; None: only at its length.
         overwrite: replace the folder, if a SavedModel is all that it holds.
@@ -61,8 +65,12 @@ def save(
         InputError: the folder is in use, or cannot be written.
     """
     check_folder(folder, overwrite)
+    store = VariableStore("/device:CPU:0")
+    for name, value in weights.items():
+        if name.startswith("gpt2/") and not is_slot(name):
+            store.add(name, value)
     module = tf.Module()
-    module.weights = {name: x for name, x in store.masters.items() if name.startswith("gpt2/")}
+    module.weights = dict(store.masters)
     with alive("exporting"), output_folder.replaced(folder) as temporary:
         functions = Signatures(config, store, eos_id).functions()
         # Their graphs: for the functions themselves, TensorFlow would make those anew.

@@ -18,7 +18,7 @@ import tensorflow as tf
 from gpt_mesh import model_fns
 from gpt_mesh.config import Config
 from gpt_mesh.generation.requests import SEED_STRIDE
-from gpt_mesh.interop.branches import apart, at_least
+from gpt_mesh.interop.branches import for_size, separate
 from gpt_mesh.interop.continuation import Continuation, ReadingMesh, lengths_of, to_length
 from gpt_mesh.meshes.variables import VariableStore
 from gpt_mesh.models.next_token import Controls
@@ -56,7 +56,7 @@ class Signatures:
         return {**found, "generate": generate, "greedy": _function(greedy, specs[:3])}
 
     def logits(self, tokens: tf.Tensor) -> dict[str, tf.Tensor]:
-        """`logits`, float32 [batch, n, n_vocab]: scores of each next token, for int32 [batch, n], n from 1 to n_ctx."""
+        """`logits`, float32 [batch, n, n_vocab], of each next token, for int32 [batch, n], n from 1 to n_ctx."""
         count, n_ctx = tf.shape(tokens)[1], self._model.n_ctx
         checks = [
             _check(tf.shape(tokens)[0] >= 1, "tokens: at least one row", tf.shape(tokens)),
@@ -66,8 +66,8 @@ class Signatures:
         with tf.control_dependencies(checks):
             tokens = tf.identity(tokens)
         lengths = [n_ctx] if _needs_whole_context(self._config) else lengths_of(n_ctx)
-        scores = at_least(lengths, count, lambda length: apart(partial(self._logits, length))(tokens))
-        return {"logits": scores[:, :count]}
+        logits = for_size(lengths, count, lambda length: separate(partial(self._logits, length))(tokens))
+        return {"logits": logits[:, :count]}
 
     def _logits(self, length: int, tokens: tf.Tensor) -> tf.Tensor:
         """[batch, length, n_vocab], by the graph of that length."""
@@ -96,7 +96,7 @@ class Signatures:
             prompts: int32 [batch, width]; of a row only its first `lengths` tokens count.
             lengths: int32 [batch]. A row without tokens begins from the end of text; one that is longer than the
                 context leaves room for keeps its end.
-            max_new_tokens: at most so many are added; the context's end may come first.
+            max_new_tokens: how many tokens are added, unless the context ends first.
             seed: of the draws. A scalar is the first row's; each row then has `SEED_STRIDE` more than the one before.
             temperature and the others: see `config.GenerationSettings`. These, `max_new_tokens` and `seed` are scalars,
                 or [batch].
@@ -109,10 +109,10 @@ class Signatures:
         with tf.control_dependencies([_check(rows >= 1, "prompts: at least one row", tf.shape(prompts))]):
             seeds = _by_row("seed", seed, rows)
         seeds += tf.where(tf.equal(tf.size(seed), 1), SEED_STRIDE, 0) * tf.range(rows)
-        wanted, heat = _by_row("max_new_tokens", max_new_tokens, rows), _by_row("temperature", temperature, rows)
+        wanted, temperature = _by_row("max_new_tokens", max_new_tokens, rows), _by_row("temperature", temperature, rows)
         top_k, top_p = _by_row("top_k", top_k, rows), _by_row("top_p", top_p, rows)
         penalty = _by_row("repetition_penalty", repetition_penalty, rows)
-        least = _by_row("min_new_tokens", min_new_tokens, rows)
+        min_new = _by_row("min_new_tokens", min_new_tokens, rows)
         checks = [
             _check(tf.equal(tf.size(lengths), rows), "lengths: one for each row of prompts", lengths),
             _check(tf.logical_and(lengths >= (0 if self._eos_id is not None else 1), lengths <= tf.shape(prompts)[1]),
@@ -120,16 +120,17 @@ class Signatures:
                    lengths),
             self._check_ids(tf.where(tf.sequence_mask(lengths, tf.shape(prompts)[1]), prompts, 0), "prompts"),
             _check(wanted >= 1, "max_new_tokens: at least 1", wanted),
-            _check(tf.logical_and(heat >= 0, heat < float("inf")), "temperature: a number from 0 on", heat),
+            _check(tf.logical_and(temperature >= 0, temperature < float("inf")), "temperature: a number from 0 on",
+                   temperature),
             _check(tf.logical_and(top_p > 0, top_p <= 1), "top_p: above 0, at most 1", top_p),
             _check(tf.logical_and(penalty > 0, penalty < float("inf")), "repetition_penalty: above 0", penalty),
         ]  # fmt: skip
         with tf.control_dependencies(checks):
             prompts, lengths = self._fit(prompts, lengths, wanted)
         room = tf.minimum(wanted, n_ctx - lengths)
-        seeds, least = tf.bitwise.bitwise_and(seeds, tf.int32.max), lengths + tf.clip_by_value(least, 0, n_ctx)
+        seeds, min_length = tf.bitwise.bitwise_and(seeds, tf.int32.max), lengths + tf.clip_by_value(min_new, 0, n_ctx)
         sparse = tf.fill([rows], int(self._config.training.generation.entmax))
-        controls = Controls(seeds, heat, tf.maximum(top_k, 0), top_p, penalty, sparse, least)
+        controls = Controls(seeds, temperature, tf.maximum(top_k, 0), top_p, penalty, sparse, min_length)
         found = Continuation(self._config, self._store, self._eos_id).of(prompts, lengths, lengths + room, controls)
         return self._trimmed(found, room)
 
@@ -161,7 +162,7 @@ class Signatures:
 
 
 def _needs_whole_context(config: Config) -> bool:
-    """Whether padding would change the scores of tokens before it: in a model that sees both sides, and where tokens
+    """Whether padding would change the logits of tokens before it: in a model that sees both sides, and where tokens
     compete for experts.
     """
     crowded = bool(config.model.moe_layers) and config.model.moe_params.moe_capacity_factor_eval is not None

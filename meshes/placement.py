@@ -15,27 +15,20 @@ import tensorflow as tf
 from mesh_tensorflow import placement_mesh_impl
 
 from gpt_mesh.meshes import products
+from gpt_mesh.meshes.capabilities import Capabilities
 from gpt_mesh.meshes.variables import VariableStore, regions
 
 
-class PlacementMesh(placement_mesh_impl.PlacementMeshImpl):
+class PlacementMesh(Capabilities, placement_mesh_impl.PlacementMeshImpl):
     """A mesh over the devices of one host (or of several, by their full device names)."""
-
-    tensor_cores = False  # see models/context.py; who knows the devices says so
-    cpu_products = False  # likewise
 
     def __init__(self, shape: mtf.Shape, layout: mtf.LayoutRules, devices: list[str], store: VariableStore) -> None:
         super().__init__(shape, layout, devices)
         self.store = store
-
-    @property
-    def wants_buckets(self) -> bool:
-        """Whether sums of gradients should be joined in the graph: there is no compiler here that does it."""
-        size: int = self.size
-        return size > 1
+        self.wants_buckets = self.size > 1
 
     def einsum(self, equation: str, *slices: tf.Tensor) -> tf.Tensor:
-        """`tf.einsum`, or what is faster: mesh-tensorflow lets a mesh choose its own product."""
+        """`tf.einsum`, or what is faster: mesh-tensorflow lets a mesh choose its own matmul."""
         return (products if self.cpu_products else tf).einsum(equation, *slices)
 
     class LaidOutVariable:

@@ -15,6 +15,7 @@ from gpt_mesh.meshes.compat import mtf
 import tensorflow as tf
 
 from gpt_mesh.meshes import compat
+from gpt_mesh.meshes.capabilities import Capabilities
 from gpt_mesh.meshes.collectives import Collectives
 from gpt_mesh.meshes.variables import VariableStore, regions
 
@@ -101,19 +102,13 @@ class LocalVariable:
         return tf.raw_ops.AssignVariableOp(resource=self._handle, value=tf.cast(value, self.dtype))
 
 
-class SpmdMesh(mtf.MeshImpl):
+class SpmdMesh(Capabilities, mtf.MeshImpl):
     """Lowers a mesh graph to the program of one device."""
-
-    tensor_cores = False  # see models/context.py; who knows the devices says so
 
     def __init__(self, shape: mtf.Shape, layout: mtf.LayoutRules, program: Program) -> None:
         super().__init__(shape, layout)
         self.program = program
-
-    @property
-    def wants_buckets(self) -> bool:
-        """Whether sums of gradients should be joined in the graph; XLA does it by itself."""
-        return not self.program.compiled
+        self.wants_buckets = not program.compiled  # XLA joins sums of gradients by itself
 
     class LaidOutTensor:
         """A tensor's slice on the device that runs the program."""

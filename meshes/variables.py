@@ -74,6 +74,11 @@ class VariableStore:
             self._masters[name] = _create(name, lambda: tf.zeros([], dtype), dtype, False, self._master_device)
         return self._masters[name]
 
+    def add(self, name: str, value: Any) -> None:
+        """A new variable of that name and value."""
+        value = tf.convert_to_tensor(value)
+        self._masters[name] = _create(name, lambda: value, value.dtype, True, self._master_device)
+
     def add_slices(
         self, name: str, regions: list[tuple[slice, ...]], dtype: tf.DType, devices: list[str]
     ) -> list[tf.Variable]:

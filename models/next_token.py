@@ -1,6 +1,6 @@
 """Which token comes next: drawn from the scores, by each row's own settings.
 
-The order is that of the transformers library: repetition penalty, least length, temperature, top-k, top-p.
+The order is that of the transformers library: repetition penalty, minimum length, temperature, top-k, top-p.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Controls(NamedTuple):
         top_p: float32 in (0, 1].
         penalty: float32, of tokens that the row has already; 1: none.
         sparse: int32; 1: draw from 1.5-entmax, not softmax.
-        least: int32, the length in tokens, prompt included, before which no end of text is drawn.
+        min_length: int32, the length in tokens, prompt included, before which no end of text is drawn.
     """
 
     seeds: Any
@@ -34,7 +34,7 @@ class Controls(NamedTuple):
     top_p: Any
     penalty: Any
     sparse: Any
-    least: Any
+    min_length: Any
 
 
 LEAST_MASS = 1e-9  # of `top_p`: what float32 rounds to 0 would keep no token at all
@@ -55,7 +55,7 @@ def choose(
     penalised = tf.where(logits > 0, logits / penalty, logits * penalty)
     scores = tf.where(tf.logical_and(seen, tf.not_equal(penalty, 1.0)), penalised, logits)
     if eos_id is not None:
-        early = (position + 1 < controls.least)[:, None]
+        early = (position + 1 < controls.min_length)[:, None]
         is_end = tf.equal(tf.range(logits.shape[-1]), eos_id)[None, :]
         scores = tf.where(tf.logical_and(early, is_end), tf.constant(-float("inf"), scores.dtype), scores)
     draws = controls.temperature > 0

@@ -17,7 +17,7 @@ def reduce_together(gradients: Sequence[mtf.Tensor], mesh_impl: Any) -> list[mtf
 
     Where XLA compiles, its own pass combines all-reduces, and the gradients are returned as they are.
     """
-    if not getattr(mesh_impl, "wants_buckets", False):
+    if not mesh_impl.wants_buckets:
         return list(gradients)
     return _ReduceTogether(gradients).outputs
 

@@ -19,7 +19,7 @@ from gpt_mesh import main
 from gpt_mesh.commands.trained import keep
 from gpt_mesh.data.encoders import load_encoder
 from gpt_mesh.engine import checkpoints
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.engine.engine import DeviceEngine
 from gpt_mesh.storage.json_lines import JsonLines
 from tests.support.corpora import random_documents
 from tests.support.runs import (
@@ -41,13 +41,13 @@ from tests.support.runs import (
 def refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """main.py with input that cannot work, in this process: the one line it says, before it has built anything."""
 
-    def build(self: Engine, *, training: bool) -> None:
+    def build(self: DeviceEngine, *, training: bool) -> None:
         raise AssertionError("built a graph before it looked at its input")
 
     def refused(*flags: object, built: bool = False) -> str:
         with monkeypatch.context() as patch:
             if not built:
-                patch.setattr(Engine, "create_variables", build)
+                patch.setattr(DeviceEngine, "create_variables", build)
             status, out, err = run(*flags)
         assert (status, out) == (1, ""), (status, out, err)
         lines = err.splitlines()

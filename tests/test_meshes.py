@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.engine.engine import DeviceEngine
 from tests.support.models import make_engine, tiny_config, train, unoptimised_graphs
 
 STEPS = 20
@@ -47,7 +47,7 @@ EXHAUSTIVE = [
 ]
 
 
-def engine_of(**keys) -> Engine:
+def engine_of(**keys) -> DeviceEngine:
     return make_engine(tiny_config(**MODEL | keys), compiled=False)
 
 
@@ -112,6 +112,6 @@ def test_microbatches_and_precision_on_a_mesh(keys, relative):
 def test_one_graph_over_all_devices_gives_the_same_losses(wanted, mesh_shape, layout):
     """As across hosts, where each device cannot have a program of its own."""
     plan = engine_of(mesh_shape=mesh_shape, layout=layout).plan
-    spanning = Engine(tiny_config(**MODEL, mesh_shape=mesh_shape, layout=layout), plan, spmd=False)
+    spanning = DeviceEngine(tiny_config(**MODEL, mesh_shape=mesh_shape, layout=layout), plan, spmd=False)
     assert spanning.program is None
     assert train(spanning, STEPS) == pytest.approx(wanted, rel=RELATIVE)

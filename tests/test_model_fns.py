@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from gpt_mesh import model_fns
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.engine.engine import DeviceEngine
 from tests.support import reference
 from tests.support.models import (
     ONE_LAYER,
@@ -26,7 +26,7 @@ from tests.support.models import (
 DROPOUT = {"embed_dropout": 0.1, "attn_dropout": 0.2, "res_dropout": 0.1}
 
 
-def float64_step(engine: Engine):
+def float64_step(engine: DeviceEngine):
     """A training step in float64, as a function of tokens: loss, nll, grad_norm, lr."""
 
     def step(tokens: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -78,8 +78,8 @@ def test_evaluation_and_scores_are_those_of_the_reference(keys):
     weights = np.random.default_rng(0).integers(0, 2, nll.shape).astype(np.float32)
     weights[:, 4] = 1
 
-    np.testing.assert_allclose(engine.log_probabilities(tokens), -nll, rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(engine.scores(tokens)[1], correct)
+    np.testing.assert_allclose(engine.score(tokens)[0], -nll, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(engine.score(tokens)[1], correct)
     assert correct[weights > 0].sum() >= 4
     for found, wanted in zip(engine.eval_step(tokens, weights), (nll, correct, np.ones_like(nll)), strict=True):
         np.testing.assert_allclose(found, (wanted * weights).sum(1), rtol=1e-5)  # row by row
@@ -87,7 +87,7 @@ def test_evaluation_and_scores_are_those_of_the_reference(keys):
 
 def test_an_untrained_model_is_as_surprised_as_by_dice():
     engine = make_engine(tiny_config(n_vocab=128), compiled=False)
-    nll = -np.mean(engine.log_probabilities(token_batch(engine.config)))
+    nll = -np.mean(engine.score(token_batch(engine.config))[0])
     assert nll == pytest.approx(math.log(128), rel=0.02)
 
 
@@ -109,7 +109,7 @@ def test_one_batch_is_learned_by_heart():
 GRADIENT_KEYS = {"beta1": 0.0, "gradient_clipping": None, "warmup_steps": 10, "z_loss": 0.01}
 
 
-def gradients_of(engine: Engine) -> dict[str, np.ndarray]:
+def gradients_of(engine: DeviceEngine) -> dict[str, np.ndarray]:
     """After one step with GRADIENT_KEYS."""
     engine.store.gather()
     return {name: engine.store.masters[f"gpt2/{name}/adam_m"].numpy() for name in weights_of(engine)}

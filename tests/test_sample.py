@@ -9,8 +9,9 @@ import tensorflow as tf
 from gpt_mesh.meshes import products
 from gpt_mesh.models import next_token
 from gpt_mesh.models.next_token import CONTROL_TYPES, Controls, choose
-from gpt_mesh.sample import Batch, Request, Sampler, fit_prompt
+from gpt_mesh.sample import Batch, Row, fit_prompt
 from tests.support import reference
+from tests.support.decoding import generate
 from tests.support.models import ONE_LAYER, enlarge_weights, make_engine, tiny_config, weights_of
 from tests.support.statistics import chi_square_z
 
@@ -25,11 +26,6 @@ def engine():
     return engine
 
 
-@pytest.fixture(scope="module")
-def sampler(engine):
-    return Sampler(engine, 4, None)
-
-
 def prompt(length, seed=0):
     return np.random.default_rng([seed, length]).integers(0, N_VOCAB, length).tolist()
 
@@ -42,12 +38,12 @@ def greedy(weights, model, tokens, count):
     return tokens[len(tokens) - count :]
 
 
-def test_greedy_tokens_are_the_likeliest_of_full_passes(engine, sampler):
+def test_greedy_tokens_are_the_likeliest_of_full_passes(engine):
     weights, model = weights_of(engine), engine.config.model
     # Rows of one batch that begin and end at different places: alone in the window, beyond it, to the context's end;
     # a fifth request goes into a second batch, and a prompt of 23 tokens leaves room for one.
-    requests = [Request(prompt(length), count, 0) for length, count in [(1, 6), (3, 21), (9, 4), (14, 40), (23, 5)]]
-    found = sampler.generate(requests, 0.0)
+    requests = [Row(prompt(length), count, 0) for length, count in [(1, 6), (3, 21), (9, 4), (14, 40), (23, 5)]]
+    found = generate(engine, requests, 0.0)
     assert [len(tokens) for tokens in found] == [6, 21, 4, 10, 1]
     for request, tokens in zip(requests, found, strict=True):
         assert tokens == greedy(weights, model, request.prompt, len(tokens))
@@ -72,10 +68,9 @@ def test_compiled_or_on_a_mesh_the_tokens_are_the_same(keys):
     for e in (engine, other):
         e.create_variables(training=False)
         enlarge_weights(e)
-    sampler, other_sampler = Sampler(engine, 4, None), Sampler(other, 4, None)
-    requests = [Request(prompt(length), 8, length) for length in (2, 7, 16)]
+    requests = [Row(prompt(length), 8, length) for length in (2, 7, 16)]
     for temperature in (0.0, 1.0):
-        assert other_sampler.generate(requests, temperature) == sampler.generate(requests, temperature)
+        assert generate(other, requests, temperature) == generate(engine, requests, temperature)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -85,60 +80,59 @@ def test_the_same_seed_draws_the_same_text_wherever_it_sits(compiled, monkeypatc
     engine = make_engine(tiny_config(n_ctx=N_CTX), compiled=compiled)
     engine.create_variables(training=False)
     enlarge_weights(engine)
-    sampler = Sampler(engine, 4, None)
-    wanted = Request(prompt(5), 12, 77)
-    others = [Request(prompt(length, 9), 12, length) for length in (2, 5, 8)]
-    [alone] = sampler.generate([wanted], 1.0)
-    assert sampler.generate([*others, wanted], 1.0)[3] == alone
-    assert sampler.generate([wanted, *others], 1.0)[0] == alone
-    assert Sampler(engine, 2, None).generate([others[0], wanted], 1.0)[1] == alone
-    [other_seed] = sampler.generate([Request(wanted.prompt, 12, 78)], 1.0)
+    wanted = Row(prompt(5), 12, 77)
+    others = [Row(prompt(length, 9), 12, length) for length in (2, 5, 8)]
+    [alone] = generate(engine, [wanted], 1.0)
+    assert generate(engine, [*others, wanted], 1.0)[3] == alone
+    assert generate(engine, [wanted, *others], 1.0)[0] == alone
+    assert generate(engine, [others[0], wanted], 1.0, batch=2)[1] == alone
+    [other_seed] = generate(engine, [Row(wanted.prompt, 12, 78)], 1.0)
     assert other_seed != alone
 
 
-def test_a_seed_beyond_32_bits_works(sampler):
-    found = [sampler.generate([Request(prompt(5), 6, seed)], 1.0) for seed in (-1, 2**31, 2**63)]
+def test_a_seed_beyond_32_bits_works(engine):
+    found = [generate(engine, [Row(prompt(5), 6, seed)], 1.0) for seed in (-1, 2**31, 2**63)]
     assert all(len(tokens[0]) == 6 for tokens in found)
 
 
-def test_temperatures(sampler):
-    request = Request(prompt(5), 12, 3)
-    [cold], [warm], [hot] = (sampler.generate([request], t) for t in (0.0, 1.0, 100.0))
+def test_temperatures(engine):
+    request = Row(prompt(5), 12, 3)
+    [cold], [warm], [hot] = (generate(engine, [request], t) for t in (0.0, 1.0, 100.0))
     assert cold != warm != hot
-    [almost_cold] = sampler.generate([request], 1e-4)
+    [almost_cold] = generate(engine, [request], 1e-4)
     assert almost_cold == cold
 
 
-def test_generation_stops_at_the_first_end_of_text_after_the_prompt(engine, sampler):
-    requests = [Request(prompt(length), 12, 0) for length in (4, 9, 11)]
-    without = sampler.generate(requests, 0.0)
+def test_generation_stops_at_the_first_end_of_text_after_the_prompt(engine):
+    requests = [Row(prompt(length), 12, 0) for length in (4, 9, 11)]
+    without = generate(engine, requests, 0.0)
     eos = without[1][5]  # what the second row says sixth, if not earlier
     wanted = [tokens[: tokens.index(eos)] if eos in tokens else tokens for tokens in without]
     assert wanted[1] != without[1] and any(len(tokens) == 12 for tokens in wanted), "rows stop at different places"
-    assert Sampler(engine, 4, eos).generate(requests, 0.0) == wanted
+    assert generate(engine, requests, 0.0, eos_id=eos) == wanted
 
 
-def test_an_end_of_text_inside_the_prompt_stops_nothing(engine, sampler):
+def test_an_end_of_text_inside_the_prompt_stops_nothing(engine):
     eos = 7
     tokens = prompt(9)
     for place in (0, 4, 8):  # the first token, one inside, and the last
         tokens[place] = eos
     # Beside a short row, so that the positions of the prompt are passed one by one.
-    requests = [Request(tokens, 6, 0), Request(prompt(2), 6, 0)]
-    without = sampler.generate(requests, 0.0)
+    requests = [Row(tokens, 6, 0), Row(prompt(2), 6, 0)]
+    without = generate(engine, requests, 0.0)
     wanted = [found[: found.index(eos)] if eos in found else found for found in without]
-    assert Sampler(engine, 4, eos).generate(requests, 0.0) == wanted
+    assert generate(engine, requests, 0.0, eos_id=eos) == wanted
     assert len(wanted[0]) > 0
 
 
-def test_a_least_length_beyond_32_bits_is_the_contexts(engine):
-    batch = Batch.of([Request(prompt(5), 6, 0, min_new_tokens=3 * 10**9)], 1, engine.config.model)
-    assert batch.controls.least.tolist() == [N_CTX]
+def test_a_minimum_length_beyond_32_bits_is_the_contexts(engine):
+    batch = Batch.of([Row(prompt(5), 6, 0, min_new_tokens=3 * 10**9)], 1, engine.config.model)
+    assert batch.controls.min_length.tolist() == [N_CTX]
 
 
-def test_no_new_token_is_none(sampler):
-    assert sampler.generate([Request(prompt(5), 0, 0), Request(prompt(3), 2, 0)], 1.0)[0] == []
-    assert sampler.generate([], 1.0) == []
+def test_no_new_token_is_none(engine):
+    assert generate(engine, [Row(prompt(5), 0, 0), Row(prompt(3), 2, 0)], 1.0)[0] == []
+    assert generate(engine, [], 1.0) == []
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -150,7 +144,7 @@ LOGITS = np.array([2.0, 1.0, 0.5, 0.0, 0.0, -0.5, -1.0, -2.0], np.float32)
 
 def controls(rows, **given):
     """The settings of `choose`, the same for all rows but where a list is given."""
-    values = {"seeds": 0, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "penalty": 1.0, "sparse": 0, "least": 0}
+    values = {"seeds": 0, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "penalty": 1.0, "sparse": 0, "min_length": 0}
     values, kinds = values | given, CONTROL_TYPES._asdict()
     return Controls(**{n: tf.constant(np.broadcast_to(v, rows), kinds[n]) for n, v in values.items()})
 

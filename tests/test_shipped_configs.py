@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from gpt_mesh.config import load_config
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.engine.engine import DeviceEngine
 from gpt_mesh.meshes.devices import MeshPlan
 from gpt_mesh.models.shapes import weight_count
 from gpt_mesh.planning.metrics import flops_per_token
@@ -25,7 +25,7 @@ def build(config):
     settings = config.training
     # In a graph of its own, variables have a shape and an initial value, and take memory only when that is computed.
     with tf.Graph().as_default():
-        engine = Engine(config, MeshPlan({}, {}, ("/device:CPU:0",)))
+        engine = DeviceEngine(config, MeshPlan({}, {}, ("/device:CPU:0",)))
         step: Any = engine._train.traced(tf.TensorSpec((settings.train_batch_size, config.model.n_ctx + 1), tf.int32))
         assert all(shape.rank == 0 for shape in step.output_shapes.values())
         return {name: tuple(v.shape.as_list()) for name, v in engine.store.masters.items()}

@@ -37,17 +37,32 @@ class Feed(tf.compat.v1.train.SessionRunHook):
     def input_fn(self, params: Any) -> dict[str, tf.Tensor]:
         """The next batch, as TPUEstimator's input functions give it."""
         del params
+        dequeue = self._make_queue()
+        return dequeue()
+
+    def dataset(self, params: Any) -> tf.data.Dataset:
+        """All batches, as TPUEstimator's predict wants them."""
+        del params
+        dequeue = self._make_queue()
+        return tf.data.Dataset.from_tensors(0).repeat().map(lambda _: dequeue())
+
+    def _make_queue(self) -> Callable[[], dict[str, tf.Tensor]]:
+        """A queue in the graph at hand; returns what takes a batch from it."""
         forms = self._forms.values()
         queue = v1.FIFOQueue(CAPACITY, [form.dtype for form in forms], [form.shape for form in forms])
         self._slots = [v1.placeholder(form.dtype, form.shape) for form in forms]
         self._enqueue = queue.enqueue(self._slots)
         self._close = queue.close(cancel_pending_enqueues=True)
         self._global_step = v1.train.get_global_step()
-        taken = queue.dequeue()
-        taken = taken if isinstance(taken, (list, tuple)) else [taken]
-        for tensor, form in zip(taken, forms, strict=True):
-            tensor.set_shape(form.shape)
-        return dict(zip(self._forms, taken, strict=True))
+
+        def dequeue() -> dict[str, tf.Tensor]:
+            taken = queue.dequeue()
+            taken = taken if isinstance(taken, (list, tuple)) else [taken]
+            for tensor, form in zip(taken, forms, strict=True):
+                tensor.set_shape(form.shape)
+            return dict(zip(self._forms, taken, strict=True))
+
+        return dequeue
 
     def after_create_session(self, session: Any, coord: Any) -> None:
         """Start feeding; after a lost session, from where the new one stands."""

@@ -10,16 +10,18 @@ import tensorflow as tf
 
 from gpt_mesh.config import Config
 from gpt_mesh.engine import checkpoints
-from gpt_mesh.errors import InputError
 from gpt_mesh.evaluation.results import result_row
-from gpt_mesh.evaluation.validation import Validation
+from gpt_mesh.evaluation.statistics import Metrics
+from gpt_mesh.evaluation.tasks import tasks_of
+from gpt_mesh.generation.decoder import Decoder
 from gpt_mesh.inputs import TrainingData
 from gpt_mesh.models.dims import layout_tensors
 from gpt_mesh.storage import heartbeat
 from gpt_mesh.storage.json_lines import JsonLines
 from gpt_mesh.storage.progress import alive, log
 from gpt_mesh.tpu.devices import Tpu
-from gpt_mesh.tpu.estimator import TpuEngine, TpuSampler, Training
+from gpt_mesh.tpu.engine import TpuEngine
+from gpt_mesh.tpu.estimator import Training
 from gpt_mesh.tpu.session import AccountHook, EndHook, Figures
 from gpt_mesh.training import report
 from gpt_mesh.training.interrupts import Interrupts
@@ -63,16 +65,11 @@ class TpuTrainer:
         if self.checkpoint is not None:
             check_resumable(config, self.checkpoint)
         self.data = TrainingData(config)
-        if config.training.eval_tasks:
-            raise InputError(
-                f"{config.source}: eval_tasks = {list(config.training.eval_tasks)}: a TPU evaluates the held-out set "
-                "only; leave the key out, and evaluate checkpoints with --eval --task on a GPU or CPU"
-            )
-        self.validation = Validation(config) if config.training.eval_steps else None
+        self.tasks = tasks_of(config, validation=config.training.eval_steps > 0)
         self.log_every = steps_per_run(config, steps_per_checkpoint)
-        self.engine = TpuEngine(config, plan, tpu, self.log_every)
-        sampler = partial(TpuSampler, self.engine, lambda: str(self.checkpoint))
-        self.samples = SampleWriter(config, sampler, sacred_id) if config.training.predict_steps else None
+        self.engine = TpuEngine(config, plan, tpu)
+        decoder = partial(Decoder, self.engine)
+        self.samples = SampleWriter(config, decoder, sacred_id) if config.training.predict_steps else None
         self.metrics = JsonLines(tf.io.gfile.join(self.directory, "metrics.jsonl"))
         self.evaluations = JsonLines(tf.io.gfile.join(self.directory, "eval.jsonl"))
         self.interval, self.interrupts = Interval(), Interrupts()
@@ -131,7 +128,7 @@ class TpuTrainer:
     def _next_stop(self) -> int:
         """The step at which a session has to end."""
         last, every = self.config.training.train_steps, self.steps_per_checkpoint
-        if self.validation is None and self.samples is None and self.step % every == 0:
+        if not self.tasks and self.samples is None and self.step % every == 0:
             return last
         return min(last, (self.step // every + 1) * every)
 
@@ -143,9 +140,12 @@ class TpuTrainer:
             samples = self.position + step * self.config.training.train_batch_size
             return {"samples": samples, "data": self.data.fingerprint, "interval": self.interval.state()}
 
-        training = Training(self.engine, account, self.steps_per_checkpoint, state, [EndHook(self.interrupts)])
+        training = Training(
+            self.config, self.engine.plan, self.tpu, account=account, every=self.steps_per_checkpoint, state=state,
+            hooks=[EndHook(self.interrupts)],
+        )  # fmt: skip
         try:
-            self.engine.train(training, self.data, self.position, stop)
+            self.engine.train(training, self.data, self.position, stop, self.log_every)
         except tf.compat.v1.train.NanLossDuringTrainingError:
             raise report.diverged(self.config, math.nan, self.step, checkpoints.latest(self.directory)) from None
         self.checkpoint = checkpoints.latest(self.directory)
@@ -179,18 +179,20 @@ class TpuTrainer:
         """The evaluation and the samples that this step owes and does not have yet; returns the evaluation's metrics.
         """
         owed = owed_outputs(self.config, self.step, self.steps_per_checkpoint, self.sacred_id)
-        metrics, writer = None, tf.summary.create_file_writer(self.directory)
+        if owed.tasks or owed.samples:
+            self.engine.restore(str(self.checkpoint))
+        found: list[Metrics] = []
+        writer = tf.summary.create_file_writer(self.directory)
         with writer.as_default():
-            if self.validation is not None and owed.tasks:
-                with alive("validation"):
-                    metrics = self.engine.evaluate(self.validation, str(self.checkpoint))
-                report.keep_evaluation(
-                    self.evaluations, result_row(self.step, self.validation, metrics, self.config)
-                )
+            for task in self.tasks:
+                if task.name in owed.tasks:
+                    with alive(task.name):
+                        found.append(task.run(self.engine))
+                    report.keep_evaluation(self.evaluations, result_row(self.step, task, found[-1], self.config))
             if self.samples is not None and owed.samples:
                 self.samples.write(self.step)
         writer.close()
-        return metrics
+        return found[0] if found else None
 
 
 def steps_per_run(config: Config, steps_per_checkpoint: int) -> int:

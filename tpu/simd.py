@@ -13,10 +13,12 @@ from gpt_mesh.meshes.compat import mtf
 import tensorflow as tf
 from mesh_tensorflow import placement_mesh_impl, simd_mesh_impl
 
+from gpt_mesh.meshes.capabilities import Capabilities
+
 _UPPER_HALF = -(2**16)  # as a mask of int32 bits: sign, exponent and the first 7 bits of a float32's fraction
 
 
-class _RemembersVariables:
+class _RemembersVariables(Capabilities):
     """A mesh that knows what was laid out on it. Like a `mtf.Lowering` it copies for mesh-tensorflow's hooks."""
 
     laid_out: list[Any]

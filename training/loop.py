@@ -16,16 +16,16 @@ from gpt_mesh.cluster.chief import Hosts
 from gpt_mesh.config import Config
 from gpt_mesh.data.prefetch import Prefetcher
 from gpt_mesh.engine import checkpoints
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.engine.engine import DeviceEngine
 from gpt_mesh.errors import InputError
 from gpt_mesh.evaluation.results import result_row
 from gpt_mesh.evaluation.statistics import Metrics
 from gpt_mesh.evaluation.tasks import tasks_of
 from gpt_mesh.evaluation.validation import Validation
+from gpt_mesh.generation.decoder import Decoder
 from gpt_mesh.inputs import TrainingData
 from gpt_mesh.meshes.devices import MeshPlan
 from gpt_mesh.planning.metrics import device_peak, flops_per_token
-from gpt_mesh.sample import Sampler
 from gpt_mesh.storage.json_lines import JsonLines
 from gpt_mesh.storage.lease import Lease
 from gpt_mesh.storage.progress import Progress, alive, log
@@ -122,9 +122,9 @@ class Trainer:
         if hosts is not None:
             hosts.request_end, hosts.is_saving = self.interrupts.request, lambda: self.saving.is_writing
             hosts.start()
-        self.engine = Engine(config, plan)
-        sampler = partial(Sampler, self.engine)
-        self.samples = SampleWriter(config, sampler, sacred_id) if config.training.predict_steps else None
+        self.engine = DeviceEngine(config, plan)
+        decoder = partial(Decoder, self.engine)
+        self.samples = SampleWriter(config, decoder, sacred_id) if config.training.predict_steps else None
         self.metrics = JsonLines(tf.io.gfile.join(self.directory, "metrics.jsonl"))
         self.evaluations = JsonLines(tf.io.gfile.join(self.directory, "eval.jsonl"))
         self.saving = CheckpointWriter(config)

@@ -10,8 +10,9 @@ from gpt_mesh.config import Config
 from gpt_mesh.data.end_of_text import end_of_text
 from gpt_mesh.errors import InputError
 from gpt_mesh.evaluation.validation import common_encoder
+from gpt_mesh.generation.decoder import Decoder
 from gpt_mesh.objectives.registry import objective_of
-from gpt_mesh.sample import Generates, Request
+from gpt_mesh.sample import Row
 from gpt_mesh.storage import files
 from gpt_mesh.storage.progress import alive, log
 
@@ -19,13 +20,13 @@ from gpt_mesh.storage.progress import alive, log
 class SampleWriter:
     """Writes `predict_steps` batches of samples, begun from an end of text, to `<model_path>/predictions/`.
 
-    They are drawn as the config's `generation` says, but for its beams, `num_samples` and `logprobs`.
+    They are drawn as the config's `generation` says, without its beams, `num_samples` and `logprobs`.
     """
 
-    def __init__(self, config: Config, sampler: Callable[[int, int], Generates], sacred_id: str | None) -> None:
+    def __init__(self, config: Config, decoder: Callable[[int], Decoder], sacred_id: str | None) -> None:
         """
         Args:
-            sampler: what generates, by its batch size and the id that ends a continuation.
+            decoder: makes what generates, given the id that ends a continuation.
 
         Raises:
             InputError: the datasets have no tokenizer in common, it has no end-of-text token, or the model fills masks.
@@ -46,7 +47,7 @@ class SampleWriter:
                 "eos_id in the dataset config, or predict_steps to 0"
             )
         self.eos_id = eos_id
-        self.sampler = sampler(self.config.training.predict_batch_size, eos_id)
+        self.decoder = decoder(eos_id)
 
     def write(self, step: int) -> None:
         """Generate into `predictions/<name>.txt`, and into TensorBoard's writer where there is one."""
@@ -55,16 +56,10 @@ class SampleWriter:
         settings = training.generation
         room = settings.max_new_tokens or training.predict_max_steps or n_ctx - 1
         first = (training.seed if settings.seed is None else settings.seed) + step
-        requests = [
-            Request(
-                [self.eos_id], room, first + i, temperature=settings.temperature, top_k=settings.top_k,
-                top_p=settings.top_p, penalty=settings.repetition_penalty, sparse=settings.entmax,
-                min_new_tokens=settings.min_new_tokens,
-            )
-            for i in range(count)
-        ]  # fmt: skip
+        rows = [Row.of([self.eos_id], room, first + i, settings) for i in range(count)]
         with alive("sampling"):
-            texts = [_before(self.encoder.decode(found), settings.stop) for found in self.sampler.generate(requests)]
+            found = self.decoder.generate(rows, training.predict_batch_size)
+        texts = [_before(self.encoder.decode(tokens), settings.stop) for tokens in found]
         text = "\n".join(f"==== sample {i} of step {step} ====\n{text}\n" for i, text in enumerate(texts, 1))
         path = write_predictions(training.model_path, step, self.sacred_id, text)
         tf.summary.text("samples", text, step=step)

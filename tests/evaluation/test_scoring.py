@@ -7,14 +7,14 @@ from gpt_mesh.meshes.compat import mtf  # noqa: F401  (before TensorFlow)
 import numpy as np
 import pytest
 
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.engine.engine import DeviceEngine
 from gpt_mesh.evaluation import scoring
 from gpt_mesh.evaluation.scoring import Scorer
 from tests.support.models import ONE_LAYER, enlarge_weights, make_engine, tiny_config, token_batch
 
 
 @pytest.fixture(scope="module")
-def engine() -> Engine:
+def engine() -> DeviceEngine:
     engine = make_engine(tiny_config(**ONE_LAYER), compiled=False)
     engine.create_variables(training=False)
     enlarge_weights(engine)
@@ -22,7 +22,7 @@ def engine() -> Engine:
 
 
 def test_every_row_is_scored_as_by_the_softmax_of_its_logits(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+    engine: DeviceEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows of every length, the longest one token more than the context, in batches that memory limits."""
     monkeypatch.setattr(scoring, "LOGITS_BYTES", 3 * 16 * 64 * 4)
@@ -43,11 +43,11 @@ def test_every_row_is_scored_as_by_the_softmax_of_its_logits(
         np.testing.assert_allclose(scores.top_logprobs, np.take_along_axis(wanted, order, -1), atol=1e-4)
 
 
-def test_no_rows_are_no_scores(engine: Engine) -> None:
+def test_no_rows_are_no_scores(engine: DeviceEngine) -> None:
     assert list(Scorer(engine, top=3).score([])) == []
 
 
-def test_there_are_no_more_alternatives_than_tokens(engine: Engine) -> None:
+def test_there_are_no_more_alternatives_than_tokens(engine: DeviceEngine) -> None:
     (scores,) = Scorer(engine, top=100).score([[1, 2, 3]])
     assert scores.top_tokens.shape == (2, 64)
     np.testing.assert_allclose(np.exp(scores.top_logprobs).sum(-1), 1, atol=1e-5)

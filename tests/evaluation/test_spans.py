@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.engine.engine import DeviceEngine
 from gpt_mesh.evaluation.spans import Span, SpanScorer, ending, rolling
 from tests.support.models import ONE_LAYER, enlarge_weights, make_engine, tiny_config, unoptimised_graphs
 
@@ -14,7 +14,7 @@ N_CTX = 24
 
 
 @pytest.fixture(scope="module")
-def engine() -> Engine:
+def engine() -> DeviceEngine:
     with unoptimised_graphs():
         engine = make_engine(tiny_config(**ONE_LAYER, n_ctx=N_CTX, eval_batch_size=3), compiled=False)
         engine.create_variables(training=False)
@@ -46,7 +46,7 @@ def test_an_ending_keeps_what_fits() -> None:
     assert ending([0], [1, 2, 3, 4, 5], 3) == (Span([2, 3, 4, 5], 3), True)  # longer than the context by itself
 
 
-def test_spans_have_the_scores_they_have_alone(engine: Engine) -> None:
+def test_spans_have_the_scores_they_have_alone(engine: DeviceEngine) -> None:
     """Batches, padding and order change nothing; log-probabilities and right predictions are those of the logits."""
     rng = np.random.default_rng(0)
     lengths = [2, 25, 9, 17, 5, 5, 12, 24, 3]
@@ -65,14 +65,14 @@ def test_spans_have_the_scores_they_have_alone(engine: Engine) -> None:
     assert (found.logprobs[-1], found.correct[-1]) == (0.0, 0)  # nothing of it is scored
 
 
-def test_few_forms_are_compiled(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_forms_are_compiled(engine: DeviceEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     forms = set()
 
     def scores(tokens: np.ndarray) -> tuple[object, ...]:
         forms.add(tokens.shape)
         return tf.zeros(tokens[:, 1:].shape), tf.zeros(tokens[:, 1:].shape)
 
-    monkeypatch.setattr(engine, "scores", scores)
+    monkeypatch.setattr(engine, "score", scores)
     monkeypatch.setattr(engine, "config", tiny_config(n_ctx=512, eval_batch_size=3))
     SpanScorer(engine).score([Span([0] * n, 1) for n in range(2, 500)])
     assert forms == {(3, 513), (3, 257), (3, 129)}

@@ -15,7 +15,7 @@ import pytest
 
 from gpt_mesh.config import Config, load_config, parse_config
 from gpt_mesh.data.encoders import load_encoder
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.engine.engine import DeviceEngine
 from gpt_mesh.errors import InputError
 from gpt_mesh.evaluation import sources
 from gpt_mesh.evaluation.lambada import Lambada
@@ -42,7 +42,7 @@ def config(workspace: Workspace) -> Config:
 
 
 @pytest.fixture(scope="module")
-def engine(config: Config) -> Engine:
+def engine(config: Config) -> DeviceEngine:
     with unoptimised_graphs():
         engine = make_engine(config, compiled=False)
         engine.create_variables(training=False)
@@ -60,7 +60,9 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
-def test_lambada_is_about_the_whole_last_word(config: Config, engine: Engine, workspace: Workspace, tmp_path: Path):
+def test_lambada_is_about_the_whole_last_word(
+    config: Config, engine: DeviceEngine, workspace: Workspace, tmp_path: Path
+):
     """Word for word, from the logits."""
     encoder = load_encoder(str(workspace.tokenizer))
     wanted, right = [], []
@@ -82,7 +84,7 @@ def test_lambada_is_about_the_whole_last_word(config: Config, engine: Engine, wo
     assert metrics["bytes"] == len(b" message end self")
 
 
-def test_a_word_that_is_half_right_is_wrong(config: Config, engine: Engine, tmp_path: Path, monkeypatch) -> None:
+def test_a_word_that_is_half_right_is_wrong(config: Config, engine: DeviceEngine, tmp_path: Path, monkeypatch) -> None:
     """Each token of it has to be the likeliest one."""
     task = Lambada(config, jsonl(tmp_path / "l.jsonl", ["to be or xq", "to be or xq"]))
     lengths = {len(word) for _, word, _ in task.items}
@@ -96,12 +98,14 @@ def test_a_word_that_is_half_right_is_wrong(config: Config, engine: Engine, tmp_
         correct[0, labels - 2] = 0  # one in the middle of the first word; what comes before and after is right
         return tf.constant(correct * 0 - 1), tf.constant(correct)
 
-    monkeypatch.setattr(engine, "scores", scores)
+    monkeypatch.setattr(engine, "score", scores)
     metrics = task.run(engine)
     assert metrics["accuracy"] == 0.5 and metrics["nll"] == 3.0
 
 
-def test_lambada_in_other_published_forms(config: Config, engine: Engine, workspace: Workspace, tmp_path: Path) -> None:
+def test_lambada_in_other_published_forms(
+    config: Config, engine: DeviceEngine, workspace: Workspace, tmp_path: Path
+) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
@@ -149,7 +153,7 @@ def test_the_published_detokenisation() -> None:
     assert " \n" not in text and "\n " not in text
 
 
-def by_hand(config: Config, engine: Engine, workspace: Workspace, stride: int) -> tuple[float, int]:
+def by_hand(config: Config, engine: DeviceEngine, workspace: Workspace, stride: int) -> tuple[float, int]:
     """The total of a file, each token by itself with as much context as a window of that stride leaves it."""
     encoder = load_encoder(str(workspace.tokenizer))
     total, count = 0.0, 0
@@ -167,7 +171,7 @@ def by_hand(config: Config, engine: Engine, workspace: Workspace, stride: int) -
 
 @pytest.mark.parametrize("stride", [None, 7])
 def test_wikitext_by_words_and_bytes(
-    config: Config, engine: Engine, workspace: Workspace, tmp_path: Path, stride: int | None
+    config: Config, engine: DeviceEngine, workspace: Workspace, tmp_path: Path, stride: int | None
 ) -> None:
     (tmp_path / "wiki.test.raw").write_text(WIKI)
     task = WikiText(config, str(tmp_path / "wiki.test.raw"), stride=stride)

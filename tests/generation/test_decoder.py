@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gpt_mesh.generation import decoder as decoder_module
+from gpt_mesh import sample
 from gpt_mesh.generation.decoder import Decoder
-from gpt_mesh.sample import Request, Sampler
+from gpt_mesh.sample import Batch, Row, build_generate
 from tests.support.models import ONE_LAYER, enlarge_weights, make_engine, tiny_config, unoptimised_graphs
 
 N_CTX, N_VOCAB = 32, 64
@@ -42,13 +42,13 @@ def prompt(length):
 
 
 def run(decoder, requests, chunk, top=None):
-    """All news of a batch, as one array [rows, tokens] each; and how many calls it took."""
-    running = decoder.start(requests, top)
-    news = [running.begin()]
-    while (more := running.add(chunk)).tokens.shape[1]:
-        news.append(more)
+    """All chunks of a batch, as one array [rows, tokens] each."""
+    started = decoder.start(requests, top)
+    chunks = [started.prefill()]
+    while (more := started.advance(chunk)).tokens.shape[1]:
+        chunks.append(more)
     names = ("tokens",) if top is None else ("tokens", "logprobs", "top_ids", "top_logprobs")
-    return {name: np.concatenate([getattr(one, name) for one in news], 1)[: len(requests)] for name in names}
+    return {name: np.concatenate([getattr(one, name) for one in chunks], 1)[: len(requests)] for name in names}
 
 
 QUICK = ("local", "linear")
@@ -61,7 +61,7 @@ QUICK = ("local", "linear")
 def test_unequal_rows_say_what_a_full_pass_finds_likeliest(keys):
     engine = make(**keys)
     lengths = (1, 5, 13, 22)
-    requests = [Request(prompt(length), 9, 0, temperature=0.0) for length in lengths]
+    requests = [Row(prompt(length), 9, 0, temperature=0.0) for length in lengths]
     found = run(Decoder(engine, None), requests, 4, top=2)
     for row, length in enumerate(lengths):
         whole = np.array([prompt(length) + found["tokens"][row, :9].tolist()])
@@ -74,31 +74,37 @@ def test_unequal_rows_say_what_a_full_pass_finds_likeliest(keys):
             np.testing.assert_array_equal(whole[0, length:], logs.argmax(-1))
 
 
-def test_calls_of_any_size_and_rooms_that_grow_change_nothing(monkeypatch):
+def test_calls_of_any_size_rooms_that_grow_and_one_graph_give_the_same(monkeypatch):
     engine = make()
-    requests = [Request(prompt(length), room, length) for length, room in ((2, 30), (7, 3), (16, 9))]
-    monkeypatch.setattr(decoder_module, "LEAST_ROOM", 8)
+    requests = [Row(prompt(length), room, length) for length, room in ((2, 30), (7, 3), (16, 9))]
+    monkeypatch.setattr(sample, "MIN_ROOM", 8)
     decoder = Decoder(engine, None)
     by_one, by_five = run(decoder, requests, 1)["tokens"], run(decoder, requests, 5)["tokens"]
-    at_once = Sampler(engine, 4, None).generate(requests)
-    for row, tokens in enumerate(at_once):
+    batch = Batch.of(requests, 4, engine.config.model)
+
+    def build(*arrays):
+        mesh = engine.mesh_for(4, None)
+        return build_generate(Batch.from_arrays(arrays), config=engine.config, mesh_impl=mesh, eos_id=None, top=None)
+
+    in_one_graph = batch.continuations(engine.function(build)(*batch.arrays)[0].numpy(), None)[:3]
+    for row, tokens in enumerate(in_one_graph):
         assert tokens == by_one[row, : len(tokens)].tolist() == by_five[row, : len(tokens)].tolist()
-    assert [len(tokens) for tokens in at_once] == [30, 3, 9]
+    assert [len(tokens) for tokens in in_one_graph] == [30, 3, 9]
 
 
-def test_a_row_that_left_ends_the_batch_when_the_others_have():
+def test_a_cancelled_row_ends_the_batch_when_the_others_have():
     decoder = Decoder(make(), None)
-    running = decoder.start([Request(prompt(3), 20, 0), Request(prompt(5), 4, 1)])
-    running.begin()
-    running.leave(0)
-    assert running.add().tokens.shape[1] == 3
-    assert running.add().tokens.shape[1] == 0
+    started = decoder.start([Row(prompt(3), 20, 0), Row(prompt(5), 4, 1)])
+    started.prefill()
+    started.cancel(0)
+    assert started.advance().tokens.shape[1] == 3
+    assert started.advance().tokens.shape[1] == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["heads:a,vocab:a", "batch:a"])
 def test_on_a_mesh_the_tokens_are_the_same(layout):
-    requests = [Request(prompt(length), 8, length, top_k=9) for length in (2, 7)]
+    requests = [Row(prompt(length), 8, length, top_k=9) for length in (2, 7)]
     alone, mesh = make(), make(mesh_shape="a:2", layout=layout)
     found = [run(Decoder(engine, None), requests, 3)["tokens"].tolist() for engine in (alone, mesh)]
     assert found[0] == found[1]

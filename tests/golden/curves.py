@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.engine.engine import DeviceEngine
 from tests.support.models import make_engine, tiny_config, unoptimised_graphs
 
 HERE = Path(__file__).parent
@@ -66,7 +66,7 @@ def curve(family: str, **keys: Any) -> list[float]:
         return trained(engine)
 
 
-def trained(engine: Engine) -> list[float]:
+def trained(engine: DeviceEngine) -> list[float]:
     """Of an engine that has not trained yet."""
     losses = [float(engine.train_step(batch(step))["loss"]) for step in range(STEPS)]
     return [*losses[::EVERY], losses[-1]]

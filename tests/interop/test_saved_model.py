@@ -14,14 +14,15 @@ import pytest
 import tensorflow as tf
 from tokenizers import Tokenizer
 
-from gpt_mesh import api
+from gpt_mesh import api, sample
 from gpt_mesh.config import GenerationSettings, load_config
 from gpt_mesh.errors import InputError
 from gpt_mesh.generation.requests import Generated, GenerationRequest
 from gpt_mesh.interop import continuation
 from gpt_mesh.interop.branches import sizes_to
 from gpt_mesh.interop.signatures import Signatures
-from gpt_mesh.sample import Request, Sampler
+from gpt_mesh.sample import Row
+from tests.support.decoding import generate
 from tests.support.models import enlarge_weights, make_engine, tiny_config, token_batch, unoptimised_graphs
 from tests.support.runs import N_CTX, N_VOCAB, ONE_LAYER, Run, Workspace
 
@@ -172,7 +173,7 @@ def test_plain_tensorflow_gives_what_the_model_gives(exported: Exported, tmp_pat
     assert "prompts: at least one row" in str(found["greedy-none/error"])
     assert "temperature: one value, or one for each row" in str(found["generate-rows-wrong/error"])
     assert "temperature: a number from 0 on" in str(found["generate-wrong/error"])
-    np.testing.assert_array_equal(found["weight"], exported.model.engine.store.masters["gpt2/h0/attn/q"].numpy())
+    np.testing.assert_array_equal(found["weight"], exported.model.engine.snapshot()["gpt2/h0/attn/q"])
 
 
 def test_only_operations_that_every_tensorflow_has(exported: Exported) -> None:
@@ -266,9 +267,9 @@ def test_a_model_on_several_devices_is_exported_whole() -> None:
 )
 def test_every_family_gives_what_it_gives_here(keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(continuation, "GROUP", 2)
-    monkeypatch.setattr(continuation, "CHUNK", 4)
-    monkeypatch.setattr(continuation, "FIRST_LENGTH", 4)  # lengths of 4, 16 and 24
-    monkeypatch.setattr(continuation, "FIRST_ROOM", 8)  # rooms of 8 and 24
+    monkeypatch.setattr(sample, "CHUNK", 4)
+    monkeypatch.setattr(continuation, "MIN_LENGTH", 4)  # lengths of 4, 16 and 24
+    monkeypatch.setattr(continuation, "MIN_ROOM", 8)  # rooms of 8 and 24
     config = tiny_config(n_ctx=24, **keys)
     engine, eos_id = make_engine(config, compiled=False), 5
     with unoptimised_graphs():
@@ -280,9 +281,9 @@ def test_every_family_gives_what_it_gives_here(keys: dict[str, Any], monkeypatch
         found = functions["logits"](tokens)["logits"].numpy()
         np.testing.assert_allclose(found, wanted, atol=1e-5 if config.training.precision == "float32" else 0.1)
         prompts = [tokens[0, :13].tolist(), tokens[1, :2].tolist(), tokens[2, :7].tolist()]
-        requests = [Request(p, 30, 3 + 7919 * i, temperature=0.9) for i, p in enumerate(prompts)]
+        requests = [Row(p, 30, 3 + 7919 * i, temperature=0.9) for i, p in enumerate(prompts)]
         drawn = functions["generate"](**padded(prompts), **settings(
             max_new_tokens=30, temperature=0.9, top_k=0, top_p=1.0, repetition_penalty=1.0, min_new_tokens=0, seed=3
         ))  # fmt: skip
         named = {f"drawn/{name}": x.numpy() for name, x in drawn.items()}
-        assert rows_of(named, "drawn") == Sampler(engine, 3, eos_id).generate(requests)
+        assert rows_of(named, "drawn") == generate(engine, requests, batch=3, eos_id=eos_id)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gpt_mesh.config import Config
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.engine.engine import DeviceEngine
 from gpt_mesh.meshes import processor
 from gpt_mesh.meshes.devices import MeshPlan
 from gpt_mesh.training import report
@@ -109,9 +109,9 @@ def test_a_config_that_loses_by_bfloat16_is_told(monkeypatch: pytest.MonkeyPatch
 
 def test_only_training_in_fast_bfloat16_is_left_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     on(monkeypatch, "amx_bf16")
-    assert not Engine(wide(precision="bfloat16"), CPU).training_compiled
-    assert Engine(wide(precision="bfloat16"), CPU).compiled  # the rest
-    assert Engine(wide(), CPU).training_compiled
-    assert Engine(wide(precision="bfloat16"), CPU, compiled=True).training_compiled
+    assert not DeviceEngine(wide(precision="bfloat16"), CPU).training_compiled
+    assert DeviceEngine(wide(precision="bfloat16"), CPU).compiled  # the rest
+    assert DeviceEngine(wide(), CPU).training_compiled
+    assert DeviceEngine(wide(precision="bfloat16"), CPU, compiled=True).training_compiled
     on(monkeypatch, "avx2")
-    assert Engine(wide(precision="bfloat16"), CPU).training_compiled
+    assert DeviceEngine(wide(precision="bfloat16"), CPU).training_compiled

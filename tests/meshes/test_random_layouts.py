@@ -12,12 +12,12 @@ import pytest
 import tensorflow as tf
 
 from gpt_mesh.config import TENSOR_DIMENSIONS
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.engine.engine import DeviceEngine
 from gpt_mesh.errors import InputError
 from gpt_mesh.meshes.devices import choose_devices
 from gpt_mesh.meshes.layouts import plan_mesh
 from gpt_mesh.models.dims import layout_tensors
-from gpt_mesh.sample import Batch, Sampler
+from gpt_mesh.sample import Batch, build_generate
 from tests.support.models import cpu_names, tiny_config
 
 MIXTURES: list[dict[str, Any]] = [
@@ -65,15 +65,20 @@ def check_refusal(keys, message):
 
 def lower(config, plan):
     """Training, evaluation, logits of other sizes, and decoding: built and lowered, but not run."""
-    engine = Engine(config, plan, compiled=False)
+    engine = DeviceEngine(config, plan, compiled=False)
     engine.create_variables(training=True)
     width = config.model.n_ctx + 1
     for batch in (1, 4):
         engine._eval.traced(tf.TensorSpec((batch, width), tf.int32), tf.TensorSpec((batch, width - 1), tf.float32))
     engine._logits.traced(tf.TensorSpec((2, 5), tf.int32))
     if not config.mlm.mlm_training:
-        sampler, empty = Sampler(engine, 2, 0), Batch.of([], 2, config.model)
-        sampler._sample.traced(*[tf.TensorSpec(x.shape, x.dtype) for x in empty.arrays])
+        empty = Batch.of([], 2, config.model)
+
+        def build(*arrays):
+            mesh = engine.mesh_for(2, None)
+            return build_generate(Batch.from_arrays(arrays), config=config, mesh_impl=mesh, eos_id=0, top=None)
+
+        engine.function(build).traced(*[tf.TensorSpec(x.shape, x.dtype) for x in empty.arrays])
 
 
 def check(seed: int, accepted: int) -> None:

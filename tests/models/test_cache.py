@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from gpt_mesh import model_fns
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.engine.engine import DeviceEngine
 from gpt_mesh.meshes import native, products
 from gpt_mesh.models import gpt
 from gpt_mesh.models.attention.cache import Decode, Prefill
@@ -25,7 +25,7 @@ from tests.support.models import enlarge_weights, make_engine, tiny_config, toke
 needs_compiler = pytest.mark.skipif(not native.find_compiler(), reason="there is no C compiler")
 
 
-def cached_logits(engine: Engine, read: int, dtype: tf.DType) -> Any:
+def cached_logits(engine: DeviceEngine, read: int, dtype: tf.DType) -> Any:
     """A function of tokens [batch, n_ctx]: the first `read` positions in one pass, the others one by one."""
     config = engine.config
 

@@ -13,8 +13,9 @@ import tensorflow as tf
 from gpt_mesh import main, model_fns
 from gpt_mesh.models import entmax
 from gpt_mesh.models.next_token import Controls, choose
-from gpt_mesh.sample import Request, Sampler
+from gpt_mesh.sample import Row
 from tests.support import reference
+from tests.support.decoding import generate
 from tests.support.models import enlarge_weights, make_engine, mesh_of, tiny_config, token_batch
 
 
@@ -160,8 +161,8 @@ def test_samples_stay_in_the_support():
     prompts = [row[:3].tolist() for row in tokens]
     drawn = {}
     for sparse in (True, False):
-        sampler = Sampler(engine, 4, None, sparse=sparse)
-        drawn[sparse] = sampler.generate([Request(p, 13, seed) for seed, p in enumerate(prompts)], temperature=1.5)
+        rows = [Row(p, 13, seed) for seed, p in enumerate(prompts)]
+        drawn[sparse] = generate(engine, rows, 1.5, sparse=sparse)
     assert count_outside(engine, prompts, drawn[True], 1.5) == 0
     assert count_outside(engine, prompts, drawn[False], 1.5) > 0, "softmax leaves it: the test can fail"
 

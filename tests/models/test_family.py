@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from gpt_mesh import model_fns
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.engine.engine import DeviceEngine
 from gpt_mesh.models.attention import linear
 from gpt_mesh.objectives.registry import objective_of
 from tests.models.test_cache import cached_logits
@@ -65,7 +65,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 BOTH_WAYS = ["linear", "linear, memory", "memory", "rotary, linear", "all"]
 
 
-def logits_engine(*, scale: float = 0.5, **keys: Any) -> tuple[Engine, Any, np.ndarray]:
+def logits_engine(*, scale: float = 0.5, **keys: Any) -> tuple[DeviceEngine, Any, np.ndarray]:
     """An engine with large float64 weights, its logits as a function of tokens, and tokens [batch, n_ctx]."""
     engine = make_engine(tiny_config(**{**SMALL, **keys}), compiled=False)
     tokens = token_batch(engine.config, width=engine.config.model.n_ctx)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.engine.engine import DeviceEngine
 from gpt_mesh.meshes import compat
 from gpt_mesh.meshes.devices import MeshPlan, have_tensor_cores
 from gpt_mesh.models.attention import cudnn
@@ -105,7 +105,7 @@ def any_type(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cudnn, "fits", lambda n, f, dtype, *rest: fits(n, f, tf.bfloat16, *rest))
 
 
-def engine_with(keys: dict[str, Any], *, flash: bool) -> Engine:
+def engine_with(keys: dict[str, Any], *, flash: bool) -> DeviceEngine:
     engine = make_engine(tiny_config(**{"n_embd": 32, "n_ctx": 64, **keys}), compiled=False)
     engine.mesh_impl.tensor_cores = flash
     return engine
@@ -253,7 +253,7 @@ def test_training_on_a_gpu_is_that_of_the_plain_path() -> None:
     keys = {"n_embd": 128, "n_ctx": 128, "precision": "bfloat16", "local_attention_radius": 20}
     losses = {}
     for fused in (True, False):
-        engine = Engine(tiny_config(**keys, fused_ops=fused), MeshPlan({}, {}, ("/device:GPU:0",)))
+        engine = DeviceEngine(tiny_config(**keys, fused_ops=fused), MeshPlan({}, {}, ("/device:GPU:0",)))
         engine.create_variables(training=True)
         enlarge_weights(engine, scale=0.1)
         losses[fused] = train(engine, 10)

@@ -16,7 +16,8 @@ from gpt_mesh import model_fns
 from gpt_mesh.config import Config
 from gpt_mesh.errors import InputError
 from gpt_mesh.models import dropout, moe
-from gpt_mesh.sample import Request, Sampler
+from gpt_mesh.sample import Row
+from tests.support.decoding import generate
 from tests.support.models import enlarge_weights, make_engine, on_mesh, tiny_config, token_batch, weights_of
 from tests.support.moe_reference import Mixture
 
@@ -376,8 +377,7 @@ def test_decoding_continues_as_the_full_pass_does(mesh_shape, layout):
     engine.logits(np.zeros((2, config.model.n_ctx), np.int32))  # creates the variables
     enlarge_weights(engine)
     prompts = [[3, 1, 4, 1, 5], [9, 2]]
-    sampler = Sampler(engine, 2, None)
-    found = sampler.generate([Request(prompt, 6, 0) for prompt in prompts], 0.0)
+    found = generate(engine, [Row(prompt, 6, 0) for prompt in prompts], 0.0, batch=2)
     for prompt, continuation in zip(prompts, found, strict=True):
         rows = np.zeros((2, config.model.n_ctx), np.int32)
         rows[0, : len(prompt) + 6] = prompt + continuation

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.engine.engine import DeviceEngine
 from gpt_mesh.meshes.placement import PlacementMesh
 from gpt_mesh.steps import buckets
 from tests.support.models import ONE_LAYER, make_engine, tiny_config, train
@@ -24,7 +24,7 @@ def losses(monkeypatch, limit: int) -> tuple[list[float], int]:
 
     monkeypatch.setattr(PlacementMesh, "allreduce", count)
     config = tiny_config(**BY_BATCH)
-    found = train(Engine(config, make_engine(config).plan, spmd=False), 3)
+    found = train(DeviceEngine(config, make_engine(config).plan, spmd=False), 3)
     monkeypatch.setattr(PlacementMesh, "allreduce", allreduce)
     return found, len(counted)
 

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from gpt_mesh.config import Config, parse_config
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.engine.engine import DeviceEngine
 from gpt_mesh.errors import InputError
 from gpt_mesh.meshes.devices import MeshPlan, choose_devices
 from gpt_mesh.meshes.layouts import plan_mesh
 from gpt_mesh.models.dims import layout_tensors
-from gpt_mesh.sample import Request, Sampler
+from gpt_mesh.sample import Row
+from tests.support.decoding import generate
 from tests.support.models import cpu_names, enlarge_weights, token_batch
 
 SOURCE = "random.json"
@@ -32,8 +33,8 @@ class Accepted:
     config: Config
     plan: MeshPlan
 
-    def engine(self) -> Engine:
-        return Engine(self.config, self.plan, compiled=False)
+    def engine(self) -> DeviceEngine:
+        return DeviceEngine(self.config, self.plan, compiled=False)
 
 
 def accepted(values: Mapping[str, Any]) -> Accepted | InputError:
@@ -74,13 +75,13 @@ def live(model: Accepted, directory: Path, *, afresh: bool) -> None:
         check_decoding(engine)
 
 
-def arrays(engine: Engine) -> dict[str, bytes]:
+def arrays(engine: DeviceEngine) -> dict[str, bytes]:
     """Every variable's bits."""
     engine.store.gather()
     return {name: variable.numpy().tobytes() for name, variable in engine.store.masters.items()}
 
 
-def step(engine: Engine, number: int) -> float:
+def step(engine: DeviceEngine, number: int) -> float:
     """The loss of a training step; everything that it reports is a finite number."""
     out = {name: float(x) for name, x in engine.train_step(token_batch(engine.config, number)).items()}
     assert all(math.isfinite(x) for x in out.values()), out
@@ -89,7 +90,7 @@ def step(engine: Engine, number: int) -> float:
     return out["loss"]
 
 
-def check_evaluation(engine: Engine) -> None:
+def check_evaluation(engine: DeviceEngine) -> None:
     """Sums over a batch: of NLL, of right answers, and of tokens."""
     tokens = token_batch(engine.config)
     nll, correct, count = (float(np.sum(x)) for x in engine.eval_step(tokens, np.ones_like(tokens[:, 1:], np.float32)))
@@ -98,17 +99,18 @@ def check_evaluation(engine: Engine) -> None:
     assert 0 <= correct <= count <= tokens[:, 1:].size
 
 
-def check_decoding(engine: Engine) -> None:
+def check_decoding(engine: DeviceEngine) -> None:
     """Greedy tokens are the likeliest of a full pass; drawn ones, by softmax or by entmax, are in the vocabulary."""
     model = engine.config.model
-    sampler = Sampler(engine, 2, None, sparse=engine.config.training.seed == 1)
+    sparse = engine.config.training.seed == 1
     prompts = [token_batch(engine.config)[0, :width].tolist() for width in (1, model.n_ctx - 2)]
-    requests = [Request(prompt, model.n_ctx, seed) for seed, prompt in enumerate(prompts)]
-    rows = [prompt + new for prompt, new in zip(prompts, sampler.generate(requests, 0.0), strict=True)]
+    requests = [Row(prompt, model.n_ctx, seed) for seed, prompt in enumerate(prompts)]
+    found = generate(engine, requests, 0.0, batch=2, sparse=sparse)
+    rows = [prompt + new for prompt, new in zip(prompts, found, strict=True)]
     logits = engine.logits(np.array(rows, np.int32)).numpy()
     for prompt, row, scores in zip(prompts, rows, logits, strict=True):
         for place in range(len(prompt), model.n_ctx):
             behind = scores[place - 1].max() - scores[place - 1, row[place]]
             assert behind <= TIE[engine.config.training.precision], (place, row, behind)
-    for row in sampler.generate(requests, 1.0):
+    for row in generate(engine, requests, 1.0, batch=2, sparse=sparse):
         assert all(0 <= token < model.n_vocab for token in row)

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from gpt_mesh.config import Config, parse_config
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.engine.engine import DeviceEngine
 from gpt_mesh.meshes.devices import MeshPlan, choose_devices
 from gpt_mesh.meshes.layouts import plan_mesh
 from gpt_mesh.meshes.variables import VariableStore
@@ -49,11 +49,11 @@ def cpu_names(count: int) -> list[str]:
     return [f"device:CPU:{i}" for i in range(count)]
 
 
-def make_engine(config: Config, *, compiled: bool | None = None) -> Engine:
+def make_engine(config: Config, *, compiled: bool | None = None) -> DeviceEngine:
     """An engine on as many CPU devices as the config's mesh has."""
     tensors = layout_tensors(config.model, config.training.train_batch_size)
     devices = choose_devices(cpu_names(config.mesh.size))
-    return Engine(config, plan_mesh(config, tensors, devices, fit=False, chosen=True), compiled=compiled)
+    return DeviceEngine(config, plan_mesh(config, tensors, devices, fit=False, chosen=True), compiled=compiled)
 
 
 @contextmanager
@@ -72,7 +72,7 @@ def token_batch(config: Config, seed: int = 0, *, rows: int | None = None, width
     return np.random.default_rng(seed).integers(0, config.model.n_vocab, shape).astype(np.int32)
 
 
-def train(engine: Engine, steps: int, seed: int = 0) -> list[float]:
+def train(engine: DeviceEngine, steps: int, seed: int = 0) -> list[float]:
     """The losses of training steps, each on its own batch."""
     return [float(engine.train_step(token_batch(engine.config, seed + i))["loss"]) for i in range(steps)]
 
@@ -82,12 +82,12 @@ def is_weight(name: str) -> bool:
     return name.startswith("gpt2/") and not re.search(r"/(adam|adafactor)_\w+$", name)
 
 
-def weights_of(engine: Engine) -> dict[str, np.ndarray]:
+def weights_of(engine: DeviceEngine) -> dict[str, np.ndarray]:
     """The trained variables by name, without their prefix `gpt2/`; engines on several devices: `gather` first."""
     return {name[5:]: v.numpy() for name, v in engine.store.masters.items() if is_weight(name)}
 
 
-def enlarge_weights(engine: Engine, seed: int = 0, scale: float = 0.3) -> None:
+def enlarge_weights(engine: DeviceEngine, seed: int = 0, scale: float = 0.3) -> None:
     """Give every existing variable random values under which scores, gains and biases all matter."""
     rng = np.random.default_rng(seed)
     for name, variable in sorted(engine.store.masters.items()):

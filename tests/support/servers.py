@@ -18,7 +18,7 @@ import pytest
 
 from gpt_mesh import api
 from gpt_mesh.config import load_config
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.engine.engine import DeviceEngine
 from gpt_mesh.serving.address import listen, url
 from gpt_mesh.serving.server import ServerSettings, WebServer
 from tests.support.models import enlarge_weights, make_engine, unoptimised_graphs
@@ -43,7 +43,7 @@ def random_model(workspace: Workspace, name: str, **keys: Any) -> Path:
 def serving_here(config: Path, settings: ServerSettings) -> Iterator[str]:
     """A server in a thread of this process, uncompiled, which is ready in less time; its URL."""
     with pytest.MonkeyPatch.context() as patch, unoptimised_graphs(), listen("127.0.0.1:0") as bound:
-        patch.setattr(Engine, "__init__", functools.partialmethod(Engine.__init__, compiled=False))
+        patch.setattr(DeviceEngine, "__init__", functools.partialmethod(DeviceEngine.__init__, compiled=False))
         server = WebServer(api.load(str(config), devices=["device:CPU:0"]), settings)
         where = url(bound)
         thread = threading.Thread(target=server.run, args=([bound],))

@@ -12,7 +12,8 @@ import tensorflow as tf
 from gpt_mesh.config import Config
 from gpt_mesh.models.dims import layout_tensors
 from gpt_mesh.tpu.devices import Tpu
-from gpt_mesh.tpu.estimator import TpuEngine
+from gpt_mesh.tpu.engine import TpuEngine
+from gpt_mesh.tpu.estimator import Host
 from gpt_mesh.tpu.session import graph_mode
 
 # Chips along x and y; a v3 chip has two cores, a host has a square of four chips. (No v3 is as small as the first.)
@@ -72,12 +73,12 @@ def tpu_engine(config: Config, tpu: Tpu) -> TpuEngine:
     return TpuEngine(config, plan, tpu)
 
 
-def build(engine: TpuEngine, host: Any, mode: str, input_fn: Any, batch_size: int = 1) -> tuple[tf.Graph, Any]:
+def build(host: Host, mode: str, input_fn: Any) -> tuple[tf.Graph, Any]:
     """The graph of a mode as TPUEstimator builds it, and its specification."""
     from tensorflow_estimator.python.estimator.tpu import error_handling
 
     with quiet_estimator(), graph_mode(), tf.Graph().as_default() as graph:
-        estimator = engine._estimator(host, batch_size)
+        estimator = host.estimator()
         estimator._rendezvous[mode] = error_handling.ErrorRendezvous(3)  # as its train(), evaluate() and predict() do
         estimator._create_and_assert_global_step(graph)
         features, labels, _ = estimator._get_features_and_labels_from_input_fn(input_fn, mode)

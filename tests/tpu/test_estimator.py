@@ -14,8 +14,10 @@ import pytest
 import tensorflow as tf
 
 from gpt_mesh import api
-from gpt_mesh.config import load_config
+from gpt_mesh.config import GenerationSettings, load_config
 from gpt_mesh.engine import checkpoints
+from gpt_mesh.errors import InputError
+from gpt_mesh.generation.requests import GenerationRequest
 from gpt_mesh.storage.json_lines import JsonLines
 from gpt_mesh.tpu import session
 from tests.support.models import ONE_LAYER, cpu_names
@@ -78,11 +80,11 @@ def assert_same_checkpoint(found: Path, expected: Path, step: int) -> None:
 
 
 def assert_same_evaluations(found: Path, expected: Path) -> None:
-    """A TPU's have no standard errors."""
     for ours, theirs in zip(rows(found, "eval.jsonl"), rows(expected, "eval.jsonl"), strict=True):
         assert ours["task"] == theirs["task"] == "validation"
         figures = {name: value for name, value in ours.items() if isinstance(value, (int, float))}
-        assert {"step", "nll", "perplexity", "accuracy", "tokens"} <= figures.keys()
+        assert {"step", "nll", "nll_stderr", "perplexity", "accuracy", "tokens"} <= figures.keys()
+        assert figures.keys() == {name for name, value in theirs.items() if isinstance(value, (int, float))}
         assert figures == pytest.approx({name: theirs[name] for name in figures}, rel=1e-5)
 
 
@@ -177,6 +179,28 @@ def test_a_model_is_evaluated_and_sampled_by_the_command_line(train: Train, work
         assert "Traceback" not in found.stderr and "deprecated" not in found.stderr
 
 
+def test_a_model_does_what_it_does_elsewhere_and_has_no_beams(train: Train, workspace: Workspace) -> None:
+    run = train("run", tpu=True, every=3, train_steps=3, **ONE_LAYER)
+    with api.load(str(run), tpu="cpu") as ours, api.load(str(run), devices=cpu_names(1)) as theirs:
+        models = (ours, theirs)
+        tokens = np.arange(12).reshape(2, 6)
+        np.testing.assert_allclose(*(model.logits(tokens) for model in models), atol=1e-4)
+        scores = [model.score(["def main(x):\n    return x\n"])[0] for model in models]
+        assert scores[0].sum == pytest.approx(scores[1].sum, rel=1e-5)
+        found, expected = (next(model.scorer(3).score([[5, 6, 7, 8]])) for model in models)
+        np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-4)
+        np.testing.assert_array_equal(found.top_tokens, expected.top_tokens)
+        settings = GenerationSettings(max_new_tokens=5, seed=3, logprobs=2)
+        requests = [GenerationRequest(text, settings) for text in ("import os", "x")]
+        generated = [model.generator().generate(requests) for model in models]
+        for one, other in zip(*generated, strict=True):
+            assert one.tokens == other.tokens and one.finish_reason == other.finish_reason
+            assert one.logprobs is not None and other.logprobs is not None
+            assert [x.logprob for x in one.logprobs] == pytest.approx([x.logprob for x in other.logprobs], abs=1e-4)
+        with pytest.raises(InputError, match=r"num_beams = 2: the device .* cannot reorder a batch"):
+            ours.generate(["x"], num_beams=2, max_new_tokens=3)
+
+
 def test_tensorboard_gets_what_the_loop_writes(train: Train) -> None:
     run = train("run", tpu=True, every=3, train_steps=3, **ONE_LAYER)
     found: dict[str, list[int]] = {}
@@ -204,7 +228,5 @@ def test_what_goes_wrong_with_the_data_is_told(train: Train, monkeypatch: pytest
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_an_error(train: Train) -> None:
-    from gpt_mesh.errors import InputError
-
     with pytest.raises(InputError, match=r"the loss became nan by step .*lower lr"):
         train("run", tpu=True, lr=1e30, warmup_steps=0, gradient_clipping=None, **ONE_LAYER)

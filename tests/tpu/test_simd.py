@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,12 @@ import tensorflow as tf
 
 from gpt_mesh import model_fns
 from gpt_mesh.config import Config, parse_config
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.engine.engine import DeviceEngine
 from gpt_mesh.meshes.devices import MeshPlan
 from gpt_mesh.models.dropout import step_seed
 from gpt_mesh.objectives.registry import objective_of
-from gpt_mesh.sample import Batch
-from gpt_mesh.tpu.estimator import Decoding, Evaluation, Training
+from gpt_mesh.sample import Batch, build_generate
+from gpt_mesh.tpu.estimator import Function, Training
 from gpt_mesh.tpu.feed import Feed
 from gpt_mesh.tpu.session import AccountHook, graph_mode
 from gpt_mesh.tpu.simd import SimdMesh, logical_to_physical
@@ -40,9 +40,10 @@ SMALL = "batch:x,heads:y,vocab:y,intermediate_expanded:y"
 def training_graph(config: Config, chips: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> tuple[tf.Graph, Any]:
     """As TPUEstimator builds it: the loop of steps, what is fed in and told out, hooks."""
     engine = tpu_engine(config, stand_in_tpu(monkeypatch, chips))
-    host = Training(engine, AccountHook(object(), 1, 1), 1, lambda session, step: {}, [])  # type: ignore[arg-type]
+    account = AccountHook(object(), 1, 1)  # type: ignore[arg-type]
+    host = Training(config, engine.plan, engine.tpu, account, 1, lambda session, step: {}, [])
     form = tf.TensorSpec([config.training.train_batch_size, config.model.n_ctx + 1], tf.int32)
-    return build(engine, host, "train", Feed({"tokens": form}, lambda step: []).input_fn)
+    return build(host, "train", Feed({"tokens": form}, lambda step: []).input_fn)
 
 
 def shipped(name: str, layers: int) -> Config:
@@ -118,22 +119,26 @@ def test_training_on_a_v3_8(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_evaluation_and_decoding_on_a_v3_8(monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config(mesh_shape="x:4,y:2", layout=SMALL, **ONE_LAYER)
     engine = tpu_engine(config, stand_in_tpu(monkeypatch, V3_8))
-    forms = {"tokens": tf.TensorSpec([4, 17], tf.int32), "weights": tf.TensorSpec([4, 16], tf.float32)}
-    graph, spec = build(engine, Evaluation(engine), "eval", Feed(forms, lambda step: []).input_fn)
-    assert {"nll", "correct", "weight"} <= spec.eval_metric_ops.keys()
+    forms = {"0": tf.TensorSpec([4, 17], tf.int32), "1": tf.TensorSpec([4, 16], tf.float32)}
+
+    def evaluate(arrays: Sequence[tf.Tensor], mesh: Any) -> list[tf.Tensor]:
+        out = model_fns.build_eval(objective_of(config).features(arrays[0], weights=arrays[1]), config, mesh)
+        return [out.nll, out.correct, out.weight]
+
+    host = Function(config, engine.plan, engine.tpu, evaluate, 4, 16)
+    graph, spec = build(host, "infer", Feed(forms, lambda step: []).dataset)
+    assert [x.shape.as_list()[1:] for x in spec.predictions.values()] == [[]] * 3
     assert not any("adam" in name for name in slices(graph))
 
-    batch = Batch.of([], 4, config.model)
-    arrays = {"prompts": batch.prompts, "lengths": batch.lengths, "ends": batch.ends, "seen": batch.seen}
-    arrays |= batch.controls._asdict()
-    graph, spec = build(
-        engine,
-        Decoding(engine, 4, 0),
-        "infer",
-        lambda params: tf.data.Dataset.from_tensor_slices(arrays).batch(4, drop_remainder=True),
-        4,
-    )
-    assert spec.predictions["tokens"].shape.as_list()[1] == 16
+    def generate(arrays: Sequence[tf.Tensor], mesh: Any) -> list[tf.Tensor]:
+        batch = Batch.from_arrays(arrays)
+        return build_generate(batch, config=config, mesh_impl=mesh, eos_id=0, top=3)
+
+    arrays = Batch.of([], 4, config.model).arrays
+    forms = {str(i): tf.TensorSpec(x.shape, x.dtype) for i, x in enumerate(arrays)}
+    host = Function(config, engine.plan, engine.tpu, generate, 4, None)
+    graph, spec = build(host, "infer", Feed(forms, lambda step: []).dataset)
+    assert [x.shape.as_list()[1:] for x in spec.predictions.values()] == [[16], [16], [16, 3], [16, 3]]
     assert any(part == [4, 15] for _, part in sums(graph))  # tokens after the first, put together from quarters
 
 
@@ -203,7 +208,7 @@ CASES: dict[str, dict[str, Any]] = {
 def test_what_the_cores_compute_together_is_what_one_device_does(case: str) -> None:
     """Steps with every core's graph, against the loop's engine: losses, gradient norms, and through them weights."""
     config = tiny_config(**{"n_layer": 1, "attention_types": [[["global"], 1]], "mesh_shape": "x:2,y:2"} | CASES[case])
-    engine = Engine(config, MeshPlan({}, {}, ("/device:CPU:0",)), compiled=False)
+    engine = DeviceEngine(config, MeshPlan({}, {}, ("/device:CPU:0",)), compiled=False)
     for number, found in enumerate(steps_on_cores(config, 3)):
         expected = engine.train_step(token_batch(config, number))
         assert found == pytest.approx({name: float(expected[name]) for name in found}, rel=1e-5)

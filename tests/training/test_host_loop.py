@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from gpt_mesh import api
 from gpt_mesh.config import load_config
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.engine.engine import DeviceEngine
 from gpt_mesh.training import loop
 from tests.support.models import ONE_LAYER, make_engine, tiny_config, token_batch
 from tests.support.runs import Workspace
@@ -51,10 +51,11 @@ class Figure:
 
 
 def run_on(device: Device, workspace: Workspace, name: str, monkeypatch: pytest.MonkeyPatch, **keys: Any) -> None:
-    monkeypatch.setattr(Engine, "create_variables", lambda self, training: None)
-    monkeypatch.setattr(Engine, "snapshot", lambda self: {"global_step": tf.constant(len(device.given), tf.int64)})
-    monkeypatch.setattr(Engine, "stage", lambda self, tokens: device.stage(tokens))
-    monkeypatch.setattr(Engine, "train_step", lambda self, tokens: device.train_step(tokens))
+    monkeypatch.setattr(DeviceEngine, "create_variables", lambda self, training: None)
+    snapshot = lambda self: {"global_step": tf.constant(len(device.given), tf.int64)}  # noqa: E731
+    monkeypatch.setattr(DeviceEngine, "snapshot", snapshot)
+    monkeypatch.setattr(DeviceEngine, "stage", lambda self, tokens: device.stage(tokens))
+    monkeypatch.setattr(DeviceEngine, "train_step", lambda self, tokens: device.train_step(tokens))
     api.train(load_config(str(workspace.config(name, **ONE_LAYER, **keys))), steps_per_checkpoint=20)
 
 

@@ -23,7 +23,7 @@ import tensorflow as tf
 
 from gpt_mesh import api
 from gpt_mesh.config import load_config, replace
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.engine.engine import DeviceEngine
 from gpt_mesh.errors import InputError
 from gpt_mesh.storage import progress
 from gpt_mesh.storage.progress import Progress, alive
@@ -200,9 +200,9 @@ def test_a_run_killed_and_restarted_ends_as_one_that_was_not(trained: Trained) -
 def test_a_signal_within_a_logging_interval_loses_nothing(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config(str(trained.workspace.config("interrupted", train_steps=STEPS)))
     directory = Path(config.training.model_path)
-    step, steps_done = Engine.train_step, []
+    step, steps_done = DeviceEngine.train_step, []
 
-    def interrupted_in_step_8(self: Engine, tokens: Any) -> Any:
+    def interrupted_in_step_8(self: DeviceEngine, tokens: Any) -> Any:
         steps_done.append(1)
         if len(steps_done) == 8:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -210,7 +210,7 @@ def test_a_signal_within_a_logging_interval_loses_nothing(trained: Trained, monk
 
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "train_step", interrupted_in_step_8)
+        patch.setattr(DeviceEngine, "train_step", interrupted_in_step_8)
         result = api.train(config, steps_per_checkpoint=STEPS_PER_CHECKPOINT)
     assert (result.step, result.interrupted) == (8, True)
     assert result.checkpoint == str(directory / "model.ckpt-8")

@@ -6,21 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpt_mesh.config import load_config
-from gpt_mesh.sample import Request
+from gpt_mesh.generation.decoder import Decoder
+from gpt_mesh.sample import Row
 from gpt_mesh.training.samples import SampleWriter
 from tests.support.runs import Workspace
 
 
-class Sampler:
-    """Says the same to every request, and keeps what was asked."""
+class SameTokens(Decoder):
+    """Gives the same tokens to every row, and keeps the rows."""
 
     def __init__(self, tokens: list[int]) -> None:
-        self.tokens, self.requests = tokens, list[Request]()
+        self.tokens, self.rows = tokens, list[Row]()
 
-    def generate(self, requests: Sequence[Request], temperature: float | None = None) -> list[list[int]]:
-        assert temperature is None
-        self.requests += requests
-        return [self.tokens for _ in requests]
+    def generate(self, rows: Sequence[Row], batch_size: int) -> list[list[int]]:
+        self.rows += rows
+        return [self.tokens for _ in rows]
 
 
 def test_samples_are_drawn_as_the_configs_generation_says(workspace: Workspace) -> None:
@@ -29,20 +29,20 @@ def test_samples_are_drawn_as_the_configs_generation_says(workspace: Workspace) 
         "max_new_tokens": 7, "seed": 40, "stop": ["two", "END"],
     }  # fmt: skip
     path = workspace.config("sampled", generation=generation, predict_steps=1, predict_batch_size=2)
-    sampler = Sampler([])
-    writer = SampleWriter(load_config(str(path)), lambda size, eos_id: sampler, None)
-    sampler.tokens = writer.encoder.encode("one END two")
+    decoder = SameTokens([])
+    writer = SampleWriter(load_config(str(path)), lambda eos_id: decoder, None)
+    decoder.tokens = writer.encoder.encode("one END two")
     writer.write(step=3)
-    assert sampler.requests == [
-        Request([writer.eos_id], 7, 43 + i, 0.3, 5, 0.8, 1.2, True, min_new_tokens=2) for i in range(2)
+    assert decoder.rows == [
+        Row([writer.eos_id], 7, 43 + i, 0.3, 5, 0.8, 1.2, True, min_new_tokens=2) for i in range(2)
     ]
     text = Path(workspace.root / "sampled" / "predictions" / "samples_step_3.txt").read_text()
     assert text.count("one \n") == 2 and "END" not in text
 
 
 def test_without_settings_they_are_as_always(workspace: Workspace) -> None:
-    sampler = Sampler([])
+    decoder = SameTokens([])
     path = workspace.config("sampled_plainly", predict_steps=1, seed=11, predict_max_steps=9)
-    SampleWriter(load_config(str(path)), lambda size, eos_id: sampler, None).write(step=3)
-    (asked,) = sampler.requests
+    SampleWriter(load_config(str(path)), lambda eos_id: decoder, None).write(step=3)
+    (asked,) = decoder.rows
     assert (asked.max_new_tokens, asked.seed, asked.temperature, asked.top_p) == (9, 14, 0.9, 1.0)

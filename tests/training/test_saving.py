@@ -21,7 +21,7 @@ import tensorflow as tf
 from gpt_mesh import api
 from gpt_mesh.config import Config, load_config, replace
 from gpt_mesh.engine import checkpoints
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.engine.engine import DeviceEngine
 from gpt_mesh.errors import InputError
 from gpt_mesh.meshes.devices import MeshPlan
 from gpt_mesh.training.saving import CheckpointWriter
@@ -125,9 +125,9 @@ def test_training_goes_on_while_one_checkpoint_is_written(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, gate: threading.Event
 ) -> None:
     config = uncompiled(workspace, monkeypatch, "behind")
-    step, save, events = Engine.train_step, checkpoints.save, list[str]()
+    step, save, events = DeviceEngine.train_step, checkpoints.save, list[str]()
 
-    def train_step(self: Engine, tokens: Any) -> Any:
+    def train_step(self: DeviceEngine, tokens: Any) -> Any:
         events.append("step")
         if events.count("step") == 8:  # the first checkpoint, of step 4, is not whole before
             gate.set()
@@ -140,7 +140,7 @@ def test_training_goes_on_while_one_checkpoint_is_written(
         return path
 
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "train_step", train_step)
+        patch.setattr(DeviceEngine, "train_step", train_step)
         patch.setattr(checkpoints, "save", noted_save)
         result = api.train(config, steps_per_checkpoint=4)
     behind, at_once = Path(config.training.model_path), workspace.root / "at_once"

@@ -1,0 +1,73 @@
+"""What every engine does, whatever its devices are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from gpt_mesh.config import Config
+from gpt_mesh.meshes.devices import MeshPlan
+from gpt_mesh.sample import Batch, BatchState, Chunk
+
+
+class Engine(Protocol):
+    """The functions of one model with the weights of a checkpoint. Arrays come back as NumPy's or TensorFlow's.
+
+    `engine.engine.DeviceEngine` is the one of this host's devices (or of several hosts'), and trains too; each TPU has
+    its own.
+    """
+
+    config: Config
+    plan: MeshPlan
+    can_reorder: bool
+
+    def eval_step(self, tokens: np.ndarray, weights: np.ndarray) -> tuple[Any, Any, Any]:
+        """Sums over each row of nll, of correct predictions and of weights, [batch] each, for int32 [batch, n + 1] and
+        float32 [batch, n].
+        """
+
+    def score(self, tokens: np.ndarray) -> tuple[Any, Any]:
+        """The log-probability of each token but the first, and 1.0 where it is the likeliest one, else 0.0: float32
+        [batch, n] both, for int32 [batch, n + 1].
+        """
+
+    def score_alternatives(self, tokens: np.ndarray, top: int) -> tuple[Any, Any, Any]:
+        """The log-probability of each token but the first, and the `top` likeliest ids at its place with theirs:
+        float32 [batch, n], int32 and float32 [batch, n, top], for int32 [batch, n + 1].
+        """
+
+    def logits(self, tokens: np.ndarray) -> Any:
+        """float32 [batch, n, n_vocab], for int32 [batch, n]."""
+
+    def prefill(
+        self, batch: Batch, *, eos_id: int | None = None, top: int | None = None
+    ) -> tuple[Chunk, BatchState]:
+        """Read prompts and add a first token to each: see `sample.build_prefill`."""
+
+    def advance(
+        self, state: BatchState, limit: int, *, eos_id: int | None = None, top: int | None = None
+    ) -> tuple[Chunk, BatchState]:
+        """Add up to `limit` tokens, from 1 to `sample.CHUNK`, to each row: see `sample.build_advance`."""
+
+    def reorder(self, state: BatchState, tokens: Sequence[int], parents: Sequence[int]) -> BatchState:
+        """The state in which each row is what the row `parents` of it was, with another newest token: a step of a beam
+        search, where the engine `can_reorder`.
+        """
+
+    def restore(self, checkpoint: str, *, finite: bool = False) -> list[str]:
+        """Take the variables of a checkpoint; returns the names of optimizer slots that it does not have.
+
+        Args:
+            finite: refuse one with weights that are not finite numbers.
+
+        Raises:
+            InputError: see `engine.checkpoints.restore`.
+        """
+
+    def snapshot(self) -> Mapping[str, Any]:
+        """Every variable's value by its name in checkpoints, in the host's memory."""
+
+    def close(self) -> None:
+        """Release what runs beside this thread."""
