@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_mesh.data import check, corpus, tfrecords
+from gpt_mesh.data import corpus, end_of_text, tfrecords
 from gpt_mesh.data.encoders import load_encoder
 from gpt_mesh.errors import InputError
 from gpt_mesh.inputs import EvaluationData, TrainingData, count_bytes, split
