@@ -17,6 +17,7 @@ from gpt_mesh.experiments.mongo import Mongo
 from gpt_mesh.experiments.signals import Signals
 from gpt_mesh.experiments.supervisor import Plan
 from gpt_mesh.storage import files as storage
+from gpt_mesh.storage.lease import lease
 from gpt_mesh.storage.progress import log
 
 OUTBOX = "outbox"
@@ -48,7 +49,12 @@ def run(flags: argparse.Namespace) -> int:
     )
     name = flags.experiment_name or Path(config.source).stem
     command = shlex.join(["python3", "main.py", *flags.rest])
-    with Signals() as signals, tensorboard(directory) if flags.tensorboard else contextlib.nullcontext():
+    storage.make_folder(directory)
+    with (
+        lease(f"{directory}/.tracked.lock", "a tracked run"),
+        Signals() as signals,
+        tensorboard(directory) if flags.tensorboard else contextlib.nullcontext(),
+    ):
         ending = track(name, config, command, plan, signals, observers, flags.beat, config.source)
     if ending.status == "failed" and not ending.reason.startswith("error: "):  # that line was there already
         log.error("the run failed: %s", (ending.reason or "it gave no reason").splitlines()[-1])
