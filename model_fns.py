@@ -184,18 +184,41 @@ def make_context(
         memory: positions of keys and values; default: `sequence`.
     """
     dims = Dims.of(config.model, batch, sequence, memory)
+    # On a TPU of several hosts the mesh says on which of them a whole variable is kept.
+    mesh = mtf.Mesh(mtf.Graph(), "mesh", getattr(mesh_impl, "variable_placer", None))
+    return context_on(
+        config,
+        mesh,
+        dims,
+        _split_axes(dims, mesh_impl),
+        dtype=dtype,
+        tensor_cores=getattr(mesh_impl, "tensor_cores", False),
+        cpu_products=getattr(mesh_impl, "cpu_products", False),
+    )
+
+
+def context_on(
+    config: Config,
+    mesh: mtf.Mesh,
+    dims: Dims,
+    axes: Mapping[str, int],
+    *,
+    dtype: tf.DType | None = None,
+    tensor_cores: bool = False,
+    cpu_products: bool = False,
+) -> Context:
+    """What layers need to know of a mesh graph, outside training. The arguments are those of `Context`."""
     return Context(
-        # On a TPU of several hosts the mesh says which host keeps a whole variable.
-        mesh=mtf.Mesh(mtf.Graph(), "mesh", getattr(mesh_impl, "variable_placer", None)),
+        mesh=mesh,
         dims=dims,
         model=config.model,
         dtype=dtype or DTYPES[config.training.precision],
-        axes=_split_axes(dims, mesh_impl),
+        axes=axes,
         init_seed=config.training.seed,
         causal=objective_of(config).causal,
         fused=config.training.fused_ops,
-        tensor_cores=config.training.fused_ops and getattr(mesh_impl, "tensor_cores", False),
-        cpu_products=getattr(mesh_impl, "cpu_products", False),
+        tensor_cores=config.training.fused_ops and tensor_cores,
+        cpu_products=cpu_products,
     )
 
 

@@ -17,8 +17,8 @@ from gpt_mesh.evaluation.statistics import Metrics
 from gpt_mesh.evaluation.validation import Validation
 from gpt_mesh.inputs import TrainingData
 from gpt_mesh.meshes.devices import MeshPlan
-from gpt_mesh.models.dims import layout_tensors
 from gpt_mesh.models.next_token import Controls
+from gpt_mesh.planning.graph import limits_of
 from gpt_mesh.sample import Batch, Inputs, Request, build_sample, with_changes
 from gpt_mesh.storage.progress import log
 from gpt_mesh.tpu.devices import Tpu, find
@@ -129,7 +129,7 @@ def tpu_engine(config: Config, name: str) -> TpuEngine:
         InputError: no such TPU, or the config's mesh does not fit it.
     """
     tpu = find(name, config)
-    plan = tpu.plan(config, layout_tensors(config.model, config.training.train_batch_size))
+    plan = tpu.plan(config, limits_of(config))
     if plan.notice:
         log.info(plan.notice)
     return TpuEngine(config, plan, tpu)
