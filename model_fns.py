@@ -199,17 +199,40 @@ def make_context(
         memory: positions of keys and values; default: `sequence`.
     """
     dims = Dims.of(config.model, batch, sequence, memory)
+    mesh = mtf.Mesh(mtf.Graph(), "mesh", mesh_impl.variable_placer)
+    return context_on(
+        config,
+        mesh,
+        dims,
+        _split_axes(dims, mesh_impl),
+        dtype=dtype,
+        tensor_cores=mesh_impl.tensor_cores,
+        cpu_products=mesh_impl.cpu_products,
+    )
+
+
+def context_on(
+    config: Config,
+    mesh: mtf.Mesh,
+    dims: Dims,
+    axes: Mapping[str, int],
+    *,
+    dtype: tf.DType | None = None,
+    tensor_cores: bool = False,
+    cpu_products: bool = False,
+) -> Context:
+    """What layers need to know of a mesh graph, outside training. The arguments are those of `Context`."""
     return Context(
-        mesh=mtf.Mesh(mtf.Graph(), "mesh", mesh_impl.variable_placer),
+        mesh=mesh,
         dims=dims,
         model=config.model,
         dtype=dtype or DTYPES[config.training.precision],
-        axes=_split_axes(dims, mesh_impl),
+        axes=axes,
         init_seed=config.training.seed,
         causal=objective_of(config).causal,
         fused=config.training.fused_ops,
-        tensor_cores=config.training.fused_ops and mesh_impl.tensor_cores,
-        cpu_products=mesh_impl.cpu_products,
+        tensor_cores=config.training.fused_ops and tensor_cores,
+        cpu_products=cpu_products,
     )
 
 

@@ -12,8 +12,8 @@ import argparse
 
 from gpt_mesh.config import load_config, shipped_configs
 from gpt_mesh.meshes.layouts import plan_mesh
-from gpt_mesh.models.dims import layout_tensors
 from gpt_mesh.models.shapes import weight_count
+from gpt_mesh.planning.graph import limits_of
 from gpt_mesh.planning.memory import training_memory
 from gpt_mesh.planning.metrics import flops_per_token, human_bytes
 
@@ -26,13 +26,12 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for name in flags.configs:
         config = load_config(name)
-        tensors = layout_tensors(config.model, config.training.train_batch_size)
         devices = [f"/device:GPU:{number}" for number in range(config.mesh.size)]
-        plan = plan_mesh(config, tensors, devices, fit=False)
+        plan = plan_mesh(config, limits_of(config), devices, fit=False)
         memory = training_memory(config, plan)
         state = memory["weights"] + memory["optimizer"]
         print(
-            f"| `{name}` | {weight_count(config.model) / 1e6:,.1f} M | {flops_per_token(config.model) / 1e9:,.3f} | "
+            f"| `{name}` | {weight_count(config.model) / 1e6:,.1f} M | {flops_per_token(config) / 1e9:,.3f} | "
             f"{config.mesh.size} | {human_bytes(sum(memory.values()))} | {human_bytes(state)} | "
             f"{human_bytes(memory['activations'])} |",
             flush=True,

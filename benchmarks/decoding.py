@@ -32,7 +32,7 @@ from gpt_mesh.engine.engine import DeviceEngine
 from gpt_mesh.generation.decoder import Decoder
 from gpt_mesh.meshes.devices import choose_devices
 from gpt_mesh.meshes.layouts import plan_mesh
-from gpt_mesh.models.dims import layout_tensors
+from gpt_mesh.planning.graph import limits_of
 from gpt_mesh.sample import Row
 
 SIZES: dict[str, dict[str, int]] = {
@@ -51,7 +51,7 @@ def make_config(size: str) -> Config:
 
 
 def make_engine(config: Config) -> DeviceEngine:
-    plan = plan_mesh(config, layout_tensors(config.model, 1), choose_devices(None)[:1], fit=True, chosen=False)
+    plan = plan_mesh(config, limits_of(config), choose_devices(None)[:1], fit=True, chosen=False)
     engine = DeviceEngine(config, plan)
     engine.create_variables(training=False)
     return engine

@@ -12,7 +12,8 @@ from typing import Any
 
 from gpt_mesh.config import load_config, replace
 from gpt_mesh.meshes.limits import layout_text, shape_text
-from gpt_mesh.planning.layout_search import Candidate, candidate, layouts, limits_of, mesh_shapes
+from gpt_mesh.planning.graph import limits_of
+from gpt_mesh.planning.layout_search import Candidate, candidate, layouts, mesh_shapes
 from gpt_mesh.planning.metrics import human_bytes
 
 MODELS = {

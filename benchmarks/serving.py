@@ -40,7 +40,7 @@ from gpt_mesh.data.encoders import TOKENIZER_FILE
 from gpt_mesh.engine.engine import DeviceEngine
 from gpt_mesh.meshes.devices import choose_devices
 from gpt_mesh.meshes.layouts import plan_mesh
-from gpt_mesh.models.dims import layout_tensors
+from gpt_mesh.planning.graph import limits_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -64,7 +64,7 @@ def make_model(folder: Path, flags: argparse.Namespace) -> Path:
     path = folder / "served.json"
     path.write_text(json.dumps(values))
     config = load_config(str(path))
-    plan = plan_mesh(config, layout_tensors(config.model, 1), choose_devices(None)[:1], fit=True, chosen=False)
+    plan = plan_mesh(config, limits_of(config), choose_devices(None)[:1], fit=True, chosen=False)
     engine = DeviceEngine(config, plan)
     engine.create_variables(training=False)
     engine.save(str(folder / "run"), 0, {})

@@ -95,7 +95,7 @@ def run_ours(keys: dict[str, Any], device: str, steps: int) -> None:
         return steps * settings.train_batch_size * model.n_ctx / (time.perf_counter() - begin)
 
     def facts() -> dict[str, Any]:
-        found: dict[str, Any] = {"first_step": first, "flops_per_token": flops_per_token(model)}
+        found: dict[str, Any] = {"first_step": first, "flops_per_token": flops_per_token(config)}
         if "GPU" in device:
             found["data_sheet_flops"] = device_peak(list(engine.plan.devices), config.training.precision)
             found["peak"] = tf.config.experimental.get_memory_info(device.removeprefix("device:"))["peak"]

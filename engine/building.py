@@ -8,7 +8,7 @@ from gpt_mesh.engine.engine import DeviceEngine
 from gpt_mesh.errors import InputError
 from gpt_mesh.meshes.devices import MeshPlan
 from gpt_mesh.meshes.layouts import plan_mesh
-from gpt_mesh.models.dims import layout_tensors
+from gpt_mesh.planning.graph import limits_of
 from gpt_mesh.storage.progress import alive, log
 
 
@@ -24,9 +24,9 @@ def make_plan(config: Config, hosts: Hosts, *, fit: bool, training: bool = False
     Raises:
         InputError: the mesh or the layout does not work on these devices.
     """
-    tensors = layout_tensors(config.model, config.training.train_batch_size)
+    limits = limits_of(config)
     try:
-        return plan_mesh(config, tensors, hosts.devices, fit=fit, chosen=hosts.chosen, training=training)
+        return plan_mesh(config, limits, hosts.devices, fit=fit, chosen=hosts.chosen, training=training)
     except InputError as error:
         if hosts.per_host and config.mesh.size != len(hosts.devices):
             raise InputError(f"{error}; devices of each host: {hosts.per_host}") from None

@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from gpt_mesh.meshes.compat import mtf
-
 from gpt_mesh.config import Config
 from gpt_mesh.errors import InputError
 from gpt_mesh.meshes.devices import MeshPlan
@@ -17,7 +15,7 @@ from gpt_mesh.meshes.limits import Limits, as_keys, shape_text
 
 def plan_mesh(
     config: Config,
-    tensors: Mapping[str, mtf.Shape],
+    limits: Limits,
     devices: Sequence[str],
     *,
     fit: bool,
@@ -28,7 +26,7 @@ def plan_mesh(
 
     Args:
         config: its `mesh_shape` and `layout`.
-        tensors: the shapes that the layout has to agree with, by what they are (`models.dims.layout_tensors`).
+        limits: what the model allows a layout (`planning.graph.limits_of`).
         devices: full device names.
         fit: use what fits the devices when the config asks for another number of them, instead of refusing
             (`fitting.fit_sizes` has the rule).
@@ -40,7 +38,6 @@ def plan_mesh(
             splits nothing, a mesh that is not of the devices' number. The message has the nearest layout that works.
     """
     mesh, count = config.mesh, len(devices)
-    limits = Limits(tensors)
     if mesh.size == count:
         check_layout(config, limits)
         return _plan(config, limits, mesh.shape, mesh.rules, devices, _unused_rules(config, limits))

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 
 from gpt_mesh.meshes.compat import mtf
@@ -23,9 +22,27 @@ Rules = Mapping[str, str]
 ACTIVATION_DIMENSIONS = ("batch", "sequence", "memory_length")
 
 
-@dataclass(frozen=True)
+# What messages call tensors with these dimensions.
+TENSORS = {
+    ("batch", "sequence"): "token batch",
+    ("batch", "sequence", "embd"): "residual stream",
+    ("batch", "sequence", "heads", "features_per_head"): "queries",
+    ("batch", "memory_length", "heads", "features_per_head"): "keys and values",
+    ("batch", "heads", "sequence", "memory_length"): "attention weights",
+    ("batch", "sequence", "intermediate_expanded"): "feed-forward activations",
+    ("batch", "sequence", "vocab"): "logits",
+    ("vocab", "embd"): "token embedding",
+    ("embed_sequence", "embd"): "position embedding",
+    ("embd", "heads"): "attention kernels",
+    ("embd", "intermediate_expanded"): "feed-forward kernels",
+    ("batch", "sequence", "experts", "expert_hidden"): "expert activations",
+    ("batch", "groups", "experts", "expert_capacity", "expert_hidden"): "expert activations",
+    ("experts", "embd", "expert_hidden"): "expert kernels",
+}
+
+
 class Limits:
-    """What a layout may split, given the shapes of a model's tensors by what they are (`models.dims.layout_tensors`).
+    """What a model allows a layout to split.
 
     A layout works where
 
@@ -37,7 +54,13 @@ class Limits:
     not have.
     """
 
-    tensors: Mapping[str, mtf.Shape]
+    def __init__(self, shapes: Callable[..., Sequence[mtf.Shape]]) -> None:
+        """`shapes`: of the names of no, one or two dimensions, gives the shapes of the model's tensors under a layout
+        that splits those along one mesh dimension. (A model may hold other tensors then: a mixture of experts keeps
+        `batch` and `experts` apart.)
+        """
+        self._shapes = shapes
+        self._shared: dict[frozenset[str], mtf.Shape | None] = {}
 
     @cached_property
     def splittable(self) -> dict[str, int]:
@@ -45,15 +68,20 @@ class Limits:
         parts of each: the common divisor of its sizes.
         """
         sizes: dict[str, int] = {}
-        for dim in (dim for shape in self.tensors.values() for dim in shape.dims):
+        for dim in {dim for shape in self._shapes() for dim in shape.dims}:
             sizes[dim.name] = math.gcd(sizes.get(dim.name, 0), dim.size)
         return {name: sizes[name] for name in TENSOR_DIMENSIONS if name in sizes}
 
-    @cached_property
-    def together(self) -> frozenset[frozenset[str]]:
-        """Pairs of dimensions that some tensor has both of."""
-        shapes = (shape.dimension_names for shape in self.tensors.values())
-        return frozenset(frozenset(pair) for names in shapes for pair in itertools.combinations(names, 2))
+    def shared(self, one: str, other: str) -> mtf.Shape | None:
+        """A tensor that has both of two dimensions, where a layout splits both along one mesh dimension."""
+        pair = frozenset((one, other))
+        if pair not in self._shared:
+            names = [name for name in TENSOR_DIMENSIONS if name in pair]
+            found = [shape for shape in self._shapes(*names) if pair <= set(shape.dimension_names)]
+            known = list(TENSORS)
+            places = [known.index(key) if (key := tuple(x.dimension_names)) in TENSORS else len(known) for x in found]
+            self._shared[pair] = found[places.index(min(places))] if found else None
+        return self._shared[pair]
 
     def effective(self, sizes: Sizes, rules: Rules) -> dict[str, str]:
         """The rules that split something. (mesh-tensorflow counts a mesh dimension of size 1 as a split.)"""
@@ -64,28 +92,29 @@ class Limits:
         split = self.effective(sizes, rules)
         if any(self.splittable[name] % sizes[mesh_dim] for name, mesh_dim in split.items()):
             return False
-        pairs = itertools.combinations(split, 2)
-        if any(split[a] == split[b] and frozenset((a, b)) in self.together for a, b in pairs):
+        if any(split[a] == split[b] and self.shared(a, b) for a, b in itertools.combinations(split, 2)):
             return False
         return all(size == 1 or mesh_dim in split.values() for mesh_dim, size in sizes.items())
 
     def problem(self, sizes: Sizes, rules: Rules) -> tuple[str, str] | None:
         """The key at fault, "layout" or "mesh_shape", and what is wrong with it; None where `allow` says yes."""
         split = self.effective(sizes, rules)
-        for what, shape in self.tensors.items():
-            found: dict[str, str] = {}
-            for dim in shape.dims:
-                mesh_dim = split.get(dim.name)
-                if mesh_dim is None:
-                    continue
-                if dim.size % sizes[mesh_dim]:
+        for name, mesh_dim in split.items():
+            for size in self._sizes(name):
+                if size % sizes[mesh_dim]:
                     by = f"mesh dimension {mesh_dim} ({sizes[mesh_dim]})"
-                    return "layout", f"{_key_of(dim)} does not divide by {by}"
-                if mesh_dim in found:
-                    names = ", ".join(shape.dimension_names)
-                    both = f"{found[mesh_dim]} and {dim.name}"
-                    return "layout", f"{what} [{names}] would be split twice along {mesh_dim}, by {both}"
-                found[mesh_dim] = dim.name
+                    return "layout", f"{_key_of(mtf.Dimension(name, size))} does not divide by {by}"
+        twice = [
+            (shape, one, other)
+            for one, other in itertools.combinations(split, 2)
+            if split[one] == split[other] and (shape := self.shared(one, other))
+        ]
+        if twice:
+            shape, one, other = twice[0]
+            names = tuple(shape.dimension_names)
+            first, second = sorted((one, other), key=names.index)
+            what = f"{TENSORS.get(names, 'a tensor')} [{', '.join(names)}]"
+            return "layout", f"{what} would be split twice along {split[one]}, by {first} and {second}"
         for mesh_dim, size in sizes.items():
             if size > 1 and mesh_dim not in split.values():
                 named = [name for name, other in rules.items() if other == mesh_dim]
@@ -93,6 +122,10 @@ class Limits:
                 same = f"the {size} devices along it would all do the same"
                 return "mesh_shape", f"mesh dimension {mesh_dim} splits nothing, since {why}: {same}"
         return None
+
+    def _sizes(self, name: str) -> list[int]:
+        """The sizes of the dimensions of that name, smallest first."""
+        return sorted({dim.size for shape in self._shapes() for dim in shape.dims if dim.name == name})
 
 
 def _key_of(dim: mtf.Dimension) -> str:

@@ -162,11 +162,17 @@ class SpmdMesh(Capabilities, mtf.MeshImpl):
         return self.LaidOutTensor([self.program.position])
 
     def slicewise(self, fn: Callable[..., Any], *inputs: Any) -> Any:
-        inputs = mtf.convert_args_to_laid_out_tensors(inputs)
-        result = fn(*[x.one_slice if isinstance(x, self.LaidOutTensor) else x for x in inputs])
-        if isinstance(result, tuple):
-            return tuple(self.LaidOutTensor([x]) for x in result)
-        return self.LaidOutTensor([result])
+        """`fn` of this device's slices. What is not a tensor of the mesh (a number, a shape) is passed on as it is."""
+        results = fn(*[self._slice_of(x) for x in inputs])
+        if not isinstance(results, tuple):
+            return self.LaidOutTensor([results])
+        return tuple(self.LaidOutTensor([x]) for x in results)
+
+    def _slice_of(self, x: Any) -> Any:
+        """This device's slice of a tensor of the mesh, complete: a pending sum over devices is done first."""
+        if isinstance(x, mtf.LazyAllreduceSum):
+            x = x.to_laid_out_tensor()
+        return x.one_slice if isinstance(x, self.LaidOutTensor) else x
 
     def _groups(self, mesh_axes: Sequence[int]) -> list[list[int]]:
         """The positions that differ along these mesh axes only, group by group."""

@@ -51,11 +51,6 @@ class Context:
     cpu_products: bool = False
 
     @property
-    def split(self) -> frozenset[str]:
-        """Names of the dimensions that the layout splits."""
-        return frozenset(self.axes)
-
-    @property
     def train(self) -> bool:
         """Whether this is a training graph: dropout and other random choices are on."""
         return self.seed is not None
@@ -87,7 +82,7 @@ class Context:
 
     def is_whole(self, *dims: mtf.Dimension) -> bool:
         """Whether the layout splits none of these dimensions."""
-        return not any(dim.name in self.split for dim in dims)
+        return not any(dim.name in self.axes for dim in dims)
 
     def rename_positions(self, x: mtf.Tensor, old: mtf.Dimension, new: mtf.Dimension) -> mtf.Tensor:
         """`x` with `old`, a dimension over the positions of this graph, called `new`.

@@ -108,38 +108,6 @@ class Dims:
         return [getattr(self, field.name) for field in fields(self)]
 
 
-def layout_tensors(model: ModelConfig, batch: int) -> dict[str, mtf.Shape]:
-    """The tensors of a training graph that a layout has to agree with, by what they are.
-
-    Only those that the model has: one without experts has no dimension of experts to split. `batch`: sequences a step.
-    """
-    dims = Dims.of(model, batch, model.n_ctx)
-    kinds, layers = set(model.attention_types), range(model.n_layer)
-    has = {
-        "positions": not model.rotary_emb,
-        "attention": kinds != {"none"},
-        "pairs": bool(kinds & {"global", "local"}),
-        "dense": model.macaron or any(layer not in model.moe_layers for layer in layers),
-        "mixture": bool(model.moe_layers),
-    }
-    tensors = {
-        "token batch": ([dims.batch, dims.sequence], True),
-        "residual stream": ([dims.batch, dims.sequence, dims.embd], True),
-        "queries": ([dims.batch, dims.sequence, dims.heads, dims.features_per_head], has["attention"]),
-        "keys and values": ([dims.batch, dims.memory_length, dims.heads, dims.features_per_head], has["pairs"]),
-        "attention weights": ([dims.batch, dims.heads, dims.sequence, dims.memory_length], has["pairs"]),
-        "feed-forward activations": ([dims.batch, dims.sequence, dims.intermediate_expanded], has["dense"]),
-        "logits": ([dims.batch, dims.sequence, dims.vocab], True),
-        "token embedding": ([dims.vocab, dims.embd], True),
-        "position embedding": ([dims.embed_sequence, dims.embd], has["positions"]),
-        "attention kernels": ([dims.embd, dims.heads_and_features], has["attention"]),
-        "feed-forward kernels": ([dims.embd, dims.intermediate_expanded], has["dense"]),
-        "expert activations": ([dims.batch, dims.sequence, dims.expert_hidden], has["mixture"]),
-        "expert kernels": ([dims.experts, dims.embd, dims.expert_hidden], has["mixture"]),
-    }
-    return {what: mtf.Shape(shape) for what, (shape, there) in tensors.items() if there}
-
-
 def whole(dim: mtf.Dimension) -> mtf.Dimension:
     """The same dimension under a name that no layout splits."""
     return mtf.Dimension(f"whole_{dim.name}", dim.size)

@@ -76,7 +76,8 @@ def loss(ctx: Context, logits: mtf.Tensor, labels: mtf.Tensor) -> mtf.Tensor:
 
     # Apart, so that differentiating the second does not search for the threshold again.
     found = kernel(find, [mtf.stop_gradient(logits)], [(shape, dtype)] * 2, shape.dims, "entmax_threshold")
-    return kernel(compare, [logits, labels, *found], [(shape, dtype)], shape.dims, "entmax_loss")[0]
+    operands, wide_logits = [logits, labels, *found], (logits.shape, dtype)
+    return kernel(compare, operands, [(shape, dtype)], shape.dims, "entmax_loss", kept=[wide_logits])[0]
 
 
 def _fenchel_young(scores: tf.Tensor, labels: tf.Tensor, peak: tf.Tensor, tau: tf.Tensor) -> tf.Tensor:

@@ -12,7 +12,7 @@ runs (TPUEstimator's).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from gpt_mesh.meshes.compat import mtf
 
@@ -21,6 +21,10 @@ import tensorflow as tf
 from gpt_mesh.meshes import compat
 
 SliceFunction = Callable[..., Any]
+
+
+# A tensor of the mesh, or the shape and type of something that exists inside a function only.
+Kept: TypeAlias = "mtf.Tensor | tuple[mtf.Shape, tf.DType]"
 
 
 def kernel(
@@ -32,28 +36,59 @@ def kernel(
     gradient: SliceFunction | None = None,
     *,
     recompute: bool = False,
+    flops: float = 0.0,
+    kept: Sequence[Kept] | None = None,
 ) -> list[mtf.Tensor]:
     """Run `fn` on each slice of `inputs`; its results are the slices of the outputs.
 
     Args:
-        fn: takes one `tf.Tensor` an input, returns one an output (a tuple when there are several). Called again to
+        fn: takes one `tf.Tensor` per input, returns one per output (a tuple when there are several). Called again to
             differentiate it: XLA finds the common part; elsewhere it is recomputed instead of kept.
         inputs: mesh tensors. Those that lack a split dimension are replicated along it.
         outputs: shape and type of each output.
         splittable: dimensions along which slices of the result depend on the matching slices of the inputs alone.
         name: of the operation in the graph.
         gradient: takes the slices of inputs and outputs and the gradient of each output (None where it has none);
-            returns that of each floating input. Default: `fn` is differentiated.
-        recompute: while differentiating, have XLA compute the inside of `fn` again from its inputs, where it would keep
-            what it found: cheaper where memory is slow beside arithmetic.
+            returns the gradient of each floating input. Default: `fn` is differentiated.
+        recompute: while differentiating, XLA recomputes the inside of `fn` from its inputs instead of keeping it:
+            cheaper where memory is slow compared with arithmetic.
+        flops: floating-point operations of the matmuls inside `fn`, on whole tensors; the gradient takes twice as many.
+        kept: the tensors that the backward pass reads: mesh tensors, and shapes and types of those that exist only
+            inside `fn`. Default: the floating inputs, and with a `gradient` the floating outputs.
 
     Raises:
         ValueError: on lowering, when the layout splits another dimension.
     """
-    return _Kernel(fn, inputs, outputs, splittable, name, gradient, recompute).outputs
+    return Kernel(fn, inputs, outputs, splittable, name, gradient, recompute, flops, kept).outputs
 
 
-class _Kernel(mtf.Operation):
+class SliceOperation(mtf.Operation):
+    """An operation on slices that says what planning has to know of it.
+
+    Attributes:
+        flops: floating-point operations of its matmuls, on whole tensors.
+    """
+
+    flops: float = 0.0
+
+    def summed(self, output: mtf.Tensor) -> set[str]:
+        """Names of the dimensions over which slices of an output are parts of a sum: where one of them is split, the
+        output is complete after an all-reduce.
+        """
+        del output
+        return set()
+
+    def _set_output(self, lowering: mtf.Lowering, output: mtf.Tensor, value: Any) -> None:
+        """Set the value of an output; its all-reduce is done when the value is first used."""
+        mesh_impl = lowering.mesh_impl(self)
+        axes = {mesh_impl.tensor_dimension_to_mesh_axis(mtf.Dimension(name, 0)) for name in self.summed(output)}
+        missing = axes - {None} - split_axes(mesh_impl, [output])
+        lowering.set_tensor_lowering(output, sum_over(mesh_impl, value, missing))
+
+
+class Kernel(mtf.SlicewiseOperation):
+    """mesh-tensorflow's operation, with a gradient of its own."""
+
     def __init__(
         self,
         fn: SliceFunction,
@@ -63,40 +98,39 @@ class _Kernel(mtf.Operation):
         name: str,
         gradient: SliceFunction | None,
         recompute: bool,
+        flops: float,
+        kept: Sequence[Kept] | None,
     ) -> None:
-        super().__init__(list(inputs), name=name)
+        shapes, dtypes = [mtf.Shape(shape) for shape, _ in outputs], [dtype for _, dtype in outputs]
+        super().__init__(fn, list(inputs), shapes, dtypes, list(splittable), name=name)
+        self._outputs = [mtf.Tensor(self, x.shape, x.dtype, index=i) for i, x in enumerate(self.outputs)]
         self.fn, self.fn_gradient, self.recompute = fn, gradient, recompute
-        self.splittable = [dim.name for dim in splittable]
-        self._outputs = [mtf.Tensor(self, mtf.Shape(shape), dtype, index=i) for i, (shape, dtype) in enumerate(outputs)]
-        self._splittable_dims, self._unsplittable_dims = self._initialize_splittable_and_unsplittable_dims(
-            "unsplittable", self.splittable
-        )
+        self.splittable, self.flops = [dim.name for dim in splittable], flops
+        if kept is None:
+            kept = [x for x in [*inputs, *(self.outputs if gradient else [])] if x.dtype.is_floating]
+        self.kept = list(kept)
 
     def gradient(self, grad_ys: list[mtf.Tensor | None]) -> list[mtf.Tensor | None]:
-        return _KernelGradient(self, grad_ys).by_input
+        return KernelGradient(self, grad_ys).by_input
 
     def lower(self, lowering: mtf.Lowering) -> None:
         mesh_impl = lowering.mesh_impl(self)
-        for tensor in self.inputs + self.outputs:
-            for dim, axis in zip(
-                tensor.shape.dims, mesh_impl.tensor_layout(tensor).tensor_axis_to_mesh_axis, strict=True
-            ):
-                if axis is not None and dim.name not in self.splittable:
+        for shape in (x.shape for x in self.inputs + self.outputs):
+            for dim in shape.dims:
+                if dim.name not in self.splittable and mesh_impl.tensor_dimension_to_mesh_axis(dim) is not None:
                     raise ValueError(
-                        f"{self.name}: dimension {dim} of {tensor.shape} is split, but this operation needs it whole"
+                        f"{self.name}: dimension {dim} of {shape} is split, but this operation needs it whole"
                     )
-        values = mesh_impl.slicewise(self.fn, *[laid_out(lowering, x) for x in self.inputs])
-        for output, value in zip(self.outputs, values if len(self.outputs) > 1 else (values,), strict=True):
-            lowering.set_tensor_lowering(output, value)
+        super().lower(lowering)
 
 
-class _KernelGradient(mtf.Operation):
-    def __init__(self, forward: _Kernel, grad_ys: list[mtf.Tensor | None]) -> None:
-        self.forward = forward
+class KernelGradient(SliceOperation):
+    def __init__(self, forward: Kernel, grad_ys: list[mtf.Tensor | None]) -> None:
+        self.forward, self.flops = forward, 2.0 * forward.flops
         self.given = [dy is not None for dy in grad_ys]
-        kept = forward.outputs if forward.fn_gradient else []
+        results = forward.outputs if forward.fn_gradient else []
         given = [dy for dy in grad_ys if dy is not None]
-        super().__init__([*forward.inputs, *kept, *given], name=f"{forward.name}_grad")
+        super().__init__([*forward.inputs, *results, *given], name=f"{forward.name}_grad")
         self.wanted = [x for x in forward.inputs if x.dtype.is_floating]
         self._outputs = [mtf.Tensor(self, x.shape, x.dtype, index=i) for i, x in enumerate(self.wanted)]
         self._splittable_dims, self._unsplittable_dims = self._initialize_splittable_and_unsplittable_dims(
@@ -108,13 +142,15 @@ class _KernelGradient(mtf.Operation):
         gradients = iter(self.outputs)
         return [next(gradients) if x.dtype.is_floating else None for x in self.forward.inputs]
 
+    def summed(self, output: mtf.Tensor) -> set[str]:
+        del output
+        return {name for x in self.forward.inputs + self.forward.outputs for name in x.shape.dimension_names}
+
     def lower(self, lowering: mtf.Lowering) -> None:
-        mesh_impl = lowering.mesh_impl(self)
         work = self._given if self.forward.fn_gradient else self._differentiated
-        values = mesh_impl.slicewise(work, *[laid_out(lowering, x) for x in self.inputs])
-        worked = split_axes(mesh_impl, self.forward.inputs + self.forward.outputs)
+        values = lowering.mesh_impl(self).slicewise(work, *[laid_out(lowering, x) for x in self.inputs])
         for output, value in zip(self.outputs, values if len(self.outputs) > 1 else (values,), strict=True):
-            lowering.set_tensor_lowering(output, sum_over(mesh_impl, value, worked - split_axes(mesh_impl, [output])))
+            self._set_output(lowering, output, value)
 
     def _given(self, *args: tf.Tensor) -> Any:
         """By the forward operation's own gradient."""
@@ -158,15 +194,15 @@ def sum_over(mesh_impl: Any, value: Any, axes: set[int]) -> Any:
 
 def cast_sum(x: mtf.Tensor, dtype: tf.DType) -> mtf.Tensor:
     """`mtf.cast`, but for sums over devices that x still waits for: they come after it."""
-    return x if x.dtype == dtype else _Linear(lambda t: tf.cast(t, dtype), x, [], dtype, "cast_sum").outputs[0]
+    return x if x.dtype == dtype else LinearOperation(lambda t: tf.cast(t, dtype), x, [], dtype, "cast_sum").outputs[0]
 
 
 def scaled(x: mtf.Tensor, scale: mtf.Tensor) -> mtf.Tensor:
     """x times a scalar; sums over devices that x still waits for come after it."""
-    return _Linear(lambda t, s: t * tf.cast(s, t.dtype), x, [scale], x.dtype, "scaled").outputs[0]
+    return LinearOperation(lambda t, s: t * tf.cast(s, t.dtype), x, [scale], x.dtype, "scaled").outputs[0]
 
 
-class _Linear(mtf.Operation):
+class LinearOperation(mtf.Operation):
     """A function that is linear in its first input, whose pending all-reduce stays pending."""
 
     def __init__(
@@ -202,7 +238,7 @@ def embedding_lookup(table: mtf.Tensor, ids: mtf.Tensor, rows: mtf.Dimension) ->
     return _EmbeddingLookup(table, ids, rows).outputs[0]
 
 
-class _EmbeddingLookup(mtf.Operation):
+class _EmbeddingLookup(SliceOperation):
     """Each slice looks up the ids in its range of rows and leaves zeros for others; summing over slices of rows
     completes it.
     """
@@ -218,6 +254,10 @@ class _EmbeddingLookup(mtf.Operation):
         table, ids = self.inputs
         return [_EmbeddingGradient(table, ids, grad_ys[0]).outputs[0], None]
 
+    def summed(self, output: mtf.Tensor) -> set[str]:
+        del output
+        return {self.rows.name}
+
     def lower(self, lowering: mtf.Lowering) -> None:
         mesh_impl = lowering.mesh_impl(self)
         table, ids = self.inputs
@@ -230,17 +270,20 @@ class _EmbeddingLookup(mtf.Operation):
         value = mesh_impl.slicewise(
             lookup, laid_out(lowering, table), laid_out(lowering, ids), first_index(mesh_impl, table.shape, self.rows)
         )
-        axis = mesh_impl.tensor_dimension_to_mesh_axis(self.rows)
-        lowering.set_tensor_lowering(self.outputs[0], sum_over(mesh_impl, value, set() if axis is None else {axis}))
+        self._set_output(lowering, self.outputs[0], value)
 
 
-class _EmbeddingGradient(mtf.Operation):
+class _EmbeddingGradient(SliceOperation):
     """Adds each position's gradient to the row it came from; summed over the mesh axes that split the ids."""
 
     def __init__(self, table: mtf.Tensor, ids: mtf.Tensor, dy: mtf.Tensor) -> None:
         super().__init__([ids, dy], name="embedding_lookup_grad")
         self._outputs = [mtf.Tensor(self, table.shape, dy.dtype)]
         self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
+
+    def summed(self, output: mtf.Tensor) -> set[str]:
+        del output
+        return set(self.inputs[0].shape.dimension_names)
 
     def lower(self, lowering: mtf.Lowering) -> None:
         mesh_impl = lowering.mesh_impl(self)
@@ -257,7 +300,7 @@ class _EmbeddingGradient(mtf.Operation):
         value = mesh_impl.slicewise(
             scatter, laid_out(lowering, ids), laid_out(lowering, dy), first_index(mesh_impl, shape, shape.dims[0])
         )
-        lowering.set_tensor_lowering(self.outputs[0], sum_over(mesh_impl, value, split_axes(mesh_impl, [ids])))
+        self._set_output(lowering, self.outputs[0], value)
 
 
 def first_index(mesh_impl: Any, shape: mtf.Shape, dim: mtf.Dimension) -> Any:

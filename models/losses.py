@@ -30,7 +30,8 @@ def cross_entropy(ctx: Context, logits: mtf.Tensor, labels: mtf.Tensor) -> tuple
         chosen = tf.one_hot(labels, wide.shape[-1], dtype=dtype)  # fused by XLA: no array of that size is made
         return log_z - tf.reduce_sum(wide * chosen, -1), log_z
 
-    nll, log_z = kernel(nll_and_log_z, [logits, labels], [(shape, dtype)] * 2, shape.dims, "cross_entropy")
+    outputs, wide_logits = [(shape, dtype)] * 2, (logits.shape, dtype)
+    nll, log_z = kernel(nll_and_log_z, [logits, labels], outputs, shape.dims, "cross_entropy", kept=[wide_logits])
     return nll, log_z
 
 

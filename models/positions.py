@@ -118,7 +118,7 @@ class Rotary(PositionEmbedding):
             return tf.cast(tf.concat([first * cos - second * sin, second * cos + first * sin], -1), x.dtype)
 
         splittable = [dims.batch, dims.sequence, dims.heads]
-        return kernel(rotate, [x, positions], [(x.shape, x.dtype)], splittable, "rotary")[0]
+        return kernel(rotate, [x, positions], [(x.shape, x.dtype)], splittable, "rotary", kept=[])[0]  # linear in x
 
 
 POSITIONS: dict[str, PositionEmbedding] = {

@@ -1,8 +1,10 @@
-"""What a model weighs, from its graph, with nothing allocated."""
+"""The weights of a model, from its graph, with nothing allocated."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from gpt_mesh.meshes.compat import mtf
@@ -18,13 +20,7 @@ import tensorflow as tf  # isort: skip
 @functools.lru_cache(maxsize=8)
 def weight_shapes(model: ModelConfig) -> dict[str, mtf.Shape]:
     """Dimensions of a model's weights by their names, at any size: the mesh graph is built, but not lowered."""
-
-    def name_only(getter: Any, name: str, **unused: Any) -> _Named:
-        del getter, unused
-        return _Named(f"{name}:0")
-
-    v1 = tf.compat.v1
-    with tf.Graph().as_default(), v1.variable_scope(v1.get_variable_scope(), custom_getter=name_only):
+    with unallocated():
         mesh = mtf.Mesh(mtf.Graph(), "mesh")
         dims = Dims.of(model, 1, model.n_ctx)
         ctx = Context(mesh=mesh, dims=dims, model=model, dtype=tf.float32, axes={}, init_seed=0)
@@ -35,6 +31,19 @@ def weight_shapes(model: ModelConfig) -> dict[str, mtf.Shape]:
 def weight_count(model: ModelConfig) -> int:
     """Trained parameters of a model."""
     return sum(shape.size for shape in weight_shapes(model).values())
+
+
+@contextmanager
+def unallocated() -> Iterator[None]:
+    """Variables of mesh graphs that are built inside have names and shapes, but no memory."""
+
+    def name_only(getter: Any, name: str, **unused: Any) -> _Named:
+        del getter, unused
+        return _Named(f"{name}:0")
+
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.variable_scope(v1.get_variable_scope(), custom_getter=name_only):
+        yield
 
 
 class _Named:

@@ -51,7 +51,7 @@ def cross_entropy(
     return objective, nll
 
 
-class _CrossEntropy(mtf.Operation):
+class _CrossEntropy(kernels.SliceOperation):
     """Outputs: the two sums, and the gradients of the first with respect to x and the weight."""
 
     def __init__(
@@ -60,6 +60,7 @@ class _CrossEntropy(mtf.Operation):
         super().__init__([x, weight, labels, shares], name="vocabulary_loss")
         self.dtype, self.z_loss = ctx.statistics_dtype, z_loss
         self.rows_are_vocab = weight.shape.dims[0] == ctx.dims.vocab
+        self.flops = 6.0 * labels.shape.size * weight.shape.size  # logits, and the gradients of both their factors
         self.by_native = ctx.cpu_products and x.dtype == weight.dtype == tf.float32 and native.known()
         scalar = mtf.Shape([])
         outputs = [(scalar, self.dtype), (scalar, self.dtype), (x.shape, x.dtype), (weight.shape, weight.dtype)]
@@ -75,12 +76,22 @@ class _CrossEntropy(mtf.Operation):
         return [dx, dweight, None, None]
 
     def lower(self, lowering: mtf.Lowering) -> None:
-        mesh_impl = lowering.mesh_impl(self)
-        values = mesh_impl.slicewise(self._slice, *[kernels.laid_out(lowering, x) for x in self.inputs])
-        worked = kernels.split_axes(mesh_impl, self.inputs)
+        operands = [kernels.laid_out(lowering, x) for x in self.inputs]
+        values = lowering.mesh_impl(self).slicewise(self._slice, *operands)
         for output, value in zip(self.outputs, values, strict=True):
-            missing = worked - kernels.split_axes(mesh_impl, [output])
-            lowering.set_tensor_lowering(output, kernels.sum_over(mesh_impl, value, missing))
+            self._set_output(lowering, output, value)
+
+    def summed(self, output: mtf.Tensor) -> set[str]:
+        del output
+        return {name for x in self.inputs for name in x.shape.dimension_names}
+
+    def workspace(self, tokens: float, on_cpu: bool) -> float:
+        """Bytes of logits, and of their gradient, that a device holds at a time for its `tokens`."""
+        vocab = self.inputs[1].shape.dims[0 if self.rows_are_vocab else 1].size
+        if self.by_native:
+            return 4.0 * min(tokens, CPU_TOKENS) * vocab
+        limit = CPU_BYTES if on_cpu else GPU_BYTES
+        return 2 * min(4.0 * tokens * vocab, limit) * self.inputs[0].dtype.size / 4
 
     def _slice(self, x: tf.Tensor, weight: tf.Tensor, labels: tf.Tensor, shares: tf.Tensor) -> tuple[tf.Tensor, ...]:
         width, vocab = x.shape[-1], weight.shape[0 if self.rows_are_vocab else 1]

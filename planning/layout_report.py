@@ -12,7 +12,8 @@ from gpt_mesh.errors import InputError
 from gpt_mesh.meshes.devices import choose_devices
 from gpt_mesh.meshes.fitting import fit_sizes
 from gpt_mesh.meshes.limits import as_keys, layout_text, shape_text
-from gpt_mesh.planning.layout_search import Candidate, best_layouts, candidate, limits_of, mesh_shapes
+from gpt_mesh.planning.graph import limits_of
+from gpt_mesh.planning.layout_search import Candidate, best_layouts, candidate, mesh_shapes
 from gpt_mesh.planning.metrics import human_bytes
 from gpt_mesh.storage import files
 
@@ -31,8 +32,7 @@ EFFECTS = {
 
 
 def devices_of(config: Config, requested: Sequence[str] | None) -> int:
-    """How many devices to find a layout for: those requested, else those of the config's mesh, else those of this host.
-    """
+    """How many devices to find a layout for: those requested, else those of the config's mesh, else those of this host."""
     if requested is None and config.mesh.size > 1:
         return config.mesh.size
     return len(choose_devices(requested))

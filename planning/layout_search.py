@@ -13,8 +13,8 @@ from functools import cached_property
 from gpt_mesh.config import Config
 from gpt_mesh.meshes.devices import MeshPlan
 from gpt_mesh.meshes.limits import Limits, Rules, Sizes
-from gpt_mesh.models.dims import layout_tensors
 from gpt_mesh.planning.costs import Cost, step_cost
+from gpt_mesh.planning.graph import limits_of
 from gpt_mesh.planning.memory import training_memory
 
 # Within this share of the least, memory or time is as good as the least.
@@ -46,11 +46,6 @@ class Candidate:
     def cost(self) -> Cost:
         """Work and communication."""
         return step_cost(self.config, self.plan)
-
-
-def limits_of(config: Config) -> Limits:
-    """What the model, at its training batch, allows a layout."""
-    return Limits(layout_tensors(config.model, config.training.train_batch_size))
 
 
 def candidate(config: Config, limits: Limits, sizes: Sizes, rules: Rules) -> Candidate:
@@ -106,7 +101,7 @@ def layouts(limits: Limits, sizes: Sizes) -> Iterator[dict[str, str]]:
         yield from extend(rules, rest[1:])
         for axis in axes:
             beside = [held for held, other in rules.items() if other == axis]
-            apart = all(frozenset((name, held)) not in limits.together for held in beside)
+            apart = not any(limits.shared(name, held) for held in beside)
             if apart and limits.splittable[name] % sizes[axis] == 0:
                 yield from extend({**rules, name: axis}, rest[1:])
 

@@ -6,8 +6,8 @@ import re
 
 import tensorflow as tf
 
-from gpt_mesh.config import ModelConfig
-from gpt_mesh.models.attention.linear import CHUNK
+from gpt_mesh.config import Config
+from gpt_mesh.planning.graph import model_flops
 
 # Dense matmul peaks in FLOP/s from the makers' data sheets, by a part of the device's name and precision. float32 is
 # TF32 where the device has it: TensorFlow multiplies float32 matrices so by default.
@@ -23,41 +23,15 @@ PEAK_FLOPS: dict[str, dict[str, float]] = {
 }
 
 
-def flops_per_token(model: ModelConfig) -> float:
+def flops_per_token(config: Config) -> float:
     """Matmul FLOPs to train on one token: forward, and twice that backward.
 
-    Counted as in PaLM (Chowdhery et al., 2022, arXiv:2204.02311, appendix B): two a weight that multiplies, plus scores
-    and weighted sums of attention over every position of the context, or of the window where attention is local.
-    Recomputed activations and the causal half that is masked are not taken off or added. Of a mixture's experts, those
-    count that there is room for in training.
+    Counted as in PaLM (Chowdhery et al., 2022, arXiv:2204.02311, appendix B): two for each weight that multiplies, plus
+    the scores and weighted sums of attention over every position of the context, or of the window where attention is
+    local. Recomputed activations and the causal half that is masked are neither added nor subtracted. Of a mixture's
+    experts, as many count as there is room for in training; the matmuls that bring tokens to them do not.
     """
-    width = model.n_embd
-    layers = zip(range(model.n_layer), model.attention_types, strict=True)
-    products = sum(_attention(model, kind) + _feed_forwards(model, number) for number, kind in layers)
-    return 3.0 * 2.0 * (products + width * model.n_vocab)
-
-
-def _attention(model: ModelConfig, kind: str) -> float:
-    """Multiplications for one token in an attention layer."""
-    width = model.n_embd
-    if kind == "none":
-        return 0
-    if kind == "linear":  # weights of pairs within a chunk, the sum's update, and its reading
-        seen: float = min(CHUNK, model.n_ctx) + model.head_size
-    else:
-        seen = (min(model.local_attention_radius, model.n_ctx) if kind == "local" else model.n_ctx) + model.num_mem_kv
-    return 4 * width * width + 2 * width * seen
-
-
-def _feed_forwards(model: ModelConfig, layer: int) -> float:
-    """Multiplications for one token in the feed-forward parts of a block."""
-    width, moe = model.n_embd, model.moe_params
-    dense = (12 if model.mlp_glu else 8) * width * width
-    before = dense if model.macaron else 0
-    if layer not in model.moe_layers:
-        return before + dense
-    experts = min(moe.moe_capacity_factor_train, moe.moe_num_experts)
-    return before + width * moe.moe_num_experts + experts * 2 * width * (moe.moe_hidden_size or 4 * width)
+    return model_flops(config) / (config.training.train_batch_size * config.model.n_ctx)
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:

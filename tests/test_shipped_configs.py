@@ -64,4 +64,4 @@ def test_the_13b_training_step_is_built_whole_and_allocates_nothing():
     assert held < 16e9 < 4 * weights, "the float32 weights alone would take 51 GB"
     matrices = layers * 12 * width**2 + vocab * width
     seen = layers // 2 * (context + config.model.local_attention_radius)  # keys, over all layers
-    assert flops_per_token(config.model) == 6.0 * (matrices + 2 * width * seen)
+    assert flops_per_token(config) == 6.0 * (matrices + 2 * width * seen)

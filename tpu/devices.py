@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +15,7 @@ from gpt_mesh.config import Config
 from gpt_mesh.errors import InputError
 from gpt_mesh.meshes.devices import MeshPlan
 from gpt_mesh.meshes.layouts import plan_mesh
+from gpt_mesh.meshes.limits import Limits
 from gpt_mesh.tpu.simd import CpuMesh, SimdMesh
 
 REHEARSAL = "cpu"  # the name that runs TPUEstimator without a TPU
@@ -48,12 +48,12 @@ class Tpu:
         return [f"/device:{kind}:{i}" for i in range(self.cores)]
 
     def plan(
-        self, config: Config, tensors: Mapping[str, mtf.Shape], *, training: bool = False, fit: bool = False
+        self, config: Config, limits: Limits, *, training: bool = False, fit: bool = False
     ) -> MeshPlan:
         """The config's mesh over the cores; fitted to them, if it is made for another number.
 
         Args:
-            tensors: the shapes that the layout has to agree with (`models.dims.layout_tensors`).
+            limits: what the model allows a layout (`planning.graph.limits_of`).
             training: all cores have to be of use, and the mesh has to be made for them unless `fit`.
 
         Raises:
@@ -68,7 +68,7 @@ class Tpu:
                 f'{config.source}: "mesh_shape": "{mesh.mesh_shape}" is for {_count(mesh.size)}, but TPU {self.name} '
                 f"has {cores}; {suggestion}, add --fit_mesh, or name another TPU"
             )
-        plan = plan_mesh(config, tensors, self.devices(), fit=fit or not training, chosen=True, training=training)
+        plan = plan_mesh(config, limits, self.devices(), fit=fit or not training, chosen=True, training=training)
         if len(plan.devices) == cores:
             return plan
         # A TPU is used as a whole: cores that the layout has no use for do the same as others.

@@ -18,8 +18,8 @@ from gpt_mesh.config import Config
 from gpt_mesh.engine import checkpoints
 from gpt_mesh.inputs import TrainingData
 from gpt_mesh.meshes.devices import MeshPlan
-from gpt_mesh.models.dims import layout_tensors
 from gpt_mesh.objectives.registry import objective_of
+from gpt_mesh.planning.graph import limits_of
 from gpt_mesh.sample import Batch, BatchState, Chunk
 from gpt_mesh.storage.progress import log
 from gpt_mesh.tpu import devices
@@ -168,7 +168,7 @@ def tpu_engine(config: Config, name: str) -> TpuEngine:
         InputError: see `devices.find`.
     """
     tpu = devices.find(name, config)
-    plan = tpu.plan(config, layout_tensors(config.model, config.training.train_batch_size))
+    plan = tpu.plan(config, limits_of(config))
     if plan.notice:
         log.info(plan.notice)
     return TpuEngine(config, plan, tpu)

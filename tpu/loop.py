@@ -15,7 +15,7 @@ from gpt_mesh.evaluation.statistics import Metrics
 from gpt_mesh.evaluation.tasks import tasks_of
 from gpt_mesh.generation.decoder import Decoder
 from gpt_mesh.inputs import TrainingData
-from gpt_mesh.models.dims import layout_tensors
+from gpt_mesh.planning.graph import limits_of
 from gpt_mesh.storage import heartbeat
 from gpt_mesh.storage.json_lines import JsonLines
 from gpt_mesh.storage.progress import alive, log
@@ -59,8 +59,7 @@ class TpuTrainer:
         """
         self.config, self.tpu, self.new, self.sacred_id = config, tpu, new, sacred_id
         self.directory, self.steps_per_checkpoint = config.training.model_path, steps_per_checkpoint
-        tensors = layout_tensors(config.model, config.training.train_batch_size)
-        plan = tpu.plan(config, tensors, training=True, fit=fit_mesh)
+        plan = tpu.plan(config, limits_of(config), training=True, fit=fit_mesh)
         self.checkpoint = None if new else checkpoints.latest(self.directory)
         if self.checkpoint is not None:
             check_resumable(config, self.checkpoint)

@@ -309,7 +309,7 @@ class Trainer:
         """Model FLOPs utilisation; None where the devices' peak is not known."""
         if tokens_per_second is None or self.peak is None:
             return None
-        return tokens_per_second * flops_per_token(self.config.model) / self.peak
+        return tokens_per_second * flops_per_token(self.config) / self.peak
 
     def _save(self) -> None:
         """Start to write a checkpoint, once the one before it is written.

@@ -109,7 +109,7 @@ def header(config: Config, plan: MeshPlan) -> list[str]:
     return [
         f"config {config.source} (every key as run: {as_run})",
         *_settings(config),
-        f"{weight_count(config.model):,} parameters, {flops_per_token(config.model) / 1e6:.1f} MFLOP a trained token",
+        f"{weight_count(config.model):,} parameters, {flops_per_token(config) / 1e6:.1f} MFLOP a trained token",
         f"memory of each device, about {human_bytes(sum(memory.values()))}: {parts}",
         *_snapshot_line(config),
         f"devices {', '.join(name.lstrip('/') for name in plan.devices)}; mesh "

@@ -80,19 +80,31 @@ class Problem:
         extra: list[mtf.Tensor] | None = None,
         gradient: Callable[..., tuple[tf.Tensor, ...]] | None = None,
         log_sums: bool = False,
+        keys_met: mtf.Dimension | None = None,
     ) -> mtf.Tensor:
         """Run `fn` on slices of q, k, v and `extra`: [batch, sequence, heads, features_per_head].
 
         Args:
             gradient: of `fn`: see `kernel`.
             log_sums: `fn` also returns the logarithm of each softmax's denominator, float32 [batch, heads, sequence].
+            keys_met: the keys whose logits `fn` computes for each query, where the backward pass keeps its weights.
         """
         dims, q = self.ctx.dims, self.heads.q
         outputs = [(q.shape, q.dtype)]
         if log_sums:
             outputs.append((mtf.Shape([dims.batch, dims.heads, dims.sequence]), tf.float32))
-        operands = [q, self.k, self.v, *(extra or [])]
-        return kernel(fn, operands, outputs, [dims.batch, dims.heads], "attend", gradient)[0]
+        operands, split, kept = [q, self.k, self.v, *(extra or [])], [dims.batch, dims.heads], None
+        if keys_met is not None:  # the weights, and their gradient
+            weights = mtf.Shape([dims.batch, dims.heads, dims.sequence, keys_met]), self.ctx.statistics_dtype
+            kept = [*(x for x in operands if x.dtype.is_floating), weights, weights]
+        return kernel(fn, operands, outputs, split, "attend", gradient, flops=self.flops, kept=kept)[0]
+
+    @property
+    def flops(self) -> float:
+        """Of logits and weighted sums, over all keys in the window of a query, those of the future included."""
+        seen = self.ctx.dims.memory_length.size
+        seen = seen if self.view.window is None else min(seen, self.view.window)
+        return 4.0 * self.heads.q.shape.size * (seen + self.ctx.model.num_mem_kv)
 
 
 class Backend(abc.ABC):

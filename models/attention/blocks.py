@@ -35,7 +35,8 @@ class Blocks(Backend):
             added = None if bias is None else lambda query, key: bias.function(query, key, *operands)
             return attend(q, k, v, learned, size=size, view=problem.view, dtype=ctx.statistics_dtype, bias=added)
 
-        return problem.run(by_blocks, [*memory, *([] if bias is None else bias.operands)])
+        keys_met = mtf.Dimension("block_keys", _neighbours(problem.view.causal) * size)
+        return problem.run(by_blocks, [*memory, *([] if bias is None else bias.operands)], keys_met=keys_met)
 
 
 def _size(problem: Problem) -> int | None:

@@ -95,7 +95,21 @@ def _attend(ctx: Context, heads: Heads, v: mtf.Tensor) -> mtf.Tensor:
         return tf.cast(attend_all(wide_q, wide_k, wide_v, wide_memory), q.dtype)
 
     outputs = [(whole[0].shape, heads.q.dtype)]
-    out = kernel(slices, [*whole, *heads.memory], outputs, [dims.batch, dims.heads], "linear_attention")
+    chunk = mtf.Dimension("chunk", min(CHUNK, dims.sequence.size))
+    chunks = mtf.Dimension("chunks", -(-dims.sequence.size // CHUNK) if ctx.causal else 1)
+    state = [dims.batch, dims.heads, dims.features_per_head, dims.value_features]
+    inside = [[dims.batch, dims.heads, dims.whole_sequence, chunk], [*state, chunks]]
+    shapes = [(mtf.Shape(shape), ctx.statistics_dtype) for shape in inside]
+    out = kernel(
+        slices,
+        [*whole, *heads.memory],
+        outputs,
+        [dims.batch, dims.heads],
+        "linear_attention",
+        # Weights of the pairs in a chunk and their weighted sums; the sums over positions, and what queries read there.
+        flops=4.0 * heads.q.shape.size * (chunk.size + dims.value_features.size),
+        kept=[*whole, *heads.memory, *shapes, *shapes],  # and their gradients
+    )
     return mtf.replace_dimensions(out[0], dims.whole_sequence, dims.sequence)
 
 

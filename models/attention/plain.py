@@ -32,7 +32,8 @@ class Plain(Backend):
             return slices.attend([*slices.learned(wide_q, "bqhf", rest[:learned]), keys], v.dtype)
 
         bias = [] if heads.bias is None else heads.bias.operands
-        return problem.run(attend, [heads.positions, *heads.memory, *bias])
+        keys_met = problem.ctx.dims.memory_length
+        return problem.run(attend, [heads.positions, *heads.memory, *bias], keys_met=keys_met)
 
 
 class OnMesh(Backend):

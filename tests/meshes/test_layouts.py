@@ -10,15 +10,14 @@ from gpt_mesh.config import Config, load_config
 from gpt_mesh.errors import InputError
 from gpt_mesh.meshes.devices import MeshPlan
 from gpt_mesh.meshes.layouts import plan_mesh
-from gpt_mesh.models.dims import layout_tensors
+from gpt_mesh.planning.graph import limits_of
 from tests.support.models import tiny_config
 from tests.test_config import SHIPPED
 
 
 def plan_for(config: Config, n_devices: int, *, fit=False, chosen=True, training=False, kind="CPU") -> MeshPlan:
     names = [f"/device:{kind}:{i}" for i in range(n_devices)]
-    tensors = layout_tensors(config.model, config.training.train_batch_size)
-    return plan_mesh(config, tensors, names, fit=fit, chosen=chosen, training=training)
+    return plan_mesh(config, limits_of(config), names, fit=fit, chosen=chosen, training=training)
 
 
 def plan(n_devices=1, *, fit=False, chosen=True, training=False, kind="CPU", **keys):

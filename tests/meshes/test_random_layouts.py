@@ -16,7 +16,7 @@ from gpt_mesh.engine.engine import DeviceEngine
 from gpt_mesh.errors import InputError
 from gpt_mesh.meshes.devices import choose_devices
 from gpt_mesh.meshes.layouts import plan_mesh
-from gpt_mesh.models.dims import layout_tensors
+from gpt_mesh.planning.graph import limits_of
 from gpt_mesh.sample import Batch, build_generate
 from tests.support.models import cpu_names, tiny_config
 
@@ -51,9 +51,8 @@ def random_keys(rng: random.Random) -> dict[str, Any]:
 
 def planned(keys):
     config = tiny_config(**keys)
-    tensors = layout_tensors(config.model, config.training.train_batch_size)
     devices = choose_devices(cpu_names(config.mesh.size))
-    return config, plan_mesh(config, tensors, devices, fit=False, chosen=True)
+    return config, plan_mesh(config, limits_of(config), devices, fit=False, chosen=True)
 
 
 def check_refusal(keys, message):

@@ -176,6 +176,6 @@ def test_initial_weights_do_not_depend_on_the_mesh_or_on_what_creates_them_first
 def test_a_context_knows_which_dimensions_its_mesh_splits():
     config = tiny_config()
     ctx = model_fns.make_context(config, mesh_of("x:2,y:1", "batch:x,vocab:y"), 4, 16)
-    assert ctx.split == {"batch"}, "a mesh dimension of size 1 splits nothing"
+    assert set(ctx.axes) == {"batch"}, "a mesh dimension of size 1 splits nothing"
     assert ctx.is_whole(ctx.dims.vocab, ctx.dims.embd)
     assert not ctx.is_whole(ctx.dims.vocab, ctx.dims.batch)

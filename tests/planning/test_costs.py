@@ -78,7 +78,7 @@ def test_operations_are_those_of_the_model():
     config, plan = planned({})
     tokens = 8 * 64
     cost = step_cost(config, plan)
-    assert cost.flops == pytest.approx(tokens * flops_per_token(config.model))
+    assert cost.flops == pytest.approx(tokens * flops_per_token(config))
     assert (cost.repeated, cost.sent, cost.messages) == (1.0, 0.0, 0.0)
 
 

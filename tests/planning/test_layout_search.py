@@ -14,9 +14,9 @@ from gpt_mesh.errors import InputError
 from gpt_mesh.meshes.devices import MeshPlan
 from gpt_mesh.meshes.layouts import plan_mesh
 from gpt_mesh.meshes.limits import layout_text, shape_text
-from gpt_mesh.models.dims import layout_tensors
+from gpt_mesh.planning.graph import limits_of
 from gpt_mesh.planning.layout_report import find_layouts, report, write_applied
-from gpt_mesh.planning.layout_search import AS_GOOD, best_layouts, candidate, layouts, limits_of, mesh_shapes
+from gpt_mesh.planning.layout_search import AS_GOOD, best_layouts, candidate, layouts, mesh_shapes
 from gpt_mesh.planning.memory import training_memory
 from tests.support.models import tiny_config
 from tests.test_config import SHIPPED
@@ -86,12 +86,11 @@ def test_every_shipped_config_gets_layouts_that_it_may_use(name):
     devices = config.mesh.size if config.mesh.size > 1 else 8
     for keep_mesh in (True, False):
         found = find_layouts(config, devices, keep_mesh=keep_mesh)
-        tensors = layout_tensors(config.model, config.training.train_batch_size)
         for each in found:
             mesh = type(config.mesh)(mesh_shape=shape_text(each.plan.shape), layout=layout_text(each.plan.rules))
             applied = type(config)(**{**vars(config), "mesh": mesh})
             names = [f"/device:CPU:{i}" for i in range(devices)]
-            assert plan_mesh(applied, tensors, names, fit=False, chosen=True).shape == each.plan.shape
+            assert plan_mesh(applied, limits_of(applied), names, fit=False, chosen=True).shape == each.plan.shape
         assert all("{" not in line for line in report(config, devices, found))
 
 

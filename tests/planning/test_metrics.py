@@ -36,13 +36,13 @@ def test_flops_of_a_small_model_counted_by_hand():
     scores_and_sums_local = 2 * 5 * 8 + 2 * 5 * 8
     logits = 2 * 8 * 50
     forward = 2 * (projections + feed_forward) + scores_and_sums_global + scores_and_sums_local + logits
-    assert flops_per_token(config.model) == 3 * forward
+    assert flops_per_token(config) == 3 * forward
 
 
 def test_a_window_wider_than_the_context_costs_the_context():
     keys = {"attention_types": [[["local"], 2]], "n_ctx": 16}
-    wide = flops_per_token(tiny_config(**keys, local_attention_radius=1000).model)
-    assert wide == flops_per_token(tiny_config(**keys | {"attention_types": [[["global"], 2]]}).model)
+    wide = flops_per_token(tiny_config(**keys, local_attention_radius=1000))
+    assert wide == flops_per_token(tiny_config(**keys | {"attention_types": [[["global"], 2]]}))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from gpt_mesh.engine.engine import DeviceEngine
 from gpt_mesh.errors import InputError
 from gpt_mesh.meshes.devices import MeshPlan, choose_devices
 from gpt_mesh.meshes.layouts import plan_mesh
-from gpt_mesh.models.dims import layout_tensors
+from gpt_mesh.planning.graph import limits_of
 from gpt_mesh.sample import Row
 from tests.support.decoding import generate
 from tests.support.models import cpu_names, enlarge_weights, token_batch
@@ -41,9 +41,8 @@ def accepted(values: Mapping[str, Any]) -> Accepted | InputError:
     """What becomes of flat keys before any graph is built, as in `api.train`, on as many CPU devices as asked for."""
     try:
         config = parse_config(values, SOURCE, Path(__file__).parent)
-        tensors = layout_tensors(config.model, config.training.train_batch_size)
         devices = choose_devices(cpu_names(min(config.mesh.size, 8)))
-        return Accepted(config, plan_mesh(config, tensors, devices, fit=False, chosen=True))
+        return Accepted(config, plan_mesh(config, limits_of(config), devices, fit=False, chosen=True))
     except InputError as refusal:
         return refusal
 

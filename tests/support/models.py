@@ -18,7 +18,7 @@ from gpt_mesh.engine.engine import DeviceEngine
 from gpt_mesh.meshes.devices import MeshPlan, choose_devices
 from gpt_mesh.meshes.layouts import plan_mesh
 from gpt_mesh.meshes.variables import VariableStore
-from gpt_mesh.models.dims import layout_tensors
+from gpt_mesh.planning.graph import limits_of
 
 Dim = mtf.Dimension
 # Where one layer shows as much as two, in half the time.
@@ -51,9 +51,9 @@ def cpu_names(count: int) -> list[str]:
 
 def make_engine(config: Config, *, compiled: bool | None = None) -> DeviceEngine:
     """An engine on as many CPU devices as the config's mesh has."""
-    tensors = layout_tensors(config.model, config.training.train_batch_size)
     devices = choose_devices(cpu_names(config.mesh.size))
-    return DeviceEngine(config, plan_mesh(config, tensors, devices, fit=False, chosen=True), compiled=compiled)
+    plan = plan_mesh(config, limits_of(config), devices, fit=False, chosen=True)
+    return DeviceEngine(config, plan, compiled=compiled)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from gpt_mesh.config import Config
-from gpt_mesh.models.dims import layout_tensors
+from gpt_mesh.planning.graph import limits_of
 from gpt_mesh.tpu.devices import Tpu
 from gpt_mesh.tpu.engine import TpuEngine
 from gpt_mesh.tpu.estimator import Host
@@ -69,7 +69,7 @@ def stand_in_tpu(monkeypatch: Any, chips: tuple[int, int]) -> Tpu:
 
 def tpu_engine(config: Config, tpu: Tpu) -> TpuEngine:
     """An engine for the config's mesh."""
-    plan = tpu.plan(config, layout_tensors(config.model, config.training.train_batch_size), training=True)
+    plan = tpu.plan(config, limits_of(config), training=True)
     return TpuEngine(config, plan, tpu)
 
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from gpt_mesh import main
 from gpt_mesh.errors import InputError
-from gpt_mesh.models.dims import layout_tensors
+from gpt_mesh.planning.graph import limits_of
 from gpt_mesh.tpu import devices as tpu
 from gpt_mesh.tpu.simd import bfloat16_parts, logical_to_physical
 from tests.support.models import tiny_config
@@ -98,29 +98,29 @@ def test_colab_tells_where_its_tpu_is(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_mesh_has_to_be_as_large_as_the_tpu_to_train() -> None:
     config = tiny_config(train_batch_size=12, **MESH)
-    tensors = layout_tensors(config.model, 12)
+    limits = limits_of(config)
     small = tpu.Tpu("mine", 4, resolver=object())
     with pytest.raises(InputError) as caught:
-        small.plan(config, tensors, training=True)
+        small.plan(config, limits, training=True)
     assert str(caught.value) == (
         'tiny.json: "mesh_shape": "x:4,y:2" is for 8 cores, but TPU mine has 4; set "mesh_shape": "all:4", '
         '"layout": "batch:all", add --fit_mesh, or name another TPU'
     )
-    assert small.plan(config, tensors, training=True, fit=True).shape == {"x": 2, "y": 2}
-    assert small.plan(config, tensors).shape == {"x": 2, "y": 2}  # to evaluate, whatever it was made for
+    assert small.plan(config, limits, training=True, fit=True).shape == {"x": 2, "y": 2}
+    assert small.plan(config, limits).shape == {"x": 2, "y": 2}  # to evaluate, whatever it was made for
     with pytest.raises(InputError, match="and train_batch_size to a multiple of 32"):
-        tpu.Tpu("mine", 32, resolver=object()).plan(config, tensors, training=True)
+        tpu.Tpu("mine", 32, resolver=object()).plan(config, limits, training=True)
 
 
 def test_a_layout_that_cannot_work_is_refused() -> None:
     config = tiny_config(mesh_shape="x:8", layout="heads:x")
     with pytest.raises(InputError, match=r"heads"):
-        tpu.Tpu("mine", 8, object()).plan(config, layout_tensors(config.model, 4), training=True)
+        tpu.Tpu("mine", 8, object()).plan(config, limits_of(config), training=True)
 
 
 def test_cores_that_a_layout_has_no_use_for_do_as_others() -> None:
     config = tiny_config()
-    plan = tpu.Tpu("mine", 8, object()).plan(config, layout_tensors(config.model, 4))
+    plan = tpu.Tpu("mine", 8, object()).plan(config, limits_of(config))
     assert np.prod(list(plan.shape.values())) == 8 and len(plan.devices) == 8
 
 
