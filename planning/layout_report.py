@@ -32,7 +32,7 @@ EFFECTS = {
 
 
 def devices_of(config: Config, requested: Sequence[str] | None) -> int:
-    """How many devices to find a layout for: those requested, else those of the config's mesh, else those of this host."""
+    """How many devices a layout is found for: those requested, else those of the config's mesh, else this host's."""
     if requested is None and config.mesh.size > 1:
         return config.mesh.size
     return len(choose_devices(requested))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,12 @@ def test_a_module_of_several_operations() -> None:
 
 def test_collectives_say_their_groups_and_types(monkeypatch: pytest.MonkeyPatch) -> None:
     texts: list[str] = []
-    monkeypatch.setattr(compat, "xla_call_module", lambda text, _, results, platform: texts.append(text) or results)
+
+    def call(text: str, _: Any, results: Any, platform: str) -> Any:
+        texts.append(text)
+        return results
+
+    monkeypatch.setattr(compat, "xla_call_module", call)
     module = Module([tf.zeros([1, 3], tf.bfloat16)])
     largest = module.all_reduce(module.arguments[0], "maximum", [[0, 2], [1, 3]])
     (found,) = module.run([module.all_gather(largest, [[0, 1], [2, 3]])])

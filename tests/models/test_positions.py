@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from gpt_mesh import model_fns
-from gpt_mesh.engine.engine import Engine
+from gpt_mesh.engine.engine import DeviceEngine
 from gpt_mesh.models.attention import blocks, plain
 from gpt_mesh.models.attention.backend import Backend
 from gpt_mesh.models.context import Context, constant
@@ -37,7 +37,7 @@ class Linear(PositionEmbedding):
         return Bias(linear, [slopes])
 
 
-def reference(weights: dict[str, np.ndarray], tokens: np.ndarray, engine: Engine) -> np.ndarray:
+def reference(weights: dict[str, np.ndarray], tokens: np.ndarray, engine: DeviceEngine) -> np.ndarray:
     return family.logits(weights, tokens, engine.config, lambda w, head, distance: -w["slopes"][head] * distance)
 
 
@@ -106,9 +106,11 @@ def test_decoding_gives_the_logits_of_a_full_pass(keys: dict[str, Any]) -> None:
 def test_training_is_the_same_by_every_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients reach a bias that is learned, also where its heads are split."""
     monkeypatch.setattr(blocks, "MIN_BLOCK", 1)
-    losses, slopes = [], []
-    for keys in [{}, {"fused_ops": False}, {"mesh_shape": "a:2", "layout": "memory_length:a"},
-                 {"mesh_shape": "a:2", "layout": "heads:a"}, {"mesh_shape": "a:2", "layout": "batch:a"}]:  # fmt: skip
+    losses: list[Any] = []
+    slopes: list[Any] = []
+    layouts: list[dict[str, Any]] = [{}, {"fused_ops": False}, {"mesh_shape": "a:2", "layout": "memory_length:a"},
+                 {"mesh_shape": "a:2", "layout": "heads:a"}, {"mesh_shape": "a:2", "layout": "batch:a"}]  # fmt: skip
+    for keys in layouts:
         engine = make_engine(tiny_config(**{**SMALL, **LOCAL, **keys}), compiled=False)
         engine.create_variables(training=True)
         enlarge_weights(engine)
