@@ -35,9 +35,9 @@ TENSORS = {
     ("embed_sequence", "embd"): "position embedding",
     ("embd", "heads"): "attention kernels",
     ("embd", "intermediate_expanded"): "feed-forward kernels",
+    ("experts", "embd", "expert_hidden"): "expert kernels",
     ("batch", "sequence", "experts", "expert_hidden"): "expert activations",
     ("batch", "groups", "experts", "expert_capacity", "expert_hidden"): "expert activations",
-    ("experts", "embd", "expert_hidden"): "expert kernels",
 }
 
 

@@ -308,10 +308,10 @@ def on_one_device() -> dict[bool, dict[str, np.ndarray]]:
     [
         ("experts:x,expert_hidden:x", "expert kernels [experts, embd, expert_hidden] would be split twice along x"),
         (
-                "batch:x,expert_hidden:x",
-                "expert activations [batch, groups, experts, expert_capacity, expert_hidden] would be split twice "
-                "along x",
-            ),
+            "batch:x,expert_hidden:x",
+            "expert activations [batch, groups, experts, expert_capacity, expert_hidden] would be split twice "
+            "along x",
+        ),
         ("experts:x,embd:x", "expert kernels [experts, embd, expert_hidden] would be split twice along x"),
     ],
 )
