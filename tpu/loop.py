@@ -105,6 +105,8 @@ class TpuTrainer:
             if self.checkpoint is None:
                 raise
             cut_short = True
+        finally:
+            self.engine.close()
         assert self.checkpoint is not None
         interrupted = cut_short or self.interrupts.requested
         if interrupted:

@@ -58,10 +58,11 @@ class Predictor:
     def _run(self) -> None:
         try:
             with quiet_estimator(), graph_mode():  # which the graph needs while it is built, for the first call
+                # Only a TPU needs a dataset; TensorFlow 2.15 can crash when it closes a session with such an iterator.
+                read = self._feed.input_fn if self._host.tpu.is_rehearsal else self._feed.dataset
                 results = self._host.estimator().predict(
-                    self._feed.dataset, hooks=[self._feed], checkpoint_path=self._checkpoint,
-                    yield_single_examples=False,
-                )  # fmt: skip
+                    read, hooks=[self._feed], checkpoint_path=self._checkpoint, yield_single_examples=False
+                )
                 going = self._answer(results)
             while going:
                 going = self._answer(results)
