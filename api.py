@@ -42,6 +42,7 @@ from gpt_mesh.generation.requests import seeded_requests
 from gpt_mesh.interop import saved_model
 from gpt_mesh.interop.initial_weights import InitFrom
 from gpt_mesh.meshes.devices import split_cpu_for
+from gpt_mesh.models.shapes import weight_count
 from gpt_mesh.objectives.registry import check_predicts_next
 from gpt_mesh.planning import layout_report
 from gpt_mesh.planning.layout_search import Candidate
@@ -141,13 +142,13 @@ def evaluate(
     """Evaluate a checkpoint on one task.
 
     Args:
-        config: a Config, or the name or path of one.
+        config: as for `load`.
         task: "validation" (the held-out text, `eval_path`), "lambada" or "wikitext" (docs/evaluation.md).
         file: the task's file; default: the place where the task looks for it.
         stride: use sliding windows. Each window after the first of a text scores this many new tokens.
         download: fetch the task's file if it is missing.
         devices: as for `train`. A mesh made for another number of devices is fitted to these.
-        checkpoint: default: the newest in `model_path`.
+        checkpoint: default: the one that `config` names, or else the newest of the run.
         cluster, tpu: as for `train`. A TPU evaluates "validation" only.
 
     Returns:
@@ -189,7 +190,9 @@ def evaluations(
     Raises:
         InputError: as for `evaluate`.
     """
-    config = _as_config(config)
+    if isinstance(config, str):
+        config, named = runs.find(config)
+        checkpoint = checkpoint or named
     split_cpu_for(devices or [])  # must come before reading held-out text, which starts TensorFlow
     path = runs.find_checkpoint(config, checkpoint)
     if task is not None:
@@ -264,6 +267,10 @@ class Model:
             self._resources = resources.pop_all()
         self._encoder: Encoder | None = None
         self._generator: Generator | None = None
+
+    def __repr__(self) -> str:
+        weights, n_ctx = weight_count(self.config.model), self.config.model.n_ctx
+        return f"<Model of {weights:,} parameters at step {self.step:,}, context {n_ctx:,}: {self.checkpoint}>"
 
     def close(self) -> None:
         """Release the other hosts of a cluster. Does nothing on a single host."""

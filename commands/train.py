@@ -75,6 +75,11 @@ def _train(config: Config, arguments: argparse.Namespace) -> int:
     from gpt_mesh import api
     from gpt_mesh.interop.initial_weights import InitFrom
 
+    if arguments.checkpoint is not None:
+        raise InputError(
+            f"--model {arguments.model}: training continues a run from its newest checkpoint; name the run's "
+            "directory, or begin another run with these weights by --init_from"
+        )
     if arguments.new and not _agreed_to_delete(config, arguments.yes):
         return 1
     init_from = None
