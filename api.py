@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace as replace_fields
@@ -46,7 +47,7 @@ from gpt_mesh.models.shapes import weight_count
 from gpt_mesh.objectives.registry import check_predicts_next
 from gpt_mesh.planning import layout_report
 from gpt_mesh.planning.layout_search import Candidate
-from gpt_mesh.storage.progress import alive
+from gpt_mesh.storage.progress import alive, set_up_logging
 from gpt_mesh.tpu.devices import find as find_tpu
 from gpt_mesh.tpu.estimator import TpuEngine, TpuSampler, tpu_engine
 from gpt_mesh.tpu.loop import TpuTrainer
@@ -68,11 +69,13 @@ def train(
     cluster: Cluster | str | None = None,
     tpu: str | None = None,
     init_from: InitFrom | str | None = None,
-    profile: tuple[int, int] | None = None,
+    profile: tuple[int, int] | int | None = None,
 ) -> TrainResult:
     """Train a model in its config's `model_path`. A run that has a checkpoint continues from the newest one.
 
     SIGINT and SIGTERM end the run after the current step, with a checkpoint from which the next call continues.
+
+    Progress goes to standard error, unless the program has set up `logging`: then to the logger "gpt".
 
     Args:
         config: a Config, or the name or path of one (see `load_config`).
@@ -92,7 +95,8 @@ def train(
         init_from: start a new run with the weights of a checkpoint, a run's directory or a Hugging Face folder. An
             `InitFrom` also says what may differ from the config (docs/fine_tuning.md). Ignored if the run has a
             checkpoint.
-        profile: first and last step to profile. The profile, for TensorBoard, is written into the run's directory.
+        profile: first and last step to profile, or how many of the next ones. The profile, for TensorBoard, is written
+            into the run's directory.
 
     Returns:
         The last step, the newest checkpoint, and the last evaluation.
@@ -100,9 +104,11 @@ def train(
     Raises:
         InputError: something in the config cannot work, or a worker was lost.
     """
+    if not logging.getLogger().handlers:  # a program that set up logging decides itself what is shown
+        set_up_logging()
     config = _as_config(config)
-    steps = None if profile is None else Steps(*profile)
-    if steps is not None:
+    steps = Steps(*profile) if isinstance(profile, tuple) else profile
+    if isinstance(steps, Steps):
         steps.check(config)
     begin = InitFrom(init_from) if isinstance(init_from, str) else init_from
     if tpu is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from tests.support.runs import (
     N_CTX,
     N_VOCAB,
     ONE_LAYER,
+    REPOSITORY,
     STEPS,
     Trained,
     Workspace,
@@ -323,6 +326,18 @@ def test_one_text_is_answered_as_the_only_one_of_a_list(model: api.Model) -> Non
     [texts] = model.generate(["import os"], **flags)
     assert model.generate("import os", **flags) == texts and len(texts) == 2
     assert [model.score("import os")] == model.score(["import os"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("own", [False, True])
+def test_training_shows_progress_unless_the_program_logs_itself(workspace: Workspace, own: bool) -> None:
+    config = workspace.config(f"shown_{own}", train_steps=2, eval_steps=0, predict_steps=0, **ONE_LAYER)
+    code = "import logging, sys, gpt_mesh\n"
+    code += "logging.basicConfig(level=logging.ERROR)\n" if own else ""
+    code += "gpt_mesh.train(sys.argv[1], devices=['device:CPU:0'])"
+    command = [sys.executable, "-c", code, str(config)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert ("training steps 0 to 2, new run" in done.stderr) != own
 
 
 def test_a_model_says_what_it_is(model: api.Model) -> None:

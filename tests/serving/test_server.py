@@ -141,7 +141,7 @@ def test_a_seed_gives_the_same_text_alone_and_among_others(client: openai.OpenAI
 )
 def test_both_ends_of_every_range_are_taken(client: openai.OpenAI, key: str, ends: tuple[Any, Any]) -> None:
     for end in ends:
-        keys = {"echo": True} if (key, end) == ("max_tokens", 0) else {}
+        keys: dict[str, Any] = {"echo": True} if (key, end) == ("max_tokens", 0) else {}
         keys |= {"max_tokens": 2} if key in ("n", "best_of") else {}
         found = complete(client, [5], **{**keys, key: end})
         assert len(found.choices) == (end if key == "n" else 1)
