@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
@@ -42,10 +43,11 @@ from gpt_mesh.generation.requests import seeded_requests
 from gpt_mesh.interop import saved_model
 from gpt_mesh.interop.initial_weights import InitFrom
 from gpt_mesh.meshes.devices import split_cpu_for
+from gpt_mesh.models.shapes import weight_count
 from gpt_mesh.objectives.registry import check_predicts_next
 from gpt_mesh.planning import layout_report
 from gpt_mesh.planning.layout_search import Candidate
-from gpt_mesh.storage.progress import alive
+from gpt_mesh.storage.progress import alive, set_up_logging
 from gpt_mesh.tpu.devices import find as find_tpu
 from gpt_mesh.tpu.engine import tpu_engine
 from gpt_mesh.tpu.loop import TpuTrainer
@@ -67,11 +69,13 @@ def train(
     cluster: Cluster | str | None = None,
     tpu: str | None = None,
     init_from: InitFrom | str | None = None,
-    profile: tuple[int, int] | None = None,
+    profile: tuple[int, int] | int | None = None,
 ) -> TrainResult:
     """Train a model in its config's `model_path`. A run that has a checkpoint continues from the newest one.
 
     SIGINT and SIGTERM end the run after the current step, with a checkpoint from which the next call continues.
+
+    Progress goes to standard error, unless the program has set up `logging`: then to the logger "gpt".
 
     Args:
         config: a Config, or the name or path of one (see `load_config`).
@@ -91,7 +95,8 @@ def train(
         init_from: start a new run with the weights of a checkpoint, a run's directory or a Hugging Face folder. An
             `InitFrom` also says what may differ from the config (docs/fine_tuning.md). Ignored if the run has a
             checkpoint.
-        profile: first and last step to profile. The profile, for TensorBoard, is written into the run's directory.
+        profile: first and last step to profile, or how many of the next ones. The profile, for TensorBoard, is written
+            into the run's directory.
 
     Returns:
         The last step, the newest checkpoint, and the last evaluation.
@@ -99,9 +104,11 @@ def train(
     Raises:
         InputError: something in the config cannot work, or a worker was lost.
     """
+    if not logging.getLogger().handlers:  # a program that set up logging decides itself what is shown
+        set_up_logging()
     config = _as_config(config)
-    steps = None if profile is None else Steps(*profile)
-    if steps is not None:
+    steps = Steps(*profile) if isinstance(profile, tuple) else profile
+    if isinstance(steps, Steps):
         steps.check(config)
     begin = InitFrom(init_from) if isinstance(init_from, str) else init_from
     if tpu is not None:
@@ -141,13 +148,13 @@ def evaluate(
     """Evaluate a checkpoint on one task.
 
     Args:
-        config: a Config, or the name or path of one.
+        config: as for `load`.
         task: "validation" (the held-out text, `eval_path`), "lambada" or "wikitext" (docs/evaluation.md).
         file: the task's file; default: the place where the task looks for it.
         stride: use sliding windows. Each window after the first of a text scores this many new tokens.
         download: fetch the task's file if it is missing.
         devices: as for `train`. A mesh made for another number of devices is fitted to these.
-        checkpoint: default: the newest in `model_path`.
+        checkpoint: default: the one that `config` names, or else the newest of the run.
         cluster, tpu: as for `train`.
 
     Returns:
@@ -189,7 +196,9 @@ def evaluations(
     Raises:
         InputError: as for `evaluate`.
     """
-    config = _as_config(config)
+    if isinstance(config, str):
+        config, named = runs.find(config)
+        checkpoint = checkpoint or named
     split_cpu_for(devices or [])  # must come before reading held-out text, which starts TensorFlow
     path = runs.find_checkpoint(config, checkpoint)
     if task is not None:
@@ -251,6 +260,10 @@ class Model:
             self._resources = resources.pop_all()
         self._encoder: Encoder | None = None
         self._generator: Generator | None = None
+
+    def __repr__(self) -> str:
+        weights, n_ctx = weight_count(self.config.model), self.config.model.n_ctx
+        return f"<Model of {weights:,} parameters at step {self.step:,}, context {n_ctx:,}: {self.checkpoint}>"
 
     def close(self) -> None:
         """Release the other hosts of a cluster. Does nothing on a single host."""

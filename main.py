@@ -13,11 +13,11 @@ from gpt_mesh.commands.evaluate import Evaluate
 from gpt_mesh.commands.export import Export
 from gpt_mesh.commands.interact import Interact
 from gpt_mesh.commands.mode import Table, flag, positive
+from gpt_mesh.commands.model_flag import find_config
 from gpt_mesh.commands.predict import Predict
 from gpt_mesh.commands.score import Score
 from gpt_mesh.commands.serve import Serve
 from gpt_mesh.commands.train import Train
-from gpt_mesh.config import load_config
 from gpt_mesh.errors import InputError
 
 TABLE = Table(
@@ -35,7 +35,8 @@ TABLE = Table(
     general=(
         flag(
             "--model",
-            help="config: a path ending in .json, or the name of configs/NAME.json (a --worker needs none)",
+            help="config: a path ending in .json, or the name of configs/NAME.json; or a run's directory, or one of "
+            "its checkpoints (a --worker needs none)",
         ),
         flag(
             "--gpu_ids", nargs="+", metavar="DEVICE",
@@ -79,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
         arguments.hosts = find_hosts(arguments)
         if arguments.hosts is not None and not arguments.hosts.is_chief:
             return lend(arguments.hosts)
-        config = load_config(arguments.model)
+        config, arguments.checkpoint = find_config(arguments.model)
         import gpt_mesh.meshes.compat  # noqa: F401  (says so where there is no TensorFlow)
 
         from gpt_mesh.storage.progress import set_up_logging

@@ -5,7 +5,7 @@
 Greedy decoding of `--tokens` tokens after prompts of 32, at batch 1 and 8; and reading a prompt of 512 tokens. Weights
 are random, the layers alternate between global and local attention as GPT-Neo's do. Hugging Face's `generate` runs
 eagerly and, with `--compiled`, under torch.compile. Each is a process of its own; they take turns, and a ratio compares
-calls of the same round. All must write the same tokens. The table is kept in benchmarks/results/.
+calls of the same round. All must write the same tokens. The table is kept in runs/benchmarks/.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ The corpus: Python sources of this interpreter, lines drawn at random into JSON 
 of wall-clock speeds means something on an idle machine only; the ratio of processor time (library / script, without
 what the script needs to start) also beside other work. Memory:
 the largest sum of resident memory of the script and its processes, for corpora of these many megabytes. Prints a
-table; the results are kept in benchmarks/results/.
+table; the results are kept in runs/benchmarks/.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python -m benchmarks.input_speed [--documents 20000] [--batch_size 8] [--n_ctx 2048] [--seconds 10]
 
 Writes a corpus of random ids below 50257 to a temporary folder, documents of log-normal length (median 512 tokens), and
-reads it as documents_random. Prints a table, which is kept in benchmarks/results/. On a machine that does other work
+reads it as documents_random. Prints a table, which is kept in runs/benchmarks/. On a machine that does other work
 too, tokens_per_cpu_second is the figure to look at: the reader uses one core at most. Memory should not grow with
 --documents, but for 16 bytes each.
 """

@@ -62,14 +62,18 @@ def _output(*command: str) -> str | None:
 
 
 def keep(name: str, results: Mapping[str, Mapping[str, Any]], **facts: Any) -> Path:
-    """Write a benchmark's results to benchmarks/results/NAME.json, with the command and the machine's description.
+    """Write a benchmark's results to NAME.json, with the command and the machine's description.
+
+    The file goes into runs/benchmarks/, so that trying a benchmark does not replace the committed results.
+    BENCHMARK_RESULTS=benchmarks/results does; it names the folder.
 
     Args:
         results: the rows of each table, by titles and names; of competitors ours comes first (`Competitor.row`).
         facts: what else the file says, such as rounds.
     """
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    folder = Path(os.environ.get("BENCHMARK_RESULTS") or REPOSITORY / "runs" / "benchmarks")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
     script, *flags = (word.replace(f"{REPOSITORY}/", "") for word in sys.argv)
     command = shlex.join(["python", "-m", script.removesuffix(".py").replace("/", "."), *flags])
     values = {"command": command, "machine": describe(), **facts, "results": results}

@@ -2,7 +2,7 @@
 
     python -m benchmarks.precision [--width 256] [--layers 4] [--heads 4] [--context 256] [--batch 8] [--rounds 5]
 
-Prints milliseconds a step (median, lowest and highest round) and keeps them in benchmarks/results/. With
+Prints milliseconds a step (median, lowest and highest round) and keeps them in runs/benchmarks/. With
 ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 in the environment oneDNN, which multiplies what is not compiled, leaves AMX alone.
 """
 

@@ -7,7 +7,7 @@ Serves a model of GPT-2 small's shape (`--n_layer`, `--n_embd`, `--n_head` for a
 new tokens as all others. A first round of both kinds, which compiles, is not counted. Answers have to be the same both
 times. Then --memory requests of all kinds (lengths, counts of texts, refused ones, clients that leave) follow, and the
 server's resident memory is read every sixth of them. Prints a table, and keeps the figures in
-benchmarks/results/serving_WIDTH.json.
+runs/benchmarks/serving_WIDTH.json.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 Each row is a process of its own: the demo's model with nothing compiled before, the same again with what the first one
 left in the cache, and the shipped model of 1.3 billion parameters, built and lowered only, with nothing allocated.
 Prints seconds on the clock and of the processor, which other work on the machine changes less (medians of the repeats);
-the results are kept in benchmarks/results/.
+the results are kept in runs/benchmarks/.
 
 "import" is Python and TensorFlow; "graph" is the mesh graph with gradients and optimizer, "lowering" its translation to
 TensorFlow; "first step" is XLA's compilation, or reading what it compiled, and the step.

@@ -7,7 +7,7 @@ Each competitor is a process of its own that trains on random tokens; they take 
 ratio compares blocks of the same round. Prints tokens/s (median, lowest and highest block), the ratio to ours (median
 of rounds), the part of the measured matmul peak that the model's FLOPs come to (planning/metrics.py counts them), that
 of a known GPU's data sheet (MFU), the time to the first step, and on a GPU the most memory held. The table is kept in
-benchmarks/results/.
+runs/benchmarks/.
 """
 
 from __future__ import annotations

@@ -51,6 +51,7 @@ class Evaluate(Mode):
             stride=arguments.stride,
             download=arguments.download,
             devices=arguments.gpu_ids,
+            checkpoint=arguments.checkpoint,
             cluster=arguments.hosts,
             tpu=arguments.tpu,
         ):

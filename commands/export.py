@@ -30,7 +30,7 @@ class Export(Mode):
         from gpt_mesh.storage.progress import log
 
         saved_model.check_folder(arguments.export, arguments.overwrite)  # first: building the model takes longer
-        with api.load(config, devices=arguments.gpu_ids) as model:
+        with api.Model(config, checkpoint=arguments.checkpoint, devices=arguments.gpu_ids) as model:
             signatures = model.export(arguments.export, overwrite=arguments.overwrite)
         log.info("wrote %s with the signatures %s", arguments.export, ", ".join(signatures))
         return 0

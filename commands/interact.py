@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import secrets
 import sys
 
 from gpt_mesh.commands.devices import HOSTS, TPU
@@ -20,8 +22,12 @@ class Interact(Mode):
 
     def run(self, config: Config, arguments: argparse.Namespace) -> int:
         settings = settings_of(config, arguments)
+        if settings.seed is None:  # a session repeats another one only if it is asked to
+            settings = dataclasses.replace(settings, seed=secrets.randbits(31))
         from gpt_mesh.generation.session import Session
 
         with load(config, arguments) as model:
+            seed = settings.seed
+            print(f"seed {seed}: with --seed {seed} the same lines get the same texts", file=sys.stderr)
             Session(model.generator(), settings, sys.stdin, sys.stdout).run()
         return 0

@@ -14,6 +14,17 @@ from gpt_mesh.config import Config
 from gpt_mesh.errors import InputError
 
 HEADING = "--predict"
+PROMPTS = (
+    flag(
+        "--prompt", metavar="FILE", heading=HEADING,
+        help="text to continue with --predict; - is standard input",
+    ),
+    flag(
+        "--prompts", metavar="FILE", heading=HEADING,
+        help="with --predict: a prompt a line; in a .jsonl file with settings of its own",
+    ),
+    flag("--text", metavar="TEXT", heading=HEADING, help="with --predict: the text to continue itself"),
+)  # fmt: skip
 
 
 class Predict(Mode):
@@ -21,25 +32,17 @@ class Predict(Mode):
 
     switches = (flag("--predict", action="store_true", help="generate text, then exit"),)
     flags = (
-        flag(
-            "--prompt", metavar="FILE", heading=HEADING,
-            help="text to continue with --predict; - is standard input",
-        ),
-        flag(
-            "--prompts", metavar="FILE", heading=HEADING,
-            help="with --predict: a prompt a line; in a .jsonl file with settings of its own",
-        ),
+        *PROMPTS,
         *ALL_FLAGS,
         *HOSTS,
         TPU,
-    )  # fmt: skip
+    )
 
     def problem(self, arguments: argparse.Namespace) -> str | None:
-        if arguments.prompt is None and arguments.prompts is None:
-            return "--predict and --prompt (or --prompts) go together"
-        if arguments.prompt is not None and arguments.prompts is not None:
-            return "--prompt goes without --prompts"
-        return None
+        given = [one.name for one in PROMPTS if one.given(arguments)]
+        if not given:
+            return "--predict and --prompt (or --prompts, or --text) go together"
+        return f"{given[0]} goes without {given[1]}" if len(given) > 1 else None
 
     def run(self, config: Config, arguments: argparse.Namespace) -> int:
         settings = prediction_settings(config, arguments)
@@ -49,7 +52,8 @@ class Predict(Mode):
         if arguments.prompts is not None:
             lines = files.read_prompts(arguments.prompts, settings, config.model.n_vocab)
         else:
-            lines = [output.one_prompt(_read_prompt(arguments.prompt), settings)]
+            text = _read_prompt(arguments.prompt) if arguments.text is None else arguments.text
+            lines = [output.one_prompt(text, settings)]
         with load(config, arguments) as model:
             form = output.Form.of(arguments.prompts, lines, with_prompt=not config.training.remove_partial_sequences)
             text = output.write(model.generator(), lines, form)
@@ -66,6 +70,4 @@ def _read_prompt(name: str) -> str:
         raise InputError(f"--prompt {name}: cannot be read ({error.strerror}); name a text file, or -") from None
     except UnicodeDecodeError as error:
         raise InputError(f"--prompt {name}: not UTF-8 at byte {error.start}; convert it to UTF-8") from None
-    if not text:
-        raise InputError(f"--prompt {name}: is empty; give some text to continue")
     return text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 from gpt_mesh.commands.devices import HOSTS
@@ -15,20 +16,33 @@ from gpt_mesh.errors import InputError
 
 
 class Score(Mode):
-    """Scores the documents of a file, one JSON line each."""
+    """Scores the documents of a file: a table on a terminal, JSON lines elsewhere."""
 
     switches = (
         flag("--score", metavar="FILE", help="log-likelihood of each document of a .txt or .jsonl file, then exit"),
     )
-    flags = HOSTS
+    flags = (
+        flag(
+            "--json", action="store_true", heading="--score",
+            help="with --score: JSON lines on a terminal too, with each token's log-probability",
+        ),
+        *HOSTS,
+    )  # fmt: skip
 
     def run(self, config: Config, arguments: argparse.Namespace) -> int:
         documents = _documents(Path(arguments.score))
+        from gpt_mesh.evaluation.scoring import table
         from gpt_mesh.storage.progress import track
 
+        shown = sys.stdout.isatty() and not arguments.json
+        found = []
         with load(config, arguments) as model:
             for document in track(documents, len(documents), "scoring", "documents"):
-                print(json.dumps(dataclasses.asdict(model.score([document])[0])), flush=True)
+                found.append(model.score(document))
+                if not shown:
+                    print(json.dumps(dataclasses.asdict(found.pop())), flush=True)
+            if shown:
+                print("\n".join(table(found, model.encoder)))
         return 0
 
 

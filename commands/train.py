@@ -14,10 +14,12 @@ from gpt_mesh.errors import InputError
 HEADING = "training"
 
 
-def _steps(text: str) -> tuple[int, int]:
+def _steps(text: str) -> tuple[int, int] | int:
+    if text.isdecimal() and int(text):
+        return int(text)
     match = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", text)
     if match is None or int(match[1]) > int(match[2]):
-        raise argparse.ArgumentTypeError(f"{text!r} is not START:STOP, two steps such as 100:110")
+        raise argparse.ArgumentTypeError(f"{text!r} is neither START:STOP, such as 100:110, nor a number of steps")
     return int(match[1]), int(match[2])
 
 
@@ -50,8 +52,8 @@ class Train(Mode):
             help="with --init_from: the config may have a longer context",
         ),
         flag(
-            "--profile", type=_steps, metavar="START:STOP", heading=HEADING, without=("--tpu",),
-            help="profile these steps, for TensorBoard and as a table",
+            "--profile", type=_steps, metavar="STEPS", heading=HEADING, without=("--tpu",),
+            help="profile steps START:STOP, or that many of the next ones, for TensorBoard and as a table",
         ),
         *HOSTS,
         TPU,
@@ -75,6 +77,11 @@ def _train(config: Config, arguments: argparse.Namespace) -> int:
     from gpt_mesh import api
     from gpt_mesh.interop.initial_weights import InitFrom
 
+    if arguments.checkpoint is not None:
+        raise InputError(
+            f"--model {arguments.model}: training continues a run from its newest checkpoint; name the run's "
+            "directory, or begin another run with these weights by --init_from"
+        )
     if arguments.new and not _agreed_to_delete(config, arguments.yes):
         return 1
     init_from = None

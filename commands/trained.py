@@ -26,7 +26,13 @@ def load(config: Config, arguments: argparse.Namespace) -> api.Model:
 
     check_predicts_next(config)
     required_encoder(config)
-    return api.load(config, devices=arguments.gpu_ids, cluster=arguments.hosts, tpu=arguments.tpu)
+    return api.Model(
+        config,
+        checkpoint=arguments.checkpoint,
+        devices=arguments.gpu_ids,
+        cluster=arguments.hosts,
+        tpu=arguments.tpu,
+    )
 
 
 def keep(write: Callable[P, object], *values: P.args, **named: P.kwargs) -> None:

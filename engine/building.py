@@ -9,6 +9,7 @@ from gpt_mesh.errors import InputError
 from gpt_mesh.meshes.devices import MeshPlan
 from gpt_mesh.meshes.layouts import plan_mesh
 from gpt_mesh.planning.graph import limits_of
+from gpt_mesh.storage.files import absolute
 from gpt_mesh.storage.progress import alive, log
 
 
@@ -47,5 +48,5 @@ def restored_engine(config: Config, checkpoint: str, hosts: Hosts) -> DeviceEngi
     with alive("building the model"):
         engine.create_variables(training=False)
     engine.restore(checkpoint, finite=True)
-    log.info("restored %s on %s", checkpoint, ", ".join(name.lstrip("/") for name in plan.devices))
+    log.info("restored %s on %s", absolute(checkpoint), ", ".join(name.lstrip("/") for name in plan.devices))
     return engine

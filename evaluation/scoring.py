@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gpt_mesh.config import ModelConfig
+from gpt_mesh.data.bytes import byte_lengths
+from gpt_mesh.data.encoders import Encoder
 from gpt_mesh.engine.interface import Engine
 from gpt_mesh.errors import InputError
 from gpt_mesh.sample import padded_width
@@ -45,6 +47,37 @@ def score_document(engine: Engine, tokens: list[int], text: str) -> Score:
         found += _score_window(engine, tokens[start : start + n_ctx + 1])
     total = float(sum(value for value in found if value is not None))
     return Score(tokens, found, total, len(text.encode()))
+
+
+def table(scores: Sequence[Score], encoder: Encoder) -> list[str]:
+    """The scores of documents as a table for a terminal: a line for each, and one for all of them together.
+
+    The first token of a document is not predicted, so it does not count; nor do its bytes. Bits per byte are left out
+    if the tokenizer does not tell how many bytes a token has.
+    """
+    try:
+        lengths = byte_lengths(encoder)
+    except InputError:
+        lengths = None
+    lines = [("document", "tokens", "nll", "perplexity", "bits per byte")]
+    sums = np.zeros(3)  # predicted tokens, nats, bytes
+    for number, score in enumerate(scores, 1):
+        first = 0 if lengths is None or not score.tokens else int(lengths[score.tokens[0]])
+        own = np.array([max(len(score.tokens) - 1, 0), -score.sum, score.bytes - first])
+        lines.append(_cells(str(number), own, lengths is not None))
+        sums += own
+    if len(scores) != 1:
+        lines.append(_cells("all", sums, lengths is not None))
+    widths = [max(len(line[column]) for line in lines) for column in range(5)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+
+
+def _cells(name: str, sums: NDArray[np.float64], with_bytes: bool) -> tuple[str, str, str, str, str]:
+    tokens, nats, size = sums
+    if not tokens:
+        return name, "0", "", "", ""
+    bits = f"{nats / np.log(2) / size:.4f}" if with_bytes and size else ""
+    return name, f"{int(tokens):,}", f"{nats / tokens:.4f}", f"{np.exp(nats / tokens):,.6g}", bits
 
 
 def _score_window(engine: Engine, tokens: list[int]) -> list[float]:

@@ -10,8 +10,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from gpt_mesh.commands.model_flag import find_config
 from gpt_mesh.commands.train import Train
-from gpt_mesh.config import Config, load_config
+from gpt_mesh.config import Config
 from gpt_mesh.errors import InputError
 from gpt_mesh.experiments.mongo import Mongo
 from gpt_mesh.experiments.signals import Signals
@@ -29,7 +30,7 @@ def run(flags: argparse.Namespace) -> int:
     Raises:
         InputError: the config cannot work, or a place to keep the run.
     """
-    config = load_config(flags.main.model)
+    config = find_config(flags.main.model)[0]
     observers = _observers(flags, config)
     from gpt_mesh.experiments.tensorboard_page import tensorboard
     from gpt_mesh.experiments.tracking import track

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from typing import TextIO
 
 from gpt_mesh.config import GenerationSettings, generation_settings
@@ -43,9 +44,8 @@ class Session:
         """The next prompt or command; None at the end of input."""
         found, mark = "", "> "
         while True:
-            print(mark, end="", file=sys.stderr, flush=True)
             try:
-                line = self._lines.readline()
+                line = ask(self._lines, mark)
             except KeyboardInterrupt:
                 self._say("")
                 return None
@@ -103,3 +103,18 @@ class Session:
 
     def _say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
+
+
+def ask(lines: TextIO, mark: str) -> str:
+    """The next line, with its newline; "" at the end. On a terminal a line can be edited, and the arrow keys bring back
+    earlier ones.
+    """
+    if lines is sys.stdin and sys.stdin.isatty() and sys.stdout.isatty():
+        with suppress(ImportError):  # not on every system; `input` edits lines once it is imported
+            import readline  # noqa: F401
+        try:
+            return input(mark) + "\n"
+        except EOFError:
+            return ""
+    print(mark, end="", file=sys.stderr, flush=True)
+    return lines.readline()

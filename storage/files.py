@@ -35,6 +35,11 @@ def is_url(path: str) -> bool:
     return "://" in path
 
 
+def absolute(path: str) -> str:
+    """The path from the root of the file system, for messages; URLs stay as they are."""
+    return path if is_url(path) else os.path.abspath(os.path.expanduser(path))
+
+
 def _gfile() -> Any:
     import tensorflow as tf
 

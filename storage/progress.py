@@ -31,8 +31,7 @@ class Console(logging.Handler):
 
 
 def set_up_logging() -> None:
-    """Send the program's own messages to standard error. Called by the command line; a library user configures logging.
-    """
+    """Send the program's own messages to standard error, once."""
     if not log.handlers:
         log.addHandler(Console())
         log.setLevel(logging.INFO)

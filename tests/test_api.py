@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,13 @@ import tensorflow as tf
 from gpt_mesh import api, model_fns
 from gpt_mesh.config import load_config, replace
 from gpt_mesh.errors import InputError
+from gpt_mesh.models.shapes import weight_shapes
 from tests.support.models import make_engine
 from tests.support.runs import (
     N_CTX,
     N_VOCAB,
     ONE_LAYER,
+    REPOSITORY,
     STEPS,
     Trained,
     Workspace,
@@ -322,6 +326,31 @@ def test_one_text_is_answered_as_the_only_one_of_a_list(model: api.Model) -> Non
     [texts] = model.generate(["import os"], **flags)
     assert model.generate("import os", **flags) == texts and len(texts) == 2
     assert [model.score("import os")] == model.score(["import os"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("own", [False, True])
+def test_training_shows_progress_unless_the_program_logs_itself(workspace: Workspace, own: bool) -> None:
+    config = workspace.config(f"shown_{own}", train_steps=2, eval_steps=0, predict_steps=0, **ONE_LAYER)
+    code = "import logging, sys, gpt_mesh\n"
+    code += "logging.basicConfig(level=logging.ERROR)\n" if own else ""
+    code += "gpt_mesh.train(sys.argv[1], devices=['device:CPU:0'])"
+    command = [sys.executable, "-c", code, str(config)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert ("training steps 0 to 2, new run" in done.stderr) != own
+
+
+def test_a_model_says_what_it_is(model: api.Model) -> None:
+    weights = sum(shape.size for shape in weight_shapes(model.config.model).values())
+    assert repr(model) == f"<Model of {weights:,} parameters at step 120, context 32: {model.checkpoint}>"
+
+
+def test_evaluation_finds_a_run_as_loading_does(trained: Trained, tmp_path: Path, monkeypatch: Any) -> None:
+    shutil.copytree(trained.directory, tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    assert api.evaluate("moved")["step"] == 120
+    assert api.evaluate("moved/model.ckpt-40")["step"] == 40
+    assert api.evaluate("moved/model.ckpt-40", checkpoint="moved/model.ckpt-80")["step"] == 80
 
 
 def test_a_run_on_another_file_system_is_loaded(trained: Trained) -> None:

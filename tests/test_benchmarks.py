@@ -25,7 +25,7 @@ def contest() -> dict[str, object]:
 
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(machine, "RESULTS", tmp_path)
+    monkeypatch.setenv("BENCHMARK_RESULTS", str(tmp_path))
     monkeypatch.setattr(sys, "argv", ["benchmarks/x.py", "--peers", f"{machine.REPOSITORY}/.venv-peers/bin/python"])
     return machine.keep("x", {"training, tiny": contest()}, rounds=3, unit="tokens/s")
 
@@ -39,6 +39,14 @@ def test_results_are_kept_with_command_machine_and_rounds(kept: Path) -> None:
     }  # fmt: skip
     assert values["results"]["training, tiny"]["a <peer>"]["first_step"] == 1.23457
     assert values["results"]["training, tiny"]["broken"] == {"failed": "ended with status 1"}
+
+
+def test_results_go_beside_the_committed_ones_unless_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("BENCHMARK_RESULTS", raising=False)
+    monkeypatch.setattr(machine, "REPOSITORY", tmp_path)
+    assert machine.keep("x", {}) == tmp_path / "runs" / "benchmarks" / "x.json"
 
 
 def test_a_bar_is_the_median_of_the_ratios_within_rounds(kept: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -119,7 +120,7 @@ def test_wrong_flags_exit_with_2(flags: list[str], capsys: pytest.CaptureFixture
 
 
 def test_unexpected_errors_keep_their_traceback(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(main, "load_config", lambda name: 1 / 0)
+    monkeypatch.setattr(main, "find_config", lambda name: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main.main(["--model", "x"])
 
@@ -288,14 +289,75 @@ def test_predict_and_score_need_the_tokenizer(refused: Callable[..., str], copy:
 def test_prompts_that_cannot_be_used(
     refused: Callable[..., str], copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    absent, empty, latin = tmp_path / "absent.txt", tmp_path / "empty.txt", tmp_path / "latin.txt"
-    empty.write_bytes(b"")
+    absent, latin = tmp_path / "absent.txt", tmp_path / "latin.txt"
     latin.write_bytes("é".encode("latin-1"))
     assert f"--prompt {absent}: cannot be read (No such" in refused("--model", copy, "--predict", "--prompt", absent)
-    assert f"--prompt {empty}: is empty" in refused("--model", copy, "--predict", "--prompt", empty)
     assert f"--prompt {latin}: not UTF-8 at byte 0" in refused("--model", copy, "--predict", "--prompt", latin)
+
+
+def test_an_empty_prompt_begins_from_the_end_of_text(
+    trained: Trained, run: Run, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty.txt").write_bytes(b"")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
-    assert "--prompt -: is empty" in refused("--model", copy, "--predict", "--prompt", "-")
+    found = {
+        run("--model", copy, "--predict", *flags, "--seed", 3, "--max_new_tokens", 5)[:2]
+        for flags in (("--prompt", tmp_path / "empty.txt"), ("--prompt", "-"), ("--text", ""))
+    }
+    [(status, text)] = found
+    assert status == 0 and len(text) > 1
+
+
+def test_a_text_on_the_command_line_is_a_prompt(trained: Trained, run: Run, copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompt.txt").write_text("import os")
+    flags = ("--model", copy, "--predict", "--seed", 3, "--max_new_tokens", 5)
+    assert run(*flags, "--text", "import os")[:2] == run(*flags, "--prompt", tmp_path / "prompt.txt")[:2]
+
+
+@pytest.mark.parametrize("name", ["run", "run/model.ckpt-40"])
+def test_the_model_may_be_a_run_or_a_checkpoint_of_it(
+    trained: Trained, run: Run, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    copy.unlink()
+    status, out, err = run("--model", name, "--eval")
+    assert status == 0 and printed(out)["step"] == (40 if "40" in name else 120), err
+    status, out, _ = run("--model", name, "--predict", "--text", "import")
+    assert status == 0 and out.startswith("import")
+
+
+def test_training_does_not_continue_from_an_older_checkpoint(refused: Callable[..., str], copy: Path) -> None:
+    line = refused("--model", copy.parent / "run" / "model.ckpt-40")
+    assert "training continues a run from its newest checkpoint; name the run's directory" in line
+
+
+def test_scores_are_a_table_on_a_terminal(trained: Trained, tmp_path: Path) -> None:
+    (tmp_path / "two.jsonl").write_text('{"text": "import os"}\n{"text": "def f(x):"}\n')
+    flags = ["--model", str(trained.config), "--score", str(tmp_path / "two.jsonl")]
+    shown = on_a_terminal(trained.workspace, *flags)
+    assert re.search(r"document +tokens +nll +perplexity +bits per byte\r\n", shown), shown
+    assert re.search(r"\n +all +\d+ +[\d.]+ +[\d.,]+ +[\d.]+\r\n", shown), shown
+    lines = [line for line in on_a_terminal(trained.workspace, *flags, "--json").splitlines() if "logprobs" in line]
+    assert [json.loads(line)["bytes"] for line in lines] == [9, 9]
+
+
+def on_a_terminal(workspace: Workspace, *flags: str) -> str:
+    """What main.py shows where standard output is a terminal."""
+    ours, theirs = os.openpty()
+    with workspace.start(*flags, stdout=theirs) as process:
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                part = os.read(ours, 65536)
+            except OSError:  # Linux's end of a terminal
+                break
+            if not part:
+                break
+            shown += part
+        assert process.wait(120) == 0
+    os.close(ours)
+    return shown.decode()
 
 
 def test_documents_that_cannot_be_scored(refused: Callable[..., str], copy: Path, tmp_path: Path) -> None:

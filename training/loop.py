@@ -94,7 +94,7 @@ class Trainer:
         new: bool = False,
         hosts: Hosts | None = None,
         init_from: Beginning | None = None,
-        profile: Steps | None = None,
+        profile: Steps | int | None = None,
         lease: Lease | None = None,
     ) -> None:
         """Checks everything that can be wrong before the first step, and starts the hosts' devices after that.
@@ -103,7 +103,7 @@ class Trainer:
             new: as if there were no checkpoint.
             hosts: whose devices the plan has; default: this one.
             init_from: weights that a run without a checkpoint begins from.
-            profile: the steps to profile.
+            profile: the steps to profile; a number: the next ones.
             lease: of `model_path`, which nothing is written to once another process has taken it over.
 
         Raises:

@@ -1,4 +1,4 @@
-"""`--profile START:STOP`: a TensorBoard profile of some steps, and a table of where their time went."""
+"""`--profile STEPS`: a TensorBoard profile of some steps, and a table of where their time went."""
 
 from __future__ import annotations
 
@@ -47,8 +47,15 @@ def part(name: str, **metadata: int) -> Any:
 class Profiler:
     """Profiles the given steps of a run, once they come. Without any, does nothing."""
 
-    def __init__(self, directory: str, steps: Steps | None, done: int) -> None:
-        """`done`: steps that the run has done before. The next one compiles, which would hide all else."""
+    def __init__(self, directory: str, steps: Steps | int | None, done: int) -> None:
+        """
+        Args:
+            directory: of the run.
+            steps: which ones; a number: that many, after the one that compiles.
+            done: steps that the run has done before. The next one compiles, which would hide all else.
+        """
+        if isinstance(steps, int):
+            steps = Steps(done + 2, done + 1 + steps)
         self._directory, self._steps, self._active = directory, steps, False
         if steps is not None and steps.last < done + 2:
             log.warning("--profile %d:%d: these steps are done or compile: nothing to profile", *steps)
@@ -108,7 +115,7 @@ def _spaces(folder: str) -> list[Any]:
 def table(spaces: list[Any], count: int, seconds: float) -> list[str]:
     """Where the time of `count` steps went that took so many seconds: on the host, and by kind of operation."""
     step_ms = 1e3 * seconds / count
-    lines = [f"{step_ms:.1f} ms a step, of which on the host:"]
+    lines = [f"{step_ms:.1f} ms a step, of which on the host:", f"  {'':28} {'time':>9}    {'share':>6}"]
     parts = {name: milliseconds / count for name, milliseconds in host_parts(spaces).items()}
     parts["rest"] = max(0.0, step_ms - sum(parts.values()))
     lines += [f"  {PARTS.get(name, name):28} {ms:9.2f} ms {ms / step_ms:6.1%}" for name, ms in parts.items()]
@@ -117,6 +124,7 @@ def table(spaces: list[Any], count: int, seconds: float) -> list[str]:
         return lines
     total = sum(kinds.values())
     lines.append(f"operations, {total:.1f} ms a step over all devices or threads, forward and backward:")
+    lines.append(f"  {'':28} {'forward':>9} {'backward':>9}    {'share':>6}")
     names = sorted({name for name, _ in kinds}, key=lambda name: -_both(kinds, name))
     shown = [name for name in names if _both(kinds, name) >= SMALL * total]
     for name in shown:

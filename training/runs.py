@@ -12,6 +12,7 @@ import tensorflow as tf
 from gpt_mesh.config import Config, changes, load_config, parse_json, replace, values_of_config, values_of_file
 from gpt_mesh.engine import checkpoints
 from gpt_mesh.errors import InputError
+from gpt_mesh.storage.files import absolute
 from gpt_mesh.storage.progress import log
 
 
@@ -92,11 +93,12 @@ def find_checkpoint(config: Config, checkpoint: str | None = None) -> str:
     Raises:
         InputError: there is none.
     """
-    path = checkpoint or checkpoints.latest(config.training.model_path)
+    directory = config.training.model_path
+    path = checkpoint or checkpoints.latest(directory)
     if path is None:
         raise InputError(
-            f"{config.source}: model_path = {config.training.model_path}: there is no checkpoint; train first, or "
-            "point model_path to a directory that has one"
+            f"{config.source}: model_path = {absolute(directory)}: there is no checkpoint; train first, or point "
+            "model_path to a directory that has one"
         )
     return path
 

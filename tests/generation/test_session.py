@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -97,3 +101,24 @@ def test_a_session_of_a_process(trained: Trained, tmp_path: Path) -> None:
     assert "/set KEY VALUE" in err and "/set KEY VALUE" not in out
     [[first]] = api.load(str(trained.config)).generate(["import os"], max_new_tokens=6, temperature=0)
     assert out.startswith(first + "\n") and out.count("\n") >= 4, "four texts, each on lines of its own"
+
+
+def test_lines_are_edited_and_come_back_on_a_terminal() -> None:
+    code = (
+        "import sys; from gpt_mesh.generation.session import ask\n"
+        "for _ in range(3): print([ask(sys.stdin, '> ')])"
+    )
+    ours, theirs = os.openpty()
+    with subprocess.Popen([sys.executable, "-c", code], stdin=theirs, stdout=theirs, stderr=theirs):
+        os.close(theirs)
+        shown = b""
+        for typed in (b"abc\n", b"\x1b[Ad\n", b"\x04"):  # the arrow up, and at last Ctrl-D
+            while not shown.endswith(b"> "):
+                shown += os.read(ours, 4096)
+            shown += b"|"
+            os.write(ours, typed)
+        with suppress(OSError):  # Linux's end of a terminal
+            while part := os.read(ours, 4096):
+                shown += part
+    os.close(ours)
+    assert b"['abc\\n']" in shown and b"['abcd\\n']" in shown and b"['']" in shown, shown

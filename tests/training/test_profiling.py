@@ -27,7 +27,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-def run(folder: Path, steps: Steps | None, done: int, last: int, calls: list[str]) -> list[str]:
+def run(folder: Path, steps: Steps | int | None, done: int, last: int, calls: list[str]) -> list[str]:
     """The calls, with the numbers of the steps that are done between them."""
     (folder / "plugins" / "profile" / "now").mkdir(parents=True, exist_ok=True)
     profiler = Profiler(str(folder), steps, done)
@@ -49,10 +49,12 @@ def run(folder: Path, steps: Steps | None, done: int, last: int, calls: list[str
         (Steps(4, 9), 0, "1 2 3 start 4 5 stop"),
         (Steps(2, 4), 2, "3 start 4 stop 5"),
         (Steps(1, 3), 2, "3 4 5"),
+        (2, 0, "1 start 2 3 stop 4 5"),
+        (2, 2, "3 start 4 5 stop"),
     ],
 )
 def test_the_steps_asked_for_are_profiled_but_none_that_compiles(
-    steps: Steps | None, done: int, wanted: str, calls: list[str], tmp_path: Path
+    steps: Steps | int | None, done: int, wanted: str, calls: list[str], tmp_path: Path
 ) -> None:
     assert " ".join(run(tmp_path, steps, done, 5, calls)) == wanted
 
@@ -97,10 +99,12 @@ def test_the_table_adds_up(compiled: bool, tmp_path: Path) -> None:
     assert list(folder.glob("*.xplane.pb"))
     assert (folder / "summary.txt").read_text().splitlines() == messages
     rows = [re.fullmatch(r"  (.+?) +([\d.]+(?: +[\d.]+)*) ms +([\d.]+)%", line) for line in lines]
-    parts = {row[1]: float(row[2]) for row in rows[:4] if row}
+    headings = [line.split() for line, row in zip(lines, rows, strict=True) if row is None]
+    assert headings[0] == ["time", "share"] and headings[2] == ["forward", "backward", "share"]
+    parts = {row[1]: float(row[2]) for row in rows[:5] if row}
     assert len(parts) == 4 and sum(parts.values()) == pytest.approx(float(whole.split()[0]), abs=0.1)
     assert parts["training step"] > 0
-    shares = {row[1]: float(row[3]) for row in rows[4:] if row}
+    shares = {row[1]: float(row[3]) for row in rows[5:] if row}
     assert sum(shares.values()) == pytest.approx(100, abs=0.3)
     assert max(shares, key=lambda name: shares[name]) == "large"
 
