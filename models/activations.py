@@ -33,25 +33,27 @@ def activate(ctx: Context, x: mtf.Tensor, name: str, layer_name: str) -> mtf.Ten
     Returns:
         The same shape and type.
     """
-    return ACTIVATIONS[name].apply(ctx, x, layer_name)
+    return ACTIVATIONS[name].apply(ctx, x, name, layer_name)
 
 
 def activate_biased(ctx: Context, x: mtf.Tensor, bias: mtf.Tensor, name: str, layer_name: str) -> mtf.Tensor:
     """The same of x plus a bias of its last dimension."""
-    return ACTIVATIONS[name].apply_biased(ctx, x, bias, layer_name)
+    return ACTIVATIONS[name].apply_biased(ctx, x, bias, name, layer_name)
 
 
 class Activation:
     """Base of all; by itself, the identity."""
 
-    def apply(self, ctx: Context, x: mtf.Tensor, layer_name: str) -> mtf.Tensor:
+    def apply(self, ctx: Context, x: mtf.Tensor, name: str, layer_name: str) -> mtf.Tensor:
         """See `activate`."""
-        del ctx, layer_name
+        del ctx, name, layer_name
         return x
 
-    def apply_biased(self, ctx: Context, x: mtf.Tensor, bias: mtf.Tensor, layer_name: str) -> mtf.Tensor:
+    def apply_biased(
+        self, ctx: Context, x: mtf.Tensor, bias: mtf.Tensor, name: str, layer_name: str
+    ) -> mtf.Tensor:
         """See `activate_biased`."""
-        return self.apply(ctx, x + bias, layer_name)
+        return self.apply(ctx, x + bias, name, layer_name)
 
 
 @dataclass(frozen=True)
@@ -60,20 +62,22 @@ class Elementwise(Activation):
 
     function: ElementFunction
 
-    def apply(self, ctx: Context, x: mtf.Tensor, layer_name: str) -> mtf.Tensor:
-        return _elementwise(ctx, self.function, x)
+    def apply(self, ctx: Context, x: mtf.Tensor, name: str, layer_name: str) -> mtf.Tensor:
+        return _elementwise(ctx, self.function, x, name=name)
 
 
 @dataclass(frozen=True)
 class Gelu(Elementwise):
     """GELU, with its bias in C where that is available."""
 
-    def apply_biased(self, ctx: Context, x: mtf.Tensor, bias: mtf.Tensor, layer_name: str) -> mtf.Tensor:
+    def apply_biased(
+        self, ctx: Context, x: mtf.Tensor, bias: mtf.Tensor, name: str, layer_name: str
+    ) -> mtf.Tensor:
         fits = ctx.cpu_products and x.dtype == bias.dtype == tf.float32 and x.shape.dims[-1:] == bias.shape.dims
         if not fits or not native.known():
-            return super().apply_biased(ctx, x, bias, layer_name)
+            return super().apply_biased(ctx, x, bias, name, layer_name)
         outputs = [(x.shape, x.dtype)]
-        return kernel(_native_gelu, [x, bias], outputs, x.shape.dims, "gelu", _native_gelu_gradient)[0]
+        return kernel(_native_gelu, [x, bias], outputs, x.shape.dims, name, _native_gelu_gradient)[0]
 
 
 @dataclass(frozen=True)
@@ -88,16 +92,16 @@ class Learned(Activation):
     initial: Mapping[str, float]
     function: Callable[..., tf.Tensor]
 
-    def apply(self, ctx: Context, x: mtf.Tensor, layer_name: str) -> mtf.Tensor:
-        names = {name: f"{layer_name}/activation/{name}" for name in self.initial}
-        return _elementwise(ctx, self.function, x, *[ctx.scalar(names[n], value) for n, value in self.initial.items()])
+    def apply(self, ctx: Context, x: mtf.Tensor, name: str, layer_name: str) -> mtf.Tensor:
+        scalars = [ctx.scalar(f"{layer_name}/activation/{part}", value) for part, value in self.initial.items()]
+        return _elementwise(ctx, self.function, x, *scalars, name=name)
 
 
 class RandomSlope(Activation):
     """Leaky ReLU with one slope a layer, drawn once and then fixed: see `leaky`."""
 
-    def apply(self, ctx: Context, x: mtf.Tensor, layer_name: str) -> mtf.Tensor:
-        return _elementwise(ctx, leaky(fixed_slope(ctx.init_seed, layer_name)), x)
+    def apply(self, ctx: Context, x: mtf.Tensor, name: str, layer_name: str) -> mtf.Tensor:
+        return _elementwise(ctx, leaky(fixed_slope(ctx.init_seed, layer_name)), x, name=name)
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ class AlongFeatures(Activation):
     on_slices: ElementFunction
     on_mesh: Callable[[mtf.Tensor, mtf.Dimension], mtf.Tensor]
 
-    def apply(self, ctx: Context, x: mtf.Tensor, layer_name: str) -> mtf.Tensor:
+    def apply(self, ctx: Context, x: mtf.Tensor, name: str, layer_name: str) -> mtf.Tensor:
         features = x.shape.dims[-1]
         if not ctx.is_whole(features):
             return mtf.cast(self.on_mesh(mtf.cast(x, ctx.statistics_dtype), features), x.dtype)
@@ -120,10 +124,10 @@ class AlongFeatures(Activation):
         def wide(x: tf.Tensor) -> tf.Tensor:
             return tf.cast(self.on_slices(tf.cast(x, ctx.statistics_dtype)), x.dtype)
 
-        return kernel(wide, [x], [(x.shape, x.dtype)], x.shape.dims[:-1], "activation")[0]
+        return kernel(wide, [x], [(x.shape, x.dtype)], x.shape.dims[:-1], name)[0]
 
 
-def _elementwise(ctx: Context, function: Callable[..., tf.Tensor], *inputs: mtf.Tensor) -> mtf.Tensor:
+def _elementwise(ctx: Context, function: Callable[..., tf.Tensor], *inputs: mtf.Tensor, name: str) -> mtf.Tensor:
     """`function` of the first input's elements and of scalars, for any layout."""
     x = inputs[0]
 
@@ -131,7 +135,7 @@ def _elementwise(ctx: Context, function: Callable[..., tf.Tensor], *inputs: mtf.
         return tf.cast(function(tf.cast(x, ctx.statistics_dtype), *scalars), x.dtype)
 
     outputs = [(x.shape, x.dtype)]
-    return kernel(wide, inputs, outputs, x.shape.dims, "activation", recompute=ctx.tensor_cores)[0]
+    return kernel(wide, inputs, outputs, x.shape.dims, name, recompute=ctx.tensor_cores)[0]
 
 
 def _native_gelu(x: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:

@@ -128,7 +128,7 @@ def _attend_once(ctx: Context, heads: Heads, loop: Loop, place: Place, window: i
 
 
 def _write(ctx: Context, new: mtf.Tensor, x: mtf.Tensor, place: Place, axis: int) -> mtf.Tensor:
-    """Keys or values of new positions, `axis`, with x [batch, sequence, heads, features_per_head] in the slot `count`."""
+    """`new` with x [batch, sequence, heads, features_per_head] in slot `count` of its new positions, its `axis`."""
 
     def write(new: tf.Tensor, x: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
         here = tf.equal(tf.range(new.shape[axis]), count)

@@ -7,23 +7,30 @@ al. 2019. ReZero: Bachlechner et al. 2020. ScaleNorm: Nguyen & Salazar 2019.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from gpt_mesh.config import Config, ModelConfig
 from tests.support.reference import Arrays, layer_norm, softmax
 
+Bias = Callable[[Arrays, int, np.ndarray], np.ndarray]
 
-def logits(weights: Arrays, tokens: np.ndarray, config: Config) -> np.ndarray:
-    """[batch, sequence, n_vocab] for tokens [batch, sequence]; weights by their names without `gpt2/`."""
+
+def logits(weights: Arrays, tokens: np.ndarray, config: Config, bias: Bias | None = None) -> np.ndarray:
+    """[batch, sequence, n_vocab] for tokens [batch, sequence]; weights by their names without `gpt2/`.
+
+    bias: what is added to attention's logits, of weights, head and distances (query minus key); without `wpe` then.
+    """
     w = {name: np.asarray(array, np.float64) for name, array in weights.items()}
-    return np.stack([_Row(w, config.model, not config.mlm.mlm_training).logits(row) for row in tokens])
+    return np.stack([_Row(w, config.model, not config.mlm.mlm_training, bias).logits(row) for row in tokens])
 
 
 class _Row:
     """The model for one sequence."""
 
-    def __init__(self, w: Arrays, model: ModelConfig, causal: bool) -> None:
-        self.w, self.model, self.causal = w, model, causal
+    def __init__(self, w: Arrays, model: ModelConfig, causal: bool, bias: Bias | None) -> None:
+        self.w, self.model, self.causal, self.bias = w, model, causal, bias
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         x = np.stack([self.w["wte"][token] + self._position(p) for p, token in enumerate(tokens)])
@@ -33,7 +40,7 @@ class _Row:
         return self._norm(x, "ln_f") @ out
 
     def _position(self, p: int) -> np.ndarray | float:
-        if self.model.rotary_emb:
+        if self.model.rotary_emb or self.bias:
             return 0.0
         if self.model.axial_pos_emb:
             row, column = divmod(p, self.model.axial_pos_emb[1])
@@ -84,7 +91,10 @@ class _Row:
                 seen = self._seen(p, len(q), kind)
                 keys, values = (np.concatenate([m, t[seen]]) for m, t in zip(memory, (k, v), strict=True))
                 if kind != "linear":
-                    rows.append(softmax(keys @ query) @ values)
+                    scores = keys @ query
+                    if self.bias:
+                        scores[len(memory[0]) :] += self.bias(self.w, head, p - np.array(seen))
+                    rows.append(softmax(scores) @ values)
                 elif self.causal:
                     rows.append(linear_causal(query, keys, values))
                 else:
