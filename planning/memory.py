@@ -127,7 +127,7 @@ class _Memory:
 
 
 def _fused_attention(plan: MeshPlan) -> ModuleType | None:
-    """Whose attention may keep no scores on these devices: see models/attention.py."""
+    """Whose attention may keep no scores on these devices: see models/attention/softmax.py."""
     if plan.compiled and have_tensor_cores(plan.devices):
         return cudnn
     on_cpu = plan.compiled and all("CPU" in name for name in plan.devices)
@@ -189,7 +189,7 @@ def _layer(config: Config, attention: str, mixture: bool, fused: ModuleType | No
 
 
 def _takes_fused(config: Config, attention: str, fused: ModuleType) -> bool:
-    """Whether this kind of attention does this layer, on devices that have it: see models/attention.py."""
+    """Whether this kind of attention does this layer, on devices that have it: see models/attention/softmax.py."""
     model = config.model
     if model.num_mem_kv or model.attn_dropout or not config.training.fused_ops:
         return False
