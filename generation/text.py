@@ -60,8 +60,8 @@ class TextStream:
             ready -= next(whole, 0)
             text = decode(self._pending[:ready])
         new = text[len(decode(known)) :]
-        # Some tokenizers write a token differently at the start of a text: one token stays as context.
-        start = max(ready - 1, 0)
+        # Some tokenizers write a token differently at the start of a text: one token stays as context, or a run of bytes.
+        start = max(ready - max(self._run(self._pending[:ready]), 1), 0)
         self._pending, self._context = self._pending[start:], ready - start
         return new
 
