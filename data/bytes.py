@@ -47,7 +47,7 @@ def byte_lengths(encoder: Encoder) -> NDArray[np.int64]:
         table[number] = len(data)
     for number, token in added.items():
         table[number] = 0 if token.special else len(token.content.encode())
-    for number in (encoder.eos_id, encoder.padding_id):
-        if number is not None and number < len(table):
-            table[number] = 0
+    for no_text in (encoder.eos_id, encoder.padding_id):
+        if no_text is not None and no_text < len(table):
+            table[no_text] = 0
     return table

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from gpt_mesh.data.account import Account
-from gpt_mesh.data.reading import Place, Position
+from gpt_mesh.data.reading import DocumentPlace, Position
 from gpt_mesh.errors import InputError
 from gpt_mesh.storage import files as storage
 
@@ -122,7 +122,7 @@ class Manifest:
             self.save(folder)
             return
         state = self.splits[split]
-        entry = {"manifest": self._saved, "split": split}
+        entry: dict[str, Any] = {"manifest": self._saved, "split": split}
         entry |= {"shard": _shard_json(state.shards[-1]), "account": state.account.to_json()}
         with open(journal_path(folder, self.name), "ab") as file:
             file.write(f"{json.dumps({**entry, 'digest': _digest(entry)})}\n".encode())
@@ -244,7 +244,7 @@ def _flat(position: Position) -> str:
 
 def _position(text: str) -> Position:
     source, document, token = map(int, text.split(":"))
-    return Position(Place(source, document), token)
+    return Position(DocumentPlace(source, document), token)
 
 
 def shard_pattern(name: str) -> str:

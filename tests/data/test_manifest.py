@@ -229,7 +229,9 @@ def test_a_journal_of_an_older_manifest(journaled: Path) -> None:
     assert shards(journaled) == whole
 
 
-@pytest.mark.parametrize(("old", "new"), [(b'"tokens": ', b'"tokens": 1'), (b'"digest": "', b'"digest": "0'), (b"{", b"[")])
+@pytest.mark.parametrize(
+    ("old", "new"), [(b'"tokens": ', b'"tokens": 1'), (b'"digest": "', b'"digest": "0'), (b"{", b"[")]
+)
 def test_a_journal_that_somebody_changed(journaled: Path, old: bytes, new: bytes) -> None:
     journal = journaled / ".x.manifest.journal"
     journal.write_bytes(journal.read_bytes().replace(old, new, 1))

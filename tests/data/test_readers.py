@@ -159,7 +159,7 @@ def test_which_files_are_no_documents(path: str, junk: bool) -> None:
 
 def test_they_are_left_out_of_folders_and_archives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     set_up_logging()
-    members = {name: APPLE for name in JUNK} | {"x/a.txt": b"first story\n"}
+    members = dict.fromkeys(JUNK, APPLE) | {"x/a.txt": b"first story\n"}
     archive, tar = io.BytesIO(), io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
         for name, content in members.items():

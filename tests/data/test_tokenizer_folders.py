@@ -17,7 +17,7 @@ from gpt_mesh.data.encoders import TOKENIZER_FILE, load_encoder
 from gpt_mesh.errors import InputError
 from gpt_mesh.interop import tokenizer_files
 
-TEXTS = ["hello  world", "  def f(x):\n\n    return 'é😀'", "<|endoftext|>a</s><s>b", "    x", "a newword <|sep|> b", ""]
+TEXTS = ["hello  world", "  def f(x):\n\n  return 'é😀'", "<|endoftext|>a</s><s>b", "    x", "a newword <|sep|> b", ""]
 
 
 def trained(special: list[str], corpus: list[str]) -> Tokenizer:
@@ -134,9 +134,7 @@ def test_a_folder_that_transformers_cannot_read(tmp_path: Path, corpus: list[str
         load_encoder(str(folder))
 
 
-def test_a_package_that_is_missing_is_named(
-    tmp_path: Path, corpus: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_package_that_is_missing_is_named(tmp_path: Path, corpus: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     gpt2(tmp_path, corpus)
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(InputError, match=r"needs the package transformers .*pip install"):

@@ -126,7 +126,8 @@ def test_a_run_of_bytes_that_is_no_text() -> None:
 
 def test_of_two_tokens_with_one_name_the_likelier_is_told() -> None:
     names = TokenText(Encoder(byte_fallback("gemma"), "gemma"))
-    letter, byte = (names.encoder.tokenizer.token_to_id(token) for token in ("h", "<0x68>"))
+    vocabulary = names.encoder.tokenizer.get_vocab()
+    letter, byte = vocabulary["h"], vocabulary["<0x68>"]
     assert names.name(letter) == names.name(byte) == "h"
     logprobs = Logprobs(names, 2)
     logprobs.add([TokenLogprob(byte, "", -3.0, ((letter, "", -0.5), (byte, "", -3.0)))])

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-CORPUS = ["he said hi to her, then he left", "the hello of the hi-fi", "some words in 日本語 and the hé of été", "😀 hi"] * 3
+CORPUS = [
+    "he said hi to her, then he left",
+    "😀",
+    "the hello of the hi-fi",
+    "some words in 日本語 and the hé of été",
+] * 3
 
 
 def byte_level(
