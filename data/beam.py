@@ -24,10 +24,10 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from gpt_mesh.data.account import Account
-from gpt_mesh.data.encoding import Document, Recipe, Task, encode, join, tasks
+from gpt_mesh.data.encoding import Document, EncodingTask, Recipe, encode, join, tasks
 from gpt_mesh.data.manifest import Manifest, Shard, load_manifest
 from gpt_mesh.data.output import Output
-from gpt_mesh.data.reading import Place, Selection, read_corpus
+from gpt_mesh.data.reading import DocumentPlace, Selection, read_corpus
 from gpt_mesh.data.shards import OpenShard, Packer, Record, admit
 from gpt_mesh.data.sources import Source
 from gpt_mesh.errors import InputError
@@ -41,7 +41,7 @@ ShardKey = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Job:
+class BeamJob:
     """What every worker knows; small, since each step carries a copy. settings: of the manifest. prefixes: of the
     files' names, for each split. folder: where they go."""
 
@@ -84,7 +84,7 @@ def run_pipeline(
     for handler in logging.getLogger().handlers:  # a worker in this process logs, with a traceback, what run() raises
         handler.addFilter(_no_input_error)
     wanted = output.manifest
-    job = Job(wanted.settings, [wanted.prefix(split) for split in wanted.splits], output.folder, new_packer)
+    job = BeamJob(wanted.settings, [wanted.prefix(split) for split in wanted.splits], output.folder, new_packer)
     try:
         with _one_line(runner):
             options = PipelineOptions([f"--{argument}" for argument in arguments])
@@ -106,7 +106,7 @@ def run_pipeline(
         output.remove_partial(output.folder)
 
 
-def build(pipeline: beam.Pipeline, sources: Sequence[Source], recipe: Recipe, wanted: Manifest, job: Job) -> None:
+def build(pipeline: beam.Pipeline, sources: Sequence[Source], recipe: Recipe, wanted: Manifest, job: BeamJob) -> None:
     """Add all steps to `pipeline`. The last replaces the manifest, which is `wanted`, with no files yet."""
     encoded = (
         pipeline
@@ -149,12 +149,14 @@ def build(pipeline: beam.Pipeline, sources: Sequence[Source], recipe: Recipe, wa
     )
 
 
-def _read(numbered: tuple[int, Source], eval_fraction: float) -> Iterator[tuple[TaskKey, Task]]:
+def _read(numbered: tuple[int, Source], eval_fraction: float) -> Iterator[tuple[TaskKey, EncodingTask]]:
     """The documents of a source, whole, in tasks."""
     number, source = numbered
     for index, task in enumerate(tasks(read_corpus([source], Selection(eval_fraction), size=None))):
-        origins = [origin and origin._replace(place=Place(number, origin.place.document)) for origin in task.origins]
-        yield (number, index), Task(task.texts, origins)
+        origins = [
+            origin and origin._replace(place=DocumentPlace(number, origin.place.document)) for origin in task.origins
+        ]
+        yield (number, index), EncodingTask(task.texts, origins)
 
 
 class _Encode(beam.DoFn):
@@ -164,7 +166,7 @@ class _Encode(beam.DoFn):
     def setup(self) -> None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are the parallelism
 
-    def process(self, keyed: tuple[TaskKey, Task]) -> Iterator[tuple[TaskKey, list[Document]]]:
+    def process(self, keyed: tuple[TaskKey, EncodingTask]) -> Iterator[tuple[TaskKey, list[Document]]]:
         key, task = keyed
         yield key, list(join([(task.origins, encode(self._recipe, task.texts))]))
 
@@ -197,7 +199,7 @@ def _mark(group: tuple[TaskKey, dict[str, Any]]) -> Iterator[tuple[TaskKey, list
         )
 
 
-def _admit(keyed: tuple[TaskKey, list[Document]], job: Job) -> tuple[TaskKey, Admitted]:
+def _admit(keyed: tuple[TaskKey, list[Document]], job: BeamJob) -> tuple[TaskKey, Admitted]:
     key, documents = keyed
     packer = job.new_packer()
     admitted = Admitted([], [Account() for _ in job.prefixes], [0 for _ in job.prefixes])
@@ -227,7 +229,7 @@ def _starts(group: tuple[int, Iterable[tuple[TaskKey, list[Account], list[int]]]
     yield beam.pvalue.TaggedOutput("accounts", totals)
 
 
-def _place(group: tuple[TaskKey, dict[str, Any]], job: Job) -> Iterator[tuple[ShardKey, tuple[int, Document]]]:
+def _place(group: tuple[TaskKey, dict[str, Any]], job: BeamJob) -> Iterator[tuple[ShardKey, tuple[int, Document]]]:
     """Each document for every file that it goes to, with how much of it is in the files before."""
     _, found = group
     packer = job.new_packer()
@@ -242,7 +244,7 @@ def _place(group: tuple[TaskKey, dict[str, Any]], job: Job) -> Iterator[tuple[Sh
                 yield (split, number), (max(0, number * capacity - begin), document)
 
 
-def _write(group: tuple[ShardKey, Iterable[tuple[int, Document]]], job: Job) -> Written:
+def _write(group: tuple[ShardKey, Iterable[tuple[int, Document]]], job: BeamJob) -> Written:
     key, documents = group
     account = Account()
     packer, limit = job.new_packer(), job.settings["records_per_file"]

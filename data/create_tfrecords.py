@@ -98,8 +98,9 @@ def _write(
         else:
             _write_here(flags, sources, recipe, output, new_packer)
         _check_written(flags, output.manifest)
-    finally:
-        output.discard_if_empty()
+    except BaseException:
+        output.stop()
+        raise
 
 
 def _write_here(
@@ -117,7 +118,7 @@ def _write_here(
                 *(output.folder, manifest.prefix(name), new_packer(), state),
                 minimum_size=flags.minimum_size,
                 records_per_file=flags.records_per_file,
-                on_shard=output.save,
+                on_shard=functools.partial(output.enter, name),
             )
         )
     done = [state.position for state in manifest.splits.values()]

@@ -236,8 +236,8 @@ def _checked(encoder: Encoder) -> Encoder:
     """
     if encoder.n_vocab > _LARGEST_VOCABULARY:
         raise InputError(
-            f"{encoder.source}: has a token of id {encoder.n_vocab - 1}; ids must be less than {_LARGEST_VOCABULARY:,}: "
-            "get the tokenizer again"
+            f"{encoder.source}: has a token of id {encoder.n_vocab - 1}; ids must be less than "
+            f"{_LARGEST_VOCABULARY:,}: get the tokenizer again"
         )
     with library_errors(encoder.source):
         ids = encoder.encode("A try.\n") + encoder.encode_documents(["A try.\n"])[0]

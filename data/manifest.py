@@ -1,7 +1,10 @@
 """`NAME.manifest.json`: what the files of a dataset hold, what they were made of, and whether they are all there.
 
-It lies beside the files, and is replaced as a whole after each of them, so that it never names one that is not
-complete. create_tfrecords.py goes on from it after a kill; training asks it which tokenizer made the data.
+It lies beside the files and never names one that is not complete. While a run writes them, it appends each to a
+journal, `.NAME.manifest.journal`, since the manifest also lists all sources: writing it whole each time would take time
+that grows with their number squared. The journal belongs to one manifest, whose digest its entries have, and goes when
+that is replaced. Where nothing can be appended, on URLs, the manifest is replaced after each file.
+create_tfrecords.py goes on from both after a kill; training asks the manifest which tokenizer made the data.
 """
 
 from __future__ import annotations
@@ -14,12 +17,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from gpt_mesh.data.account import Account
-from gpt_mesh.data.reading import Place, Position
+from gpt_mesh.data.reading import DocumentPlace, Position
 from gpt_mesh.errors import InputError
 from gpt_mesh.storage import checksums, strict_json
 from gpt_mesh.storage import files as storage
 
 SUFFIX = ".manifest.json"
+_JOURNAL_SUFFIX = ".manifest.journal"
 _VERSION = 1
 
 
@@ -79,6 +83,7 @@ class Manifest:
     inputs: list[InputFacts]
     splits: dict[str, SplitState]
     complete: bool = False
+    _saved: str = ""  # digest of the manifest that the journal goes on from
 
     @property
     def shards(self) -> list[Shard]:
@@ -97,17 +102,35 @@ class Manifest:
         return _from_json(self._to_json())
 
     def save(self, folder: str) -> None:
-        """Replace the manifest in `folder`. Raises one of storage.errors()."""
-        strict_json.write(manifest_path(folder, self.name), self._to_json(), indent=1, durable=True)
+        """Replace the manifest in `folder`, and remove its journal. Raises one of storage.errors()."""
+        values = self._to_json()
+        strict_json.write(manifest_path(folder, self.name), values, indent=1, durable=True)
+        self._saved = values["digest"]
+        if storage.exists(journal_path(folder, self.name)):
+            storage.remove(journal_path(folder, self.name))
+
+    def append(self, folder: str, split: str) -> None:
+        """Enter the last file of a split in the journal of the manifest that was saved in `folder`.
+
+        Raises one of storage.errors().
+        """
+        if storage.is_url(folder):
+            self.save(folder)
+            return
+        state = self.splits[split]
+        entry: dict[str, Any] = {"manifest": self._saved, "split": split}
+        entry |= {"shard": _shard_json(state.shards[-1]), "account": state.account.to_json()}
+        with open(journal_path(folder, self.name), "ab") as file:
+            file.write(f"{json.dumps({**entry, 'digest': _digest(entry)})}\n".encode())
+            file.flush()
+            os.fsync(file.fileno())
 
     def _to_json(self) -> dict[str, Any]:
         values = {"version": _VERSION, "name": self.name, "complete": self.complete}
         values |= {"tokenizer": asdict(self.tokenizer), "settings": self.settings}
         values["splits"] = {
             name: {
-                "shards": [
-                    {**vars(shard), "first": _flat(shard.first), "last": _flat(shard.last)} for shard in split.shards
-                ],
+                "shards": [_shard_json(shard) for shard in split.shards],
                 "account": split.account.to_json(),
             }
             for name, split in self.splits.items()
@@ -120,24 +143,36 @@ def manifest_path(folder: str, name: str) -> str:
     return f"{folder}/{name}{SUFFIX}"
 
 
+def journal_path(folder: str, name: str) -> str:
+    return f"{folder}/.{name}{_JOURNAL_SUFFIX}"
+
+
 def manifest_names(folder: str) -> list[str]:
     """Names of the datasets that have a manifest in `folder`."""
     return [name.removesuffix(SUFFIX) for name in storage.list_folder(folder) if name.endswith(SUFFIX)]
 
 
 def load_manifest(folder: str, name: str) -> Manifest | None:
-    """None when there is none. Raises InputError when it cannot be read."""
+    """The manifest of a dataset, with the files of its journal. None when there is none.
+
+    Raises:
+        InputError: it cannot be read, or was changed.
+    """
     path = manifest_path(folder, name)
     if not storage.exists(path):
         return None
     try:
         with storage.open_binary(path) as file:
-            return _from_json(json.loads(file.read()))
+            values = json.loads(file.read())
+        digest = values.get("digest")
+        manifest = _from_json(values)
+        _add_journal(manifest, folder, digest)
+        return manifest
     except storage.errors() as error:
         raise InputError(f"{path}: cannot be read: {storage.reason(error)}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(
-            f"{path}: is damaged, or of another version of this program ({type(error).__name__}: {error}); "
+            f"{path}: is damaged, or of another version of this program ({type(error).__name__}: {str(error)[:200]}); "
             "encode the data again with --overwrite, or delete it to use the files as they are"
         ) from error
 
@@ -149,10 +184,7 @@ def _from_json(values: dict[str, Any]) -> Manifest:
         raise ValueError("somebody changed it")
     splits = {
         name: SplitState(
-            [
-                Shard(**{**shard, "first": _position(shard["first"]), "last": _position(shard["last"])})
-                for shard in split["shards"]
-            ],
+            [_shard(shard) for shard in split["shards"]],
             Account.from_json(split["account"]),
         )
         for name, split in values["splits"].items()
@@ -167,8 +199,37 @@ def _from_json(values: dict[str, Any]) -> Manifest:
     )
 
 
+def _add_journal(manifest: Manifest, folder: str, digest: str | None) -> None:
+    """Add the files that the journal in `folder` enters, if it goes on from the manifest of this digest.
+
+    A kill may have cut off its last line. Raises ValueError when another was changed.
+    """
+    path = journal_path(folder, manifest.name)
+    if not storage.exists(path):
+        return
+    with storage.open_binary(path) as file:
+        *lines, _cut_off = file.read().split(b"\n")
+    for line in lines:
+        entry = json.loads(line)
+        if entry["manifest"] != digest:
+            return  # a kill came between a new manifest and the removal of its predecessor's journal
+        if entry.pop("digest") != _digest(entry):
+            raise ValueError("somebody changed its journal")
+        split = manifest.splits[entry["split"]]
+        split.shards.append(_shard(entry["shard"]))
+        split.account = Account.from_json(entry["account"])
+
+
+def _shard_json(shard: Shard) -> dict[str, Any]:
+    return {**vars(shard), "first": _flat(shard.first), "last": _flat(shard.last)}
+
+
+def _shard(values: Mapping[str, Any]) -> Shard:
+    return Shard(**{**values, "first": _position(values["first"]), "last": _position(values["last"])})
+
+
 def _digest(values: dict[str, Any]) -> str:
-    """By which it is known that nobody has changed what the manifest says."""
+    """SHA-256 of the values, in hex: it shows whether somebody changed them."""
     return checksums.of_json(values)
 
 
@@ -179,7 +240,7 @@ def _flat(position: Position) -> str:
 
 def _position(text: str) -> Position:
     source, document, token = map(int, text.split(":"))
-    return Position(Place(source, document), token)
+    return Position(DocumentPlace(source, document), token)
 
 
 def shard_pattern(name: str) -> str:

@@ -87,8 +87,12 @@ class Output:
         return written_files(self.target, self.manifest)
 
     def save(self) -> None:
-        """Write the manifest as it is now: before the first file, and after each."""
+        """Write the manifest as it is now: before the first file, and when a run ends."""
         self.manifest.save(self.folder)
+
+    def enter(self, split: str) -> None:
+        """Write down that a file of `split` is complete."""
+        self.manifest.append(self.folder, split)
 
     def complete(self) -> None:
         """Every file is written: put them where they belong, and say so in the manifest."""
@@ -113,9 +117,14 @@ class Output:
         storage.remove_folder(self.folder)
         self.folder = self.target
 
-    def discard_if_empty(self) -> None:
-        """Leave no trace of a run that did not complete a file."""
+    def stop(self) -> None:
+        """The run failed: leave one manifest of what is complete, without a journal; or nothing, if no file is."""
         if self.manifest.shards:
+            with contextlib.suppress(*storage.errors(), InputError):  # on a full disk the journal still has it
+                # As it is on disk: a last file that is not full yet must be written anew by a run that goes on.
+                entered = load_manifest(self.folder, self.manifest.name)
+                if entered is not None:
+                    entered.save(self.folder)
             return
         if self.folder == self._staging:
             storage.remove_folder(self._staging)

@@ -13,7 +13,7 @@ from gpt_mesh.data.sources import Source
 _WHOLE = 1 << 20  # characters of the pieces that are put together again
 
 
-class Place(NamedTuple):
+class DocumentPlace(NamedTuple):
     """Which document: number of its source, number within the source, both from 0. Places compare in reading order."""
 
     source: int
@@ -23,7 +23,7 @@ class Place(NamedTuple):
 class Position(NamedTuple):
     """A token of a document, its separator included; `token` may be one past the last. Compares in reading order."""
 
-    place: Place
+    place: DocumentPlace
     token: int
 
 
@@ -38,7 +38,7 @@ class Origin(NamedTuple):
         null: it is a record without a text, which is only counted.
     """
 
-    place: Place
+    place: DocumentPlace
     held_out: bool
     duplicate: bool
     digest: bytes = b""
@@ -69,7 +69,7 @@ class Selection:
     ) -> None:
         self._limit = round(held_out_fraction * 2**64)
         self._seen = DigestSet() if deduplicate else None
-        self._from = tuple(Place(0, 0) if position is None else position.place for position in done)
+        self._from = tuple(DocumentPlace(0, 0) if position is None else position.place for position in done)
 
     @property
     def first_source(self) -> int:
@@ -78,12 +78,12 @@ class Selection:
             return 0
         return min(place.source for place in (self._from if self._limit else self._from[:1]))
 
-    def wanted_early(self, place: Place) -> bool | None:
+    def wanted_early(self, place: DocumentPlace) -> bool | None:
         """Whether a document is wanted; None when that depends on its text."""
         answers = {place >= first for first in (self._from if self._limit else self._from[:1])}
         return answers.pop() if len(answers) == 1 else None
 
-    def decide(self, place: Place, digest: bytes, null: bool = False) -> Origin | None:
+    def decide(self, place: DocumentPlace, digest: bytes, null: bool = False) -> Origin | None:
         """None when the document is not wanted. To be called once for every document, in order."""
         held_out = not null and int.from_bytes(digest[:8], "big") < self._limit
         duplicate = not null and self._seen is not None and not self._seen.add(digest)
@@ -113,7 +113,7 @@ def read_corpus(
         if size is None:
             pieces = ((text, True) for text in joined(pieces))
         for piece, ends in pieces:
-            place, text = Place(number, document), piece or ""
+            place, text = DocumentPlace(number, document), piece or ""
             digest.update(text.encode())
             wanted = selection.wanted_early(place)
             if not ends:

@@ -13,7 +13,7 @@ import numpy as np
 from gpt_mesh.data.account import Account
 from gpt_mesh.data.encoding import Document, Ids
 from gpt_mesh.data.manifest import Shard, SplitState
-from gpt_mesh.data.reading import Place, Position
+from gpt_mesh.data.reading import DocumentPlace, Position
 from gpt_mesh.data.tfrecords import framed
 from gpt_mesh.errors import InputError
 from gpt_mesh.storage import files as storage
@@ -88,7 +88,7 @@ class Chunks:
         self._held = 0  # how many
         # Documents that those tokens are of, and where each begins, counted from the first of those tokens.
         self._starts: list[int] = []
-        self._places: list[Place] = []
+        self._places: list[DocumentPlace] = []
 
     def extent(self, document: Document) -> int:
         return len(document.ids) + len(self._separator)

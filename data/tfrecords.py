@@ -14,6 +14,7 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -283,11 +284,24 @@ def parse_records(serialized: Sequence[bytes]) -> tuple[Int64s, Int64s]:
             ragged = tf.io.parse_example(tf.constant(list(serialized), tf.string, [len(serialized)]), spec)[FEATURE]
         except (tf.errors.InvalidArgumentError, UnicodeDecodeError) as error:  # its message quotes the record's bytes
             _check_examples(serialized)
-            raise AssertionError("TensorFlow refuses a record that protobuf accepts") from error
+            position = next(i for i, record in enumerate(serialized) if not _parses(record, spec))
+            reason = "is not a tf.train.Example that TensorFlow can read; write the file with create_tfrecords.py"
+            raise RecordError(position, reason) from error
         values, row_splits = ragged.values.numpy(), ragged.row_splits.numpy()
     if np.any(row_splits[1:] == row_splits[:-1]):  # TensorFlow reads a record without the feature as an empty one
         _check_examples(serialized)
     return values, row_splits
+
+
+def _parses(record: bytes, spec: dict[str, Any]) -> bool:
+    """Whether TensorFlow's parser, which differs from protobuf's in Python, takes a record."""
+    import tensorflow as tf
+
+    try:
+        tf.io.parse_example(tf.constant([record]), spec)
+    except (tf.errors.InvalidArgumentError, UnicodeDecodeError):
+        return False
+    return True
 
 
 class RecordError(InputError):

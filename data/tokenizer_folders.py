@@ -7,6 +7,7 @@ and reads nothing but the folder.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -55,7 +56,16 @@ def load_saved(folder: str) -> Tokenizer:
             f"{folder}: its tokenizer ({type(found).__name__}) is not one of the tokenizers library; convert it to a "
             "tokenizer.json"
         )
-    return tokenizer
+    return _without_empty_template(tokenizer)
+
+
+def _without_empty_template(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer as it was saved: transformers gives one without a post-processor a template that adds nothing."""
+    definition = json.loads(tokenizer.to_str())
+    step = definition["post_processor"] or {}
+    if step.get("type") != "TemplateProcessing" or step["special_tokens"]:
+        return tokenizer
+    return Tokenizer.from_str(json.dumps({**definition, "post_processor": None}))
 
 
 def _library(folder: str) -> Any:

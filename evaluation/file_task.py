@@ -26,6 +26,11 @@ class FileTask(ABC):
     slides: ClassVar[bool]
     form: ClassVar[int]  # of `load`'s items: a new number where they change
 
+    @classmethod
+    def make(cls, config: Config, file: str | None, *, stride: int | None, download: bool) -> FileTask:
+        """The task for a config. The arguments are those of the class."""
+        return cls(config, file, stride=stride, download=download)
+
     def __init__(
         self, config: Config, file: str | None = None, *, stride: int | None = None, download: bool = False
     ) -> None:
@@ -91,4 +96,4 @@ class FileTask(ABC):
 
     @abstractmethod
     def run(self, engine: Engine) -> Metrics:
-        """See `Task`."""
+        """See `EvaluationTask`."""

@@ -18,6 +18,15 @@ from gpt_mesh.evaluation.spans import SpanScorer, ending
 from gpt_mesh.evaluation.statistics import Metrics, exponential, ratio, with_error
 from gpt_mesh.storage import files as storage
 
+LAMBADA = sources.Published(
+    names=("lambada_test.jsonl",),
+    urls=(
+        "https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl",
+        "https://storage.googleapis.com/gpt-2/data/lambada_test.jsonl",
+    ),
+    size=1_819_752,
+    sha256="4aa8d02cd17c719165fc8a7887fddd641f43fcafa4b1c806ca8abc31fabdb226",
+)
 ENDINGS = (".jsonl", ".ndjson", ".json", ".parquet")
 
 
@@ -30,7 +39,7 @@ class Lambada(FileTask):
     """
 
     name: ClassVar[str] = "lambada"
-    published: ClassVar[sources.Published] = sources.LAMBADA
+    published: ClassVar[sources.Published] = LAMBADA
     slides: ClassVar[bool] = False
     form: ClassVar[int] = 2
 
@@ -112,8 +121,8 @@ def _token_texts(path: str, encoder: Encoder) -> list[str] | None:
         return None
     with storage.open_binary(path) as file:
         try:
-            passages = json.loads(file.read())
-        except ValueError:
+            passages = json.loads(file.read().decode("utf-8-sig"))
+        except (ValueError, RecursionError):
             return None
     if not isinstance(passages, list) or not passages or not isinstance(passages[0], list):
         return None

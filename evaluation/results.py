@@ -7,15 +7,15 @@ from typing import Any
 
 from gpt_mesh.config import Config
 from gpt_mesh.evaluation.statistics import Metrics
-from gpt_mesh.evaluation.tasks import Task
+from gpt_mesh.evaluation.tasks import EvaluationTask
 from gpt_mesh.storage import checksums
 
 ERROR = "_stderr"
 
 
-def result_row(step: int, task: Task, metrics: Metrics, config: Config) -> dict[str, Any]:
-    """A line of `eval.jsonl`: `step`, `task`, the metrics, and of what they are: `config_sha256`, `tokenizer_sha256`, …
-    """
+def result_row(step: int, task: EvaluationTask, metrics: Metrics, config: Config) -> dict[str, Any]:
+    """A line of `eval.jsonl`: `step`, `task`, the metrics, and the digests of what they belong to, such as
+    `config_sha256` and `tokenizer_sha256`."""
     return {"step": step, "task": task.name, **metrics, "config_sha256": config_digest(config), **task.facts}
 
 

@@ -40,27 +40,6 @@ class Published:
     sha256: str
 
 
-LAMBADA = Published(
-    names=("lambada_test.jsonl",),
-    urls=(
-        "https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl",
-        "https://storage.googleapis.com/gpt-2/data/lambada_test.jsonl",
-    ),
-    size=1_819_752,
-    sha256="4aa8d02cd17c719165fc8a7887fddd641f43fcafa4b1c806ca8abc31fabdb226",
-)
-# WikiText-2 and WikiText-103 have the same test text.
-WIKITEXT = Published(
-    names=("wikitext-103-raw-v1.zip", "wikitext-2-raw-v1.zip", "wiki.test.raw", "wiki.test.tokens"),
-    urls=(
-        "https://wikitext.smerity.com/wikitext-103-raw-v1.zip",
-        "https://s3.amazonaws.com/research.metamind.io/wikitext/wikitext-103-raw-v1.zip",
-    ),
-    size=191_984_949,
-    sha256="91c00ae287f0d699e18605c84afc9e45c192bc6b7797ff8837e5474655a33794",
-)
-
-
 def folder() -> str:
     """Where files of tasks are looked for, and kept unless `GPT_MESH_CACHE` is "off"."""
     return cache_root(os.environ)

@@ -1,4 +1,4 @@
-"""What a model can be evaluated on: one interface, and which tasks there are."""
+"""The tasks that a model can be evaluated on: each is one file with a class, listed in `TASKS`."""
 
 from __future__ import annotations
 
@@ -7,18 +7,14 @@ from typing import Any, Protocol
 from gpt_mesh.config import Config
 from gpt_mesh.engine.interface import Engine
 from gpt_mesh.errors import InputError
-from gpt_mesh.evaluation.file_task import FileTask
 from gpt_mesh.evaluation.lambada import Lambada
 from gpt_mesh.evaluation.statistics import Metrics
 from gpt_mesh.evaluation.validation import Validation
 from gpt_mesh.evaluation.wikitext import WikiText
 
-FILE_TASKS: dict[str, type[FileTask]] = {task.name: task for task in (Lambada, WikiText)}
-TASKS = (Validation.name, *FILE_TASKS)
 
-
-class Task(Protocol):
-    """Something to score a model on, loaded once and run as often as wanted."""
+class EvaluationTask(Protocol):
+    """What a model is scored on. It is loaded once and can be run often."""
 
     @property
     def name(self) -> str:
@@ -29,40 +25,56 @@ class Task(Protocol):
         """What its rows in `eval.jsonl` say beside the metrics: `tokenizer_sha256`, perhaps `data_sha256`, `stride`."""
 
     def run(self, engine: Engine) -> Metrics:
-        """The metrics of a model, each with its standard error, and the tokens and bytes that were scored."""
+        """The metrics of a model, each with its standard error, and the number of tokens and bytes that were scored."""
+
+
+class TaskType(Protocol):
+    """A class of tasks. `slides`: it has windows that slide, whose stride can be set."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def slides(self) -> bool: ...
+
+    def make(self, config: Config, file: str | None, *, stride: int | None, download: bool) -> EvaluationTask:
+        """The task for a config. See `make_task`."""
+
+
+_TYPES: tuple[TaskType, ...] = (Validation, Lambada, WikiText)
+TASKS = {task.name: task for task in _TYPES}
+"""By name."""
 
 
 def make_task(
     config: Config, name: str, *, file: str | None = None, stride: int | None = None, download: bool = False
-) -> Task:
-    """A task by name, one of `TASKS`.
+) -> EvaluationTask:
+    """A task by name.
 
     Args:
-        config: whose tokenizer, context and held-out data the task is for.
-        file: of a task in a file; default: where `FileTask` looks.
-        stride: labels that a window scores after the first, where windows slide.
-        download: fetch the file if it is not there.
+        config: the task uses its tokenizer, context and held-out data.
+        name: one of `TASKS`.
+        file: the file of a task that has one; default: see `FileTask`.
+        stride: labels that each window after the first scores, where windows slide.
+        download: fetch the file if it is missing.
 
     Raises:
-        InputError: no such task, or it cannot be loaded.
+        InputError: there is no such task, or it cannot be loaded.
     """
-    if name in FILE_TASKS:
-        return FILE_TASKS[name](config, file, stride=stride, download=download)
-    if name != Validation.name:
+    if name not in TASKS:
         raise InputError(f"task {name}: there is no such task; there are {', '.join(TASKS)}")
-    if file is not None:
-        raise InputError(f"file {file}: task validation scores eval_path of the config's datasets; leave it out")
-    return Validation(config, stride=stride)
+    return TASKS[name].make(config, file, stride=stride, download=download)
 
 
-def tasks_of(config: Config, *, validation: bool, stride: int | None = None, download: bool = False) -> list[Task]:
+def tasks_of(
+    config: Config, *, validation: bool, stride: int | None = None, download: bool = False
+) -> list[EvaluationTask]:
     """The tasks of a config: `validation` if asked for, then its `eval_tasks`. `stride`: of those that slide.
 
     Raises:
         InputError: one of them cannot be loaded.
     """
-    found: list[Task] = [Validation(config, stride=stride)] if validation else []
-    for name in dict.fromkeys(config.training.eval_tasks):
-        slides = FILE_TASKS[name].slides
-        found.append(make_task(config, name, stride=stride if slides else None, download=download))
-    return found
+    names = [*([Validation.name] if validation else []), *config.training.eval_tasks]
+    return [
+        make_task(config, name, stride=stride if TASKS[name].slides else None, download=download)
+        for name in dict.fromkeys(names)
+    ]

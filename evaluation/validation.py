@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -29,7 +29,15 @@ class Validation:
     `eval_steps` limits it to so many batches of `eval_batch_size`, the same ones each time; 0: the whole set.
     """
 
-    name = "validation"
+    name: ClassVar[str] = "validation"
+    slides: ClassVar[bool] = True
+
+    @classmethod
+    def make(cls, config: Config, file: str | None, *, stride: int | None, download: bool) -> Validation:
+        """The task of a config. Raises InputError when a file is named, or there is no held-out data."""
+        if file is not None:
+            raise InputError(f"file {file}: task validation scores eval_path of the config's datasets; leave it out")
+        return cls(config, stride=stride)
 
     def __init__(self, config: Config, *, stride: int | None = None) -> None:
         """`stride`: labels that each window after a document's first scores; None: windows side by side.

@@ -22,6 +22,16 @@ from gpt_mesh.evaluation.spans import SpanScorer, rolling
 from gpt_mesh.evaluation.statistics import Metrics, exponential, ratio, scaled, token_metrics, with_error
 from gpt_mesh.storage import files as storage
 
+# WikiText-2 and WikiText-103 have the same test text.
+WIKITEXT = sources.Published(
+    names=("wikitext-103-raw-v1.zip", "wikitext-2-raw-v1.zip", "wiki.test.raw", "wiki.test.tokens"),
+    urls=(
+        "https://wikitext.smerity.com/wikitext-103-raw-v1.zip",
+        "https://s3.amazonaws.com/research.metamind.io/wikitext/wikitext-103-raw-v1.zip",
+    ),
+    size=191_984_949,
+    sha256="91c00ae287f0d699e18605c84afc9e45c192bc6b7797ff8837e5474655a33794",
+)
 TEST_FILE = re.compile(r"(^|/)wiki\.test\.(raw|tokens)$")
 
 
@@ -34,7 +44,7 @@ class WikiText(FileTask):
     """
 
     name: ClassVar[str] = "wikitext"
-    published: ClassVar[sources.Published] = sources.WIKITEXT
+    published: ClassVar[sources.Published] = WIKITEXT
     slides: ClassVar[bool] = True
     form: ClassVar[int] = 1
 

@@ -60,14 +60,14 @@ class TextStream:
             ready -= next(whole, 0)
             text = decode(self._pending[:ready])
         new = text[len(decode(known)) :]
-        # Some tokenizers write a token differently at the start of a text: one token stays as context.
-        start = max(ready - 1, 0)
+        # Some tokenizers write a token differently at the start of a text: one token, or a run of bytes, stays as
+        # context.
+        start = max(ready - max(self._run(self._pending[:ready]), 1), 0)
         self._pending, self._context = self._pending[start:], ready - start
         return new
 
     def _run(self, tokens: Sequence[int]) -> int:
-        """How many tokens at the end stand for single bytes (see `Encoder.fallback_bytes`), which are decoded together.
-        """
+        """How many tokens at the end stand for single bytes, which are decoded together. See `Encoder.fallback_bytes`."""
         fallback = self._encoder.fallback_bytes
         return next((n for n, token in enumerate(reversed(tokens)) if token not in fallback), len(tokens))
 

@@ -79,14 +79,13 @@ def _check_no_list(name: str, table: Any, reading: Reading) -> None:
             return
         reached.append(part)
         kind = fields.field(part).type
-    if types.is_list(kind) or types.is_large_list(kind):
-        if types.is_struct(kind.value_type):
-            inner = ", ".join(kind.value_type.field(i).name for i in range(kind.value_type.num_fields))
-            raise InputError(
-                f"{name}: column {'.'.join(reached)} is a list of structs (with {inner}), and a document is one text; "
-                "a column of strings, of lists of strings, or a string in a struct can be read: write such a column, "
-                "or a .jsonl file with a text a line"
-            )
+    if (types.is_list(kind) or types.is_large_list(kind)) and types.is_struct(kind.value_type):
+        inner = ", ".join(kind.value_type.field(i).name for i in range(kind.value_type.num_fields))
+        raise InputError(
+            f"{name}: column {'.'.join(reached)} is a list of structs (with {inner}), and a document is one text; a "
+            "column of strings, of lists of strings, or a string in a struct can be read: write such a column, or a "
+            ".jsonl file with a text a line"
+        )
 
 
 def _records(pyarrow: Any, batch: Any) -> Iterator[Any]:

@@ -11,6 +11,7 @@ from gpt_mesh.data.bytes import byte_lengths
 from gpt_mesh.data.encoders import Encoder, load_encoder
 from gpt_mesh.errors import InputError
 from tests.support.corpora import END_OF_TEXT, PADDING, make_tokenizer
+from tests.support.tokenizers import byte_fallback, byte_level, metaspace, words
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +46,30 @@ def test_a_tokenizer_that_is_not_byte_level_is_refused():
     tokenizer = Tokenizer(models.WordLevel({"日本": 0, "[UNK]": 1}, unk_token="[UNK]"))
     with pytest.raises(InputError, match="byte-level BPE"):
         byte_lengths(Encoder(tokenizer, "a file"))
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        words(),
+        metaspace(),
+        byte_fallback("llama"),
+        byte_level(nfkc=True),
+        byte_level(prefix_space=True),
+        byte_level(regex=r"\s+", behavior="removed"),
+    ],
+    ids=["words", "metaspace", "byte_fallback", "nfkc", "prefix_space", "removes spaces"],
+)
+def test_tokens_that_do_not_have_the_bytes_of_the_text(tokenizer: Tokenizer) -> None:
+    """Also where every token is ASCII, which says nothing of the text."""
+    with pytest.raises(InputError, match="its tokens do not have the bytes of the text"):
+        byte_lengths(Encoder(tokenizer, "a file"))
+
+
+@given(text=st.text().filter(lambda text: END_OF_TEXT not in text))
+def test_a_pattern_of_its_own_keeps_all_bytes(text: str) -> None:
+    encoder = Encoder(SPLIT_BY_PATTERN, "a file")
+    assert byte_lengths(encoder)[encoder.encode(text)].sum() == len(text.encode())
+
+
+SPLIT_BY_PATTERN = byte_level(regex=r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+")

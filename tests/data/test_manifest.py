@@ -10,10 +10,11 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from gpt_mesh.config import Config
+from gpt_mesh.data.account import Account
 from gpt_mesh.data.check import check_dataset
 from gpt_mesh.data.create_tfrecords import main
 from gpt_mesh.data.encoders import load_encoder
-from gpt_mesh.data.manifest import Manifest, load_manifest, manifests_of, text_bytes
+from gpt_mesh.data.manifest import InputFacts, Manifest, load_manifest, manifests_of, text_bytes
 from gpt_mesh.data.tfrecords import load_index
 from gpt_mesh.errors import InputError
 from gpt_mesh.inputs import EvaluationData, TrainingData
@@ -167,3 +168,93 @@ def test_the_same_document_goes_the_same_way(encode: Callable[..., Manifest], tm
     (tmp_path / "text.jsonl").write_text("".join(reversed(lines)))
     encode(make_tokenizer(tmp_path / "other", n_vocab=300), "--overwrite", "--mode", "chunks", "--chunk_size", 2)
     assert expected is not None and abs((held_out() or 0) - expected) < 10
+
+
+# The journal
+
+
+@pytest.fixture
+def journaled(encode: Callable[..., Manifest], tmp_path: Path) -> Path:
+    """A folder whose manifest has no files yet, and a journal of those that it had."""
+    whole = encode(make_tokenizer(tmp_path / "tokenizer"))
+    folder = tmp_path / "out"
+    manifest = whole.copy()
+    manifest.complete = False
+    for split in manifest.splits.values():
+        split.shards, split.account = [], Account()
+    manifest.save(str(folder))
+    for name, split in whole.splits.items():
+        for shard in split.shards:
+            manifest.splits[name].shards.append(shard)
+            manifest.splits[name].account.documents_read += 1
+            manifest.append(str(folder), name)
+    return folder
+
+
+def shards(folder: Path) -> int:
+    manifest = load_manifest(str(folder), "x")
+    assert manifest is not None
+    return len(manifest.shards)
+
+
+def test_files_are_entered_in_a_journal(journaled: Path) -> None:
+    manifest = load_manifest(str(journaled), "x")
+    assert manifest is not None
+    for split in manifest.splits.values():
+        assert split.account.documents_read == len(split.shards) > 0
+    manifest.save(str(journaled))
+    assert not (journaled / ".x.manifest.journal").exists()
+    again = load_manifest(str(journaled), "x")
+    assert again is not None and again.splits == manifest.splits
+
+
+def test_a_journal_that_a_kill_cut_off(journaled: Path) -> None:
+    journal = journaled / ".x.manifest.journal"
+    content, whole = journal.read_bytes(), shards(journaled)
+    for cut in (1, 30):
+        journal.write_bytes(content[:-cut])
+        assert shards(journaled) == whole - 1
+    journal.write_bytes(b"")
+    assert shards(journaled) == 0
+
+
+def test_a_journal_of_an_older_manifest(journaled: Path) -> None:
+    """A kill between the new manifest and the journal's removal."""
+    journal = journaled / ".x.manifest.journal"
+    content, whole = journal.read_bytes(), shards(journaled)
+    manifest = load_manifest(str(journaled), "x")
+    assert manifest is not None
+    manifest.save(str(journaled))
+    journal.write_bytes(content)
+    assert shards(journaled) == whole
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(b'"tokens": ', b'"tokens": 1'), (b'"digest": "', b'"digest": "0'), (b"{", b"[")]
+)
+def test_a_journal_that_somebody_changed(journaled: Path, old: bytes, new: bytes) -> None:
+    journal = journaled / ".x.manifest.journal"
+    journal.write_bytes(journal.read_bytes().replace(old, new, 1))
+    with pytest.raises(InputError, match=r"x\.manifest\.json: is damaged"):
+        load_manifest(str(journaled), "x")
+
+
+def test_brackets_without_end(journaled: Path) -> None:
+    (journaled / "x.manifest.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match=r"x\.manifest\.json: is damaged") as caught:
+        load_manifest(str(journaled), "x")
+    assert len(str(caught.value)) < 600
+
+
+def test_what_is_written_grows_with_the_number_of_files(journaled: Path) -> None:
+    """Not with its square: of many sources, none is written again."""
+    manifest = load_manifest(str(journaled), "x")
+    assert manifest is not None
+    manifest.inputs = [InputFacts(f"/texts/{number}.txt", 1, 1) for number in range(10_000)]
+    manifest.save(str(journaled))
+    before = (journaled / "x.manifest.json").stat().st_size
+    for _ in range(100):
+        manifest.splits["train"].shards.append(manifest.splits["train"].shards[0])
+        manifest.append(str(journaled), "train")
+    assert (journaled / "x.manifest.json").stat().st_size == before
+    assert (journaled / ".x.manifest.journal").stat().st_size < 100 * 1500

@@ -13,7 +13,7 @@ from gpt_mesh.data import shards
 from gpt_mesh.data.account import Account
 from gpt_mesh.data.encoding import Document
 from gpt_mesh.data.manifest import SplitState
-from gpt_mesh.data.reading import Origin, Place, Position
+from gpt_mesh.data.reading import DocumentPlace, Origin, Position
 from gpt_mesh.data.shards import Chunks, Documents, Split
 from gpt_mesh.data.tfrecords import load_index, parse_records, read_records
 from gpt_mesh.errors import InputError
@@ -23,7 +23,11 @@ DOCUMENT_IDS = st.lists(st.lists(st.integers(0, 99), max_size=30), max_size=20)
 
 def made(documents: list[list[int]], duplicates: frozenset[int] = frozenset()) -> list[Document]:
     return [
-        Document(Origin(Place(number // 3, number % 3), False, number in duplicates), np.array(ids, np.int32), len(ids))
+        Document(
+            Origin(DocumentPlace(number // 3, number % 3), False, number in duplicates),
+            np.array(ids, np.int32),
+            len(ids),
+        )
         for number, ids in enumerate(documents)
     ]
 
@@ -79,7 +83,7 @@ def test_stopping_after_any_document_and_going_on(
         """Write the documents up to `stop`, from where `state` left off."""
         packer = Chunks(size, [0]) if mode == "chunks" else Documents()
         split = Split(str(folder), "x", packer, state, minimum_size=minimum, records_per_file=per_file)
-        start = state.position.place if state.position else Place(0, 0)
+        start = state.position.place if state.position else DocumentPlace(0, 0)
         for document in corpus[:stop]:
             if document.origin.place >= start:
                 split.add(document)
@@ -128,8 +132,8 @@ def test_what_a_shard_says_of_itself(tmp_path: Path) -> None:
     split.finish()
     first, second = state.shards
     assert (first.file, first.records, first.documents, first.tokens, first.bytes) == ("x_0_2.tfrecords", 2, 2, 5, 5)
-    assert (first.first, first.last) == (Position(Place(0, 0), 0), Position(Place(0, 2), 2))
-    assert second.first == Position(Place(1, 0), 0)
+    assert (first.first, first.last) == (Position(DocumentPlace(0, 0), 0), Position(DocumentPlace(0, 2), 2))
+    assert second.first == Position(DocumentPlace(1, 0), 0)
     index = load_index(tmp_path / second.file)
     values, _ = parse_records(read_records(tmp_path / second.file, index.offsets, index.sizes))
     assert values.tolist() == [7, 8, 9, 9]

@@ -77,7 +77,7 @@ def test_a_split_is_a_source_like_a_file(folder: str) -> None:
     assert source.mtime_ns is None
     assert source.size > sum(map(len, TEXTS))
     pieces = list(source.pieces(4))
-    assert "".join(piece for piece, _ in pieces) == "".join(TEXTS)
+    assert "".join(piece or "" for piece, _ in pieces) == "".join(TEXTS)
     assert sum(ends for _, ends in pieces) == len(TEXTS)
 
 

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpt_mesh.config import Config, load_config, parse_config
+from gpt_mesh.config import EVAL_TASKS, Config, load_config, parse_config
 from gpt_mesh.data.encoders import load_encoder
 from gpt_mesh.engine.engine import DeviceEngine
 from gpt_mesh.errors import InputError
 from gpt_mesh.evaluation import sources
 from gpt_mesh.evaluation.lambada import Lambada
-from gpt_mesh.evaluation.tasks import make_task, tasks_of
+from gpt_mesh.evaluation.tasks import TASKS, make_task, tasks_of
 from gpt_mesh.evaluation.wikitext import WikiText, articles, detokenize
 from tests.support.models import enlarge_weights, make_engine, unoptimised_graphs
 from tests.support.runs import Workspace
@@ -261,9 +261,7 @@ def test_encoded_items_are_kept_by_content_and_tokenizer(
     assert Lambada(config, jsonl(tmp_path / "l.jsonl", PASSAGES)).items == first.items
 
 
-def test_nothing_is_kept_where_caching_is_off(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_kept_where_caching_is_off(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPT_MESH_CACHE", "off")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     Lambada(config, jsonl(tmp_path / "l.jsonl", PASSAGES))
@@ -285,3 +283,14 @@ def test_the_configs_own_lambada_file(config: Config, workspace: Workspace, tmp_
 def test_a_masked_model_has_no_such_tasks(config: Config) -> None:
     with pytest.raises(InputError, match="task lambada asks how likely text is"):
         make_task(parse(config, mlm_training=True, mlm_mask_id=3, objective="masked"), "lambada")
+
+
+def test_a_config_can_name_every_task_but_the_held_out_text() -> None:
+    assert set(TASKS) == {"validation", *EVAL_TASKS}
+
+
+def test_brackets_without_end_are_no_passages(tmp_path: Path, workspace: Workspace) -> None:
+    path = tmp_path / "lambada.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(InputError, match="is nested too deeply"):
+        Lambada.load(Lambada.__new__(Lambada), str(path), load_encoder(str(workspace.tokenizer)))

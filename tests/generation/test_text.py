@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
 from gpt_mesh.config import GenerationSettings
@@ -12,6 +14,7 @@ from gpt_mesh.data.encoders import Encoder, load_encoder
 from gpt_mesh.generation.text import INCOMPLETE, TextStream
 from gpt_mesh.generation.writer import Writer
 from tests.support.corpora import TEXTS, make_tokenizer
+from tests.support.tokenizers import byte_fallback
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +102,32 @@ def test_half_a_character_of_the_prompt_takes_nothing_from_the_text(encoder):
     assert "".join(parts(encoder, second, before=[first])[0]) == encoder.decode(second)
     for text in ("世界", "mill", "é"):
         assert "".join(parts(encoder, encoder.encode(" 🌍a"), before=encoder.encode(text))[0]) == " 🌍a"
+
+
+# Byte fallback
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma"])
+def test_text_of_byte_fallback_is_what_the_library_decodes(kind: str) -> None:
+    tokenizer = byte_fallback(kind)
+    encoder = Encoder(tokenizer, kind)
+    n_vocab = encoder.n_vocab
+
+    @settings(deadline=None, max_examples=300)
+    @given(
+        st.lists(st.integers(3, n_vocab - 1) | st.sampled_from(encoder.encode("日本é😀he h")), max_size=14),
+        st.sampled_from([[], encoder.encode("he hi"), encoder.encode("h日"), encoder.encode("é")]),
+    )
+    def check(tokens: list[int], before: list[int]) -> None:
+        stream = TextStream(encoder, (), before)
+        streamed = "".join(map(stream.add, tokens)) + stream.finish()
+        so_far = tokenizer.decode(before, skip_special_tokens=False)
+        assert streamed == tokenizer.decode([*before, *tokens], skip_special_tokens=False)[len(so_far) :]
+
+    check()
+
+
+def test_text_of_byte_fallback_is_not_held_longer_than_its_bytes() -> None:
+    encoder = Encoder(byte_fallback("gemma"), "gemma")
+    stream = TextStream(encoder)
+    assert [stream.add(token) for token in encoder.encode("he日he")] == ["he", "", "", "", "日he"]
