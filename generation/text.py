@@ -67,7 +67,7 @@ class TextStream:
         return new
 
     def _run(self, tokens: Sequence[int]) -> int:
-        """How many tokens at the end stand for single bytes, which are decoded together. See `Encoder.fallback_bytes`."""
+        """How many tokens at the end are single bytes, which are decoded together. See `Encoder.fallback_bytes`."""
         fallback = self._encoder.fallback_bytes
         return next((n for n, token in enumerate(reversed(tokens)) if token not in fallback), len(tokens))
 
