@@ -45,4 +45,5 @@ def keep(write: Callable[P, object], *values: P.args, **named: P.kwargs) -> None
     try:
         write(*values, **named)
     except (OSError, tf.errors.OpError) as error:
-        log.warning("not kept in model_path: %s", reason(error))
+        where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        log.warning("not kept in model_path: %s%s", where, reason(error))
