@@ -238,7 +238,7 @@ def _ends(config: Config, layout: Mapping[str, int], kind: str) -> Section:
     """What stands before the layers and after them: a model without layers."""
     with unallocated():
         ctx = _context(config, layout, kind)
-        ctx = dataclasses.replace(ctx, model=dataclasses.replace(ctx.model, n_layer=0))
+        ctx = dataclasses.replace(ctx, model=ctx.model.model_copy(update={"n_layer": 0}))
         objective, dims = objective_of(config), [ctx.dims.batch, ctx.dims.sequence]
         windows = tf.compat.v1.placeholder(tf.int32, [ctx.dims.batch.size, ctx.dims.sequence.size + 1])
         features = {
@@ -470,7 +470,8 @@ def _by_element(op: mtf.Operation) -> bool:
 def model_flops(config: Config) -> float:
     """FLOPs of a training step's matmuls with weights and of its fused functions, forward and backward."""
     # Dropout of attention weights takes no FLOPs, but another path, which computes the scores outside of a window too.
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, attn_dropout=0.0))
+    model = config.model.model_copy(update={"attn_dropout": 0.0})
+    config = dataclasses.replace(config, model=model)
     return sum(section.count * section.model_flops for section in _describe(config, {}, "other").sections)
 
 
