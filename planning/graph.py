@@ -470,7 +470,8 @@ def _by_element(op: mtf.Operation) -> bool:
 def model_flops(config: Config) -> float:
     """FLOPs of a training step's matmuls with weights and of its fused functions, forward and backward."""
     # Dropout of attention weights takes no FLOPs, but another path, which computes the scores outside of a window too.
-    config = dataclasses.replace(config, model=config.model.model_copy(update={"attn_dropout": 0.0}))
+    model = config.model.model_copy(update={"attn_dropout": 0.0})
+    config = dataclasses.replace(config, model=model)
     return sum(section.count * section.model_flops for section in _describe(config, {}, "other").sections)
 
 
