@@ -120,7 +120,7 @@ class Manifest:
         state = self.splits[split]
         entry: dict[str, Any] = {"manifest": self._saved, "split": split}
         entry |= {"shard": _shard_json(state.shards[-1]), "account": state.account.to_json()}
-        with open(journal_path(folder, self.name), "ab") as file:
+        with storage.append_binary(journal_path(folder, self.name)) as file:
             file.write(f"{json.dumps({**entry, 'digest': _digest(entry)})}\n".encode())
             file.flush()
             os.fsync(file.fileno())
