@@ -156,10 +156,10 @@ PEERS_PYTHONS = python3.11 $(wildcard $(HOME)/.pyenv/versions/3.11.*/bin/python)
 PEERS_PYTHON ?= $(shell for python in $(PEERS_PYTHONS); do \
     $$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
     && echo $$python && break; done)
-# PyPI's torch for Linux brings gigabytes of NVIDIA's libraries. The build for CPUs is on torch's own index, under a
-# version that PyPI does not have: without that index (or a local copy) this fails and fetches nothing else.
+# PyPI's torch for Linux brings gigabytes of NVIDIA's libraries. The build for CPUs has a version of its own, which pip
+# finds on the index that TORCH_INDEX names, or on one that pip is configured for; otherwise this fails.
 TORCH := torch==2.13.0$(if $(filter Linux,$(shell uname -s)),+cpu)
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
 # What lm-evaluation-harness's Hugging Face backend imports. It asks for torch by the name that brings those libraries.
 ACCELERATE := accelerate==1.15.0
 
@@ -168,16 +168,17 @@ $(PEERS): requirements-peers.lock requirements-peers-5.lock
 	  "error: no Python 3.10-3.13 was found: make peers-env PEERS_PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PEERS_VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PEERS_PYTHON) -m venv --clear $(PEERS_VENV)
 	$(PEERS_VENV)/bin/python $(PIP_INSTALL) '$(PIP)'
-	$(PEERS_VENV)/bin/python $(PIP_INSTALL) --no-deps --retries 1 --extra-index-url $(TORCH_INDEX) '$(TORCH)' $(ACCELERATE)
+	$(PEERS_VENV)/bin/python $(PIP_INSTALL) --no-deps --retries 1 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) '$(TORCH)' $(ACCELERATE) || { \
+	  echo "error: no $(TORCH): make peers-env TORCH_INDEX=URL, with the index that pytorch.org names for CPUs" >&2; exit 1; }
 	$(PEERS_VENV)/bin/python $(PIP_INSTALL) -r requirements-peers.lock
 	$(PEERS_VENV)/bin/python $(PIP_INSTALL) --upgrade --no-deps --target $(PEERS_VENV)/transformers-5 -r requirements-peers-5.lock
 	@touch $@
 
 # --- versions ---------------------------------------------------------------------------------------------------------
 
-# One lock for every supported Python and system, from the public index alone whatever this machine's settings are.
+# One lock for every supported Python and system, from uv's default index whatever this machine's settings are.
 COMPILE := env -u UV_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_URL -u UV_FIND_LINKS $(TOOLS)/bin/uv pip compile \
-    --no-config --default-index https://pypi.org/simple --universal --python-version 3.10 --upgrade --no-annotate \
+    --no-config --universal --python-version 3.10 --upgrade --no-annotate \
     --quiet --custom-compile-command "make lock"
 
 lock: $(TOOLS)/.uv  ## resolve requirements*.txt to the newest versions into requirements*.lock
