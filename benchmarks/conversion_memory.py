@@ -40,7 +40,7 @@ def main() -> None:
     print("| step | peak memory | time |\n|---|---|---|")
     with tempfile.TemporaryDirectory(dir=flags.folder, prefix="conversion-") as temporary:
         root = Path(temporary)
-        measured([__file__, "--size", flags.size, "--make", str(root / "theirs")])
+        measured(["-m", "benchmarks.conversion_memory", "--size", flags.size, "--make", str(root / "theirs")])
         size = sum(path.stat().st_size for path in (root / "theirs").glob("*.safetensors"))
         tool = ["-m", "gpt_mesh.interop.huggingface"]
         config = ["--name", "neo", "--config_dir", str(root), "--model_path", str(root / "run")]

@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from gpt_mesh.meshes.compat import mtf  # noqa: F401  (first: it quiets TensorFlow's start-up)
@@ -39,7 +38,7 @@ SIZES: dict[str, dict[str, int]] = {
     "124M": {"n_embd": 768, "n_head": 12, "n_layer": 12, "n_ctx": 2048, "n_vocab": 50257},
     "tiny": {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_ctx": 1024, "n_vocab": 512},
 }
-PEER = Path(__file__).resolve().parent / "peers" / "torch_decoding.py"
+PEER = ("-m", "benchmarks.peers.torch_decoding")
 
 
 def make_config(size: str) -> Config:
@@ -146,10 +145,10 @@ def main() -> None:
             if args.only and args.only not in title:
                 continue
             job = {**sizes, "size": args.size, "weights": weights}
-            found = [Competitor("ours", [sys.executable, __file__, "--job", json.dumps(job)])]
+            found = [Competitor("ours", [sys.executable, "-m", "benchmarks.decoding", "--job", json.dumps(job)])]
             peer_job = json.dumps({**job, "model": SIZES[args.size], "prompts": prompts(job, config)})
             for compiled in [False, True][: 1 + args.compiled] if args.peers else []:
-                command = [*shlex.split(args.peers), str(PEER), peer_job, *["--compile"] * compiled]
+                command = [*shlex.split(args.peers), *PEER, peer_job, *["--compile"] * compiled]
                 found.append(Competitor(f"Hugging Face{', compiled' if compiled else ''}", command, peer=True))
             contest(found, args.rounds)
             print("\n".join(table(title, found)), flush=True)

@@ -45,7 +45,7 @@ def main() -> None:
         for context in flags.contexts:
             if kind == "global" and context > flags.global_limit:
                 continue
-            command = [sys.executable, __file__, "--row", kind, str(context)]
+            command = [sys.executable, "-m", "benchmarks.long_context", "--row", kind, str(context)]
             child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             found = json.loads(child.stdout.splitlines()[-1])
             results.append({"kind": kind, "context": context, **found})

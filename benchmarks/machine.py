@@ -47,7 +47,7 @@ def _processor() -> str:
 
 
 def _gpus() -> list[str]:
-    """"NVIDIA H100 80GB HBM3, driver 550.54", one for each; none without NVIDIA's tools."""
+    """ "NVIDIA H100 80GB HBM3, driver 550.54", one for each; none without NVIDIA's tools."""
     listed = _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader") or ""
     return [", driver ".join(line.split(", ")) for line in listed.splitlines()]
 

@@ -23,7 +23,6 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from gpt_mesh.meshes.compat import mtf  # noqa: F401  (first: it quiets TensorFlow's start-up)
@@ -35,7 +34,7 @@ from gpt_mesh.config import parse_config
 from gpt_mesh.engine.engine import DeviceEngine
 from gpt_mesh.meshes.devices import MeshPlan, choose_devices
 
-PEER = Path(__file__).resolve().parent / "peers" / "torch_gpt.py"
+PEER = ("-m", "benchmarks.peers.torch_gpt")
 MODELS: dict[str, dict[str, Any]] = {
     "tiny": {"n_layer": 2, "n_embd": 64, "n_head": 4, "n_ctx": 64, "n_vocab": 2048, "train_batch_size": 8},
     "124M": {"n_layer": 12, "n_embd": 768, "n_head": 12, "n_ctx": 1024, "n_vocab": 50304, "train_batch_size": 16},
@@ -116,7 +115,7 @@ def on_cpus(keys: dict[str, Any]) -> dict[str, Any]:
 
 
 def in_own_process(kind: str, keys: dict[str, Any]) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--row", json.dumps({"kind": kind, "keys": keys})]
+    command = [sys.executable, "-m", "benchmarks.meshes", "--row", json.dumps({"kind": kind, "keys": keys})]
     child = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if child.returncode:
         return {"failed": child.returncode}
@@ -132,7 +131,7 @@ def peer(command: str, model: str, count: int, compiled: bool) -> dict[str, Any]
     }  # fmt: skip
     arguments = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
     child = subprocess.run(
-        [*shlex.split(command), str(PEER), *arguments, *(["--compile"] if compiled else [])],
+        [*shlex.split(command), *PEER, *arguments, *(["--compile"] if compiled else [])],
         stdout=subprocess.PIPE, text=True, env={k: v for k, v in os.environ.items() if k not in OURS},
     )  # fmt: skip
     if child.returncode:

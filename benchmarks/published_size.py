@@ -36,7 +36,7 @@ def main() -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     with tempfile.TemporaryDirectory(dir=flags.folder, prefix="published-") as temporary:
         root = Path(temporary)
-        measured([__file__, "--config", flags.config, "--make", temporary])
+        measured(["-m", "benchmarks.published_size", "--config", flags.config, "--make", temporary])
         size = sum(path.stat().st_size for path in (root / "run").glob("model.ckpt-*"))
         (root / "text.txt").write_text(TEXT)
         command = ["main.py", "--model", str(root / "model.json"), "--score", str(root / "text.txt")]

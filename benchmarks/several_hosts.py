@@ -94,7 +94,17 @@ def main() -> None:
         for mesh in MESHES:
             found = []
             for hosts in (1, 2):
-                command = [sys.executable, __file__, "--steps", str(flags.steps), "--row", model, mesh, str(hosts)]
+                command = [
+                    sys.executable,
+                    "-m",
+                    "benchmarks.several_hosts",
+                    "--steps",
+                    str(flags.steps),
+                    "--row",
+                    model,
+                    mesh,
+                    str(hosts),
+                ]
                 child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
                 found.append(json.loads(child.stdout.splitlines()[-1]))
             one, two = found

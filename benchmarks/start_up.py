@@ -88,7 +88,11 @@ def measured(name: str, cache: str, *, run: bool) -> Times:
     environment = {**os.environ, "GPT_MESH_CACHE": cache}
     begin = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, __file__, "--job", job], env=environment, stdout=subprocess.PIPE, text=True, check=True
+        [sys.executable, "-m", "benchmarks.start_up", "--job", job],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
     )
     wall = time.perf_counter() - begin
     times: Times = json.loads(done.stdout.splitlines()[-1])

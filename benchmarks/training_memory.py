@@ -109,7 +109,9 @@ def measure(model: dict[str, int], keys: dict[str, Any], device: str, steps: int
 
 def in_own_process(arguments: list[str]) -> dict[str, Any]:
     """A row, measured by this file in another process."""
-    child = subprocess.run([sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True, check=True)
+    child = subprocess.run(
+        [sys.executable, "-m", "benchmarks.training_memory", *arguments], stdout=subprocess.PIPE, text=True, check=True
+    )
     found: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
     return found
 

@@ -19,7 +19,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from gpt_mesh.meshes.compat import mtf  # noqa: F401  (first: it quiets TensorFlow's start-up)
@@ -46,7 +45,12 @@ SIZES: dict[str, dict[str, Any]] = {
     "local-cpu": {"n_embd": 256, "n_head": 4, "n_layer": 4, "n_ctx": 4096, "n_vocab": 8192, "train_batch_size": 1},
     "1.3B": XL,
     "2.7B": {  # as published, but for the vocabulary's padding
-        **XL, "n_embd": 2560, "n_head": 20, "n_layer": 32, "train_batch_size": 4, "recompute_grad": True,
+        **XL,
+        "n_embd": 2560,
+        "n_head": 20,
+        "n_layer": 32,
+        "train_batch_size": 4,
+        "recompute_grad": True,
         "attention_types": [[["global", "local"], 16]],
     },
 }
@@ -65,7 +69,7 @@ OURS: dict[str, dict[str, dict[str, Any]]] = {  # rows of ours beside the first,
     "local-float32": _with_window(12),
     "local-cpu": _with_window(4),
 }
-PEER = Path(__file__).resolve().parent / "peers" / "torch_training.py"
+PEER = ("-m", "benchmarks.peers.torch_training")
 
 
 def make_config(keys: dict[str, Any]) -> Config:
@@ -137,17 +141,17 @@ def competitors(name: str, peers: str | None, device: str, steps: int) -> list[C
     found = []
     for row, keys in OURS.get(name, {"ours": {}}).items():
         job = json.dumps({"keys": {**base, **keys}, "device": device, "steps": steps})
-        found.append(Competitor(row, [sys.executable, __file__, "--job", job]))
+        found.append(Competitor(row, [sys.executable, "-m", "benchmarks.training_step", "--job", job]))
     sizes = {"layers": "n_layer", "width": "n_embd", "heads": "n_head", "context": "n_ctx", "vocab": "n_vocab"}
     flags = [part for flag, key in sizes.items() for part in (f"--{flag}", str(base[key]))]
     flags += ["--batch", str(base["train_batch_size"]), "--steps", str(steps), "--precision", base["precision"]]
     flags += ["--device", "cuda" if on_gpu else "cpu"]
     for model, label in (("gpt", "compact PyTorch"), ("hf", "Hugging Face")) if peers else ():
         for compiled in (False, True):
-            command = [*shlex.split(peers or ""), str(PEER), *flags, "--model", model, *["--compile"] * compiled]
+            command = [*shlex.split(peers or ""), *PEER, *flags, "--model", model, *["--compile"] * compiled]
             found.append(Competitor(f"{label}{', compiled' if compiled else ''}", command, peer=True))
     job = json.dumps({"peaks": base["precision"], "device": device})
-    return [*found, Competitor("matmul peak", [sys.executable, __file__, "--job", job])]
+    return [*found, Competitor("matmul peak", [sys.executable, "-m", "benchmarks.training_step", "--job", job])]
 
 
 def table(found: list[Competitor]) -> list[str]:

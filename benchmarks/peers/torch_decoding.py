@@ -11,7 +11,8 @@ import numpy as np
 import torch
 import transformers
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
-from turns import take_turns
+
+from benchmarks.turns import take_turns
 
 
 def load(keys: dict[str, int], path: str) -> GPTNeoForCausalLM:

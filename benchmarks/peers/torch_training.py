@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peers.torch_gpt import GPT, training_step
 from torch import nn
-from turns import take_turns
+
+from benchmarks.peers.torch_gpt import GPT, training_step
+from benchmarks.turns import take_turns
 
 
 class HuggingFace(nn.Module):
