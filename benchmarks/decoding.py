@@ -36,7 +36,7 @@ from gpt_mesh.sample import Row
 
 SIZES: dict[str, dict[str, int]] = {
     "124M": {"n_embd": 768, "n_head": 12, "n_layer": 12, "n_ctx": 2048, "n_vocab": 50257},
-    "tiny": {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_ctx": 1024, "n_vocab": 512},
+    "tiny": {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_ctx": 1024, "n_vocab": 2048},
 }
 PEER = ("-m", "benchmarks.peers.torch_decoding")
 
