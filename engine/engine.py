@@ -211,9 +211,10 @@ class DeviceEngine:
     def advance(
         self, state: BatchState, limit: int, *, eos_id: int | None = None, top: int | None = None
     ) -> tuple[Chunk, BatchState]:
-        """Add up to `limit` tokens, from 1 to `sample.CHUNK`, to each row: see `sample.build_advance`. Compiled once
+        """Add up to `limit` tokens, and at most `sample.CHUNK`, to each row: see `sample.build_advance`. Compiled once
         for each number of rows and room of the caches, which doubles as they fill.
         """
+        limit = min(limit, sample.CHUNK)
 
         def build(limit: tf.Tensor, *arrays: tf.Tensor) -> list[tf.Tensor]:
             given = BatchState.from_arrays(arrays)

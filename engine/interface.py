@@ -49,7 +49,7 @@ class Engine(Protocol):
     def advance(
         self, state: BatchState, limit: int, *, eos_id: int | None = None, top: int | None = None
     ) -> tuple[Chunk, BatchState]:
-        """Add up to `limit` tokens, from 1 to `sample.CHUNK`, to each row: see `sample.build_advance`."""
+        """Add up to `limit` tokens to each row, perhaps fewer in one call: see `sample.build_advance`."""
 
     def reorder(self, state: BatchState, tokens: Sequence[int], parents: Sequence[int]) -> BatchState:
         """The state in which each row is what the row `parents` of it was, with another newest token: a step of a beam

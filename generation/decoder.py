@@ -24,14 +24,14 @@ class Decoder:
         """Whether batches can be reordered, as beam search does."""
         return self.engine.can_reorder
 
-    def start(self, rows: Sequence[Row], top: int | None = None, size: int | None = None) -> Run:
+    def start(self, rows: Sequence[Row], top: int | None = None, size: int | None = None) -> RunningBatch:
         """A batch of these rows, of which nothing has run yet.
 
         Args:
             top: report log-probabilities, and those of this many likeliest tokens.
             size: of the batch, filled up with rows that add nothing; default: the next power of two.
         """
-        return Run(self, rows, top, size)
+        return RunningBatch(self, rows, top, size)
 
     def generate(self, rows: Sequence[Row], batch_size: int) -> list[list[int]]:
         """The new tokens of each row, without the id that ended it. `batch_size`: rows at a time."""
@@ -41,7 +41,7 @@ class Decoder:
         return found
 
 
-class Run:
+class RunningBatch:
     """A batch on its way."""
 
     def __init__(self, decoder: Decoder, rows: Sequence[Row], top: int | None, size: int | None = None) -> None:
@@ -60,7 +60,7 @@ class Run:
         """Add up to `limit` tokens to each row that has not ended; none if all have."""
         state = dataclasses.replace(self._prefilled, ends=self._ends)
         left = int((state.ends - state.lengths).max()) - 1  # prefill added one
-        limit = min(limit, CHUNK, left)
+        limit = min(limit, left)
         if limit <= 0:
             return Chunk(np.zeros((len(state.ends), 0), np.int32))
         chunk, self._state = self._engine.advance(state, limit, eos_id=self._eos_id, top=self._top)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gpt_mesh.generation.decoder import Decoder, Run
+from gpt_mesh.generation.decoder import Decoder, RunningBatch
 from gpt_mesh.sample import CHUNK, Chunk, Row
 
 
@@ -24,7 +24,7 @@ class Counting(Decoder):
         return Counted(self, rows, top)
 
 
-class Counted(Run):
+class Counted(RunningBatch):
     """A batch."""
 
     def __init__(self, model: Counting, rows: Sequence[Row], top: int | None) -> None:
