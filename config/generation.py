@@ -83,8 +83,7 @@ class GenerationSettings(Group):
         null_is_default=True,
     )
     seed: Seed | None = key(
-        "Seed of the draws: the same seed gives the same text, whatever else is generated beside it; null: the "
-        "config's.",
+        "Seed of the draws: the same seed gives the same text, whatever else is generated; null: the config's.",
         default=None,
     )
     logprobs: Annotated[int, Interval(ge=0, le=MAX_LOGPROBS), WHOLE] | None = key(
