@@ -1,7 +1,7 @@
-"""mesh-tensorflow's own layout optimizer on a config's training graph, beside our search.
+"""mesh-tensorflow's own layout optimizer on a config's training graph, compared with our search.
 
 docs/parallelism.md says why it is not used. It needs ortools, which is not among the project's requirements: install it
-in an environment of its own.
+in a separate environment.
 
     python -m benchmarks.auto_mtf --model gpt3_13B_256
 """

@@ -1,9 +1,9 @@
-"""What each shipped config weighs and costs, from its graph, with nothing allocated.
+"""Size and cost of each shipped config, from its graph, without allocating anything.
 
     python -m benchmarks.config_sizes [config ...]
 
-FLOPs are those of training on a token. Memory is of one device of the config's own mesh, as training prints it: exact
-for weights and optimizer, rough for activations.
+FLOPs are for training on one token. Memory is for one device of the config's own mesh, as training prints it: exact for
+weights and optimizer, rough for activations.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Peak memory and time of converting a GPT-Neo of full size: from Hugging Face's form, and back. Weights are made up.
+"""Peak memory and time of converting a full-size GPT-Neo with random weights from Hugging Face's form, and back.
 
     python -m benchmarks.conversion_memory [--size 2.7B] [--folder /tmp]
 
-Needs room for the model twice (21 GB for 2.7B) in --folder, and leaves nothing there.
+Needs twice the model's size (21 GB for 2.7B) in --folder, and leaves nothing there.
 """
 
 from __future__ import annotations

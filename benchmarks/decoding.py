@@ -1,11 +1,11 @@
-"""Generating text beside Hugging Face's GPT-Neo, in turns on the same machine and with the same weights.
+"""Generation speed compared with Hugging Face's GPT-Neo, in turns on the same machine and with the same weights.
 
     python -m benchmarks.decoding --peers .venv-peers/bin/python [--size 124M] [--rounds 5] [--only "batch 1"]
 
-Greedy decoding of `--tokens` tokens after prompts of 32, at batch 1 and 8; and reading a prompt of 512 tokens. Weights
-are random, the layers alternate between global and local attention as GPT-Neo's do. Hugging Face's `generate` runs
-eagerly and, with `--compiled`, under torch.compile. Each is a process of its own; they take turns, and a ratio compares
-calls of the same round. All must write the same tokens. The table is kept in runs/benchmarks/.
+Greedy decoding of `--tokens` tokens after prompts of 32, at batch 1 and 8; and prefill of a prompt of 512 tokens.
+Weights are random; layers alternate between global and local attention, as in GPT-Neo. Hugging Face's `generate` runs
+eagerly and, with `--compiled`, under torch.compile. Each program is a separate process; they take turns, and a ratio
+compares calls of the same round. All must produce the same tokens. The table is saved in runs/benchmarks/.
 """
 
 from __future__ import annotations

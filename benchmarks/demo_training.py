@@ -1,11 +1,11 @@
-"""What the demo's training takes: peak memory of its process, and tokens per second, alone on the machine.
+"""Training speed and peak memory of the demo, on an otherwise idle machine.
 
     python -m benchmarks.demo_training [--steps 60]
 
-Trains the model of configs/demo.json by `main.py`, in a process of its own and a temporary folder, without evaluating.
-Makes the demo's data first where it is not there. Memory is the most the process held at once (resident set), beside
-what one holds that only imports the library. Tokens per second is measured by the training loop every INTERVAL steps,
-compiling left out. Prints a table and, as the last line, the same as JSON.
+Trains the model of configs/demo.json with `main.py`, in a separate process and a temporary folder, without evaluation.
+Makes the demo's data first if it is missing. Memory is the process's peak resident set, compared with that of a process
+which only imports the library. The training loop measures tokens per second every INTERVAL steps, without compilation.
+Prints a table and, as the last line, the same as JSON.
 """
 
 from __future__ import annotations

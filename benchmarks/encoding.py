@@ -1,14 +1,13 @@
-"""How fast and in how much memory create_tfrecords.py encodes, beside the `tokenizers` library alone.
+"""Speed and memory of create_tfrecords.py, compared with the `tokenizers` library alone.
 
     python -m benchmarks.encoding [--megabytes 20] [--repeats 5] [--memory 10 100 1000]
 
-The corpus: Python sources of this interpreter, lines drawn at random into JSON documents of log-normal length (median
-4 kB). Speed: `Tokenizer.encode_batch` over the documents, in memory, on the same cores, against the whole script from a
-.jsonl file to TFRecord files, start of the processes left out; in turns, so that both meet the same machine. The ratio
-of wall-clock speeds means something on an idle machine only; the ratio of processor time (library / script, without
-what the script needs to start) also beside other work. Memory:
-the largest sum of resident memory of the script and its processes, for corpora of these many megabytes. Prints a
-table; the results are kept in runs/benchmarks/.
+The corpus: Python sources of this interpreter, lines sampled into JSON documents of log-normal length (median 4 kB).
+Speed: `Tokenizer.encode_batch` over the documents, in memory, on the same cores, compared with the whole script from a
+.jsonl file to TFRecord files, without the start of its processes; in turns, so that both meet the same conditions. The
+ratio of wall-clock speeds is meaningful only on an idle machine; the ratio of processor time (library / script, without
+the script's start) also on a busy one. Memory: the peak sum of resident memory of the script and its processes, for
+corpora of these numbers of megabytes. Prints a table; the results are saved in runs/benchmarks/.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""How fast lm-evaluation-harness runs on our checkpoints, beside its own Hugging Face backend on the same weights.
+"""Speed of lm-evaluation-harness on our checkpoints, compared with its own Hugging Face backend on the same weights.
 
     make peers-env && .venv-peers/bin/python -m benchmarks.evaluation [--width 256] [--layers 4] [--turns 3]
 
 Passages in the form of LAMBADA (the last word after its context: requests of many lengths) and texts in the form of
-WikiText (whole texts in rolling windows), both made of the Python sources of this interpreter; a GPT-Neo with random
+WikiText (whole texts in rolling windows), both made from the Python sources of this interpreter; a GPT-Neo with random
 weights, in float32, on this machine's cores; 16 texts at a time in both. The two take turns, so that both meet the same
-machine. Ours compiles each of its few shapes once, which is timed apart, as the first turn; the rest is the median of
-the turns that follow. Beside other work, only the ratio of processor time means
-something. Says at last how far the log-probabilities lie apart, relative to the largest.
+conditions. Ours compiles each of its few shapes once, in the first turn, which is timed separately; the other figure is
+the median of the later turns. On a busy machine, only the ratio of processor time is meaningful. Ends with the largest
+difference of the log-probabilities, relative to the largest of them.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Each model family at the demo's size, on the demo's data: held-out scores and speed, beside the demo's own model.
+"""Each model family at the demo's size, on the demo's data: held-out scores and speed, compared with the demo's model.
 
     python -m benchmarks.families [--steps 1000] [--only demo_linear demo_moe] [--json results.json]
 
-Trains configs/demo.json and its variants by `main.py`, each in a process of its own and a temporary folder, and
-evaluates it on the demo's held-out text. The masked model's scores are of the tokens it was asked to fill, not of the
-next token, and cannot be compared with the others. Makes the demo's data first where it is not there.
+Trains configs/demo.json and its variants with `main.py`, each in a separate process and a temporary folder, and
+evaluates them on the demo's held-out text. The masked model is scored on masked tokens, not on the next token, and
+cannot be compared with the others. Makes the demo's data first if it is missing.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""How fast training batches are read and assembled: tokens per second of `TrainingData.batches`, alone on the machine.
+"""Speed of reading and assembling training batches: tokens per second of `TrainingData.batches`.
 
     python -m benchmarks.input_speed [--documents 20000] [--batch_size 8] [--n_ctx 2048] [--seconds 10]
 
 Writes a corpus of random ids below 50257 to a temporary folder, documents of log-normal length (median 512 tokens), and
-reads it as documents_random. Prints a table, which is kept in runs/benchmarks/. On a machine that does other work
-too, tokens_per_cpu_second is the figure to look at: the reader uses one core at most. Memory should not grow with
---documents, but for 16 bytes each.
+reads it as documents_random. Prints a table, which is saved in runs/benchmarks/. On a busy machine, look at
+tokens_per_cpu_second: the reader uses at most one core. Memory should not grow with --documents, except for 16 bytes
+each.
 """
 
 from __future__ import annotations

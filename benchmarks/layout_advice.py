@@ -1,8 +1,8 @@
-"""The fastest layout that fits, by the estimates, for models and numbers of devices: the table of docs/parallelism.md.
+"""The fastest estimated layout that fits, by model size and number of devices: the table of docs/parallelism.md.
 
     python -m benchmarks.layout_advice [--memory 24 80]
 
-Every model in bfloat16, with recompute_grad and microbatches of one sequence, and a vocabulary that divides.
+Every model uses bfloat16, recompute_grad, microbatches of one sequence, and a vocabulary that divides.
 """
 
 from __future__ import annotations

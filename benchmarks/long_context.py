@@ -1,9 +1,9 @@
-"""How training grows with the context: linear attention beside global attention, peak memory and time a step.
+"""How training grows with the context: peak memory and time per step of linear and global attention.
 
     python -m benchmarks.long_context [--contexts 1024 2048 4096 8192 16384] [--global_limit 4096] [--json results.json]
 
-A model of two layers, 64 wide, one sequence of random tokens a step; each row in a process of its own. Global attention
-holds weights for each pair of positions and is left out above --global_limit. Memory is measured as in
+A model of two layers of width 64, one sequence of random tokens a step; each row in a separate process. Global
+attention stores weights for each pair of positions and is skipped above --global_limit. Memory is measured as in
 benchmarks/training_memory.py.
 """
 

@@ -1,4 +1,4 @@
-"""Where and with what a benchmark ran, and the file that keeps its results."""
+"""The machine and the versions of a benchmark, and the file that holds its results."""
 
 from __future__ import annotations
 

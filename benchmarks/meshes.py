@@ -1,11 +1,11 @@
-"""Training on meshes: speed and memory against one device, beside PyTorch where it is installed.
+"""Training on meshes: speed and memory compared with one device, and with PyTorch if it is installed.
 
     python -m benchmarks.meshes --gpus 2 [--model 124M] [--torch "python3"]
     python -m benchmarks.meshes --cpus 8
 
-On GPUs: one row a layout, each in a process of its own, on random tokens: tokens/s of all devices together (median of
-blocks of steps without a pause between), the same per device against the one-device row, TensorFlow's count of the
-most memory held on a device, time to the first step. Batches grow with the devices that split them. PyTorch's rows
+On GPUs: one row a layout, each in a separate process, on random tokens: tokens/s of all devices together (median of
+consecutive blocks of steps), the same per device relative to the one-device row, TensorFlow's count of a device's peak
+memory, time to the first step. Batches grow with the devices that split them. PyTorch's rows
 (benchmarks/peers/torch_gpt.py; DistributedDataParallel on several GPUs) run with the interpreter that --torch names.
 
 On virtual CPU devices, which share one machine's cores: how the graph and the time to build it grow with the number of

@@ -1,9 +1,9 @@
-"""Draws the kept results of benchmarks for the README: how many times as fast as each peer, contest by contest.
+"""Draws saved benchmark results for the README: our speed relative to each peer, benchmark by benchmark.
 
     python -m benchmarks.plots [benchmarks/results/*.json] [--output docs/images/speed.svg]
 
-A bar is the median over rounds of our rate by the peer's in the same round, the line on it the lowest and the highest
-round (up to a fifth beyond the longest bar). The same results give the same file.
+A bar is the median over rounds of our rate divided by the peer's in the same round; the line on it spans the lowest and
+the highest round (up to a fifth beyond the longest bar). The same results give the same file.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python -m benchmarks.precision [--width 256] [--layers 4] [--heads 4] [--context 256] [--batch 8] [--rounds 5]
 
-Prints milliseconds a step (median, lowest and highest round) and keeps them in runs/benchmarks/. With
-ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 in the environment oneDNN, which multiplies what is not compiled, leaves AMX alone.
+Prints milliseconds per step (median, lowest and highest round) and saves them in runs/benchmarks/. With
+ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 in the environment oneDNN, which does the uncompiled matmuls, does not use AMX.
 """
 
 from __future__ import annotations

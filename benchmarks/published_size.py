@@ -1,10 +1,10 @@
-"""Peak memory and time of a forward pass of a shipped config at its full size, on a checkpoint of the published form.
-Weights are made up.
+"""Peak memory and time of a forward pass of a shipped config at full size, on a checkpoint of the published form with
+random weights.
 
     python -m benchmarks.published_size [--config gpt_neo_1-3B] [--folder /tmp]
 
-It scores a short text with `main.py --score`: weights of the type that the published checkpoint has (bfloat16 for 1.3B,
-float32 for 2.7B), read into float32 masters, on the CPU. Leaves nothing in --folder.
+Scores a short text with `main.py --score`: weights have the published checkpoint's type (bfloat16 for 1.3B, float32 for
+2.7B) and are read into float32 masters, on the CPU. Leaves nothing in --folder.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Throughput of the server: the same requests one after another and by many clients at once; and its memory.
+"""Throughput of the server: the same requests sequentially and from many concurrent clients; and its memory.
 
     python -m benchmarks.serving [--clients 32] [--requests 64] [--tokens 64] [--prompt 32] [--memory 600]
 
-Serves a model of GPT-2 small's shape (`--n_layer`, `--n_embd`, `--n_head` for another) with random weights, by
-`main.py --serve` in a process of its own. Each request has a prompt of its own of random tokens, a seed, and as many
-new tokens as all others. A first round of both kinds, which compiles, is not counted. Answers have to be the same both
-times. Then --memory requests of all kinds (lengths, counts of texts, refused ones, clients that leave) follow, and the
-server's resident memory is read every sixth of them. Prints a table, and keeps the figures in
+Serves a model of GPT-2 small's shape (`--n_layer`, `--n_embd`, `--n_head` for another) with random weights, with
+`main.py --serve` in a separate process. Each request has its own prompt of random tokens and its own seed, and all have
+the same number of new tokens. A first round of both kinds, for compilation, is not counted. Answers must be equal in
+both. Then --memory requests of all kinds (lengths, numbers of texts, refused ones, clients that disconnect) follow; the
+server's resident memory is read after every sixth of them. Prints a table, and saves the figures in
 runs/benchmarks/serving_WIDTH.json.
 """
 

@@ -1,11 +1,11 @@
-"""What a training step costs on two processes of this machine against one process, with the same mesh.
+"""Time of a training step on two processes of this machine, compared with one process on the same mesh.
 
     python -m benchmarks.several_hosts [--models tiny 4M] [--steps 20]
 
-Both have the same virtual CPU devices, which share the machine's cores: the difference is what TensorFlow's runtime
-takes to start operations in another process and to send tensors through gRPC, here by the loopback interface. Random
-tokens; median and fastest of the steps after the first; then the time to save a checkpoint. Each row in processes of
-its own.
+Both use the same virtual CPU devices, which share the machine's cores: the difference is the time that TensorFlow's
+runtime takes to start operations in another process and to send tensors through gRPC, here over the loopback interface.
+Random tokens; median and fastest of the steps after the first; then the time to save a checkpoint. Each row uses
+separate processes.
 """
 
 from __future__ import annotations

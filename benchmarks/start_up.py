@@ -1,14 +1,14 @@
-"""What a start takes until the first training step is done: imports, graph, lowering, compilation.
+"""Time from the start to the end of the first training step: imports, graph, lowering, compilation.
 
     python -m benchmarks.start_up [--repeats 3]
 
-Each row is a process of its own: the demo's model with nothing compiled before, the same again with what the first one
-left in the cache, and the shipped model of 1.3 billion parameters, built and lowered only, with nothing allocated.
-Prints seconds on the clock and of the processor, which other work on the machine changes less (medians of the repeats);
-the results are kept in runs/benchmarks/.
+Each row is a separate process: the demo's model with an empty cache of compiled programs, the same with a filled cache,
+and the shipped model of 1.3 billion parameters, built and lowered only, without allocating anything. Prints wall-clock
+and processor seconds (medians of the repeats); other work on the machine changes the latter less. The results are saved
+in runs/benchmarks/.
 
 "import" is Python and TensorFlow; "graph" is the mesh graph with gradients and optimizer, "lowering" its translation to
-TensorFlow; "first step" is XLA's compilation, or reading what it compiled, and the step.
+TensorFlow; "first step" is XLA's compilation, or reading its cache, and the step.
 """
 
 from __future__ import annotations

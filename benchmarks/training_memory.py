@@ -1,11 +1,11 @@
-"""Peak memory of training with each memory saver, measured beside the estimate that a run prints.
+"""Peak memory of training with each memory saver, compared with the estimate that a run prints.
 
     python -m benchmarks.training_memory [--device GPU:0] [--steps 4] [--json results.json]
 
-Each row trains one small GPT (one of 124 million parameters on a GPU) for a few steps on random tokens, in a process of
-its own. On the CPU (Linux) the peak is the most resident memory at once from the second step on, less what the process
-held before the model was built; on a GPU it is TensorFlow's own count of the device's memory. Loss is that of the last
-step: the savers change it by rounding only. Speed is the median step, beside the plain row's in the same run.
+Each row trains one small GPT (124 million parameters on a GPU) for a few steps on random tokens, in a separate process.
+On the CPU (Linux) the peak is that of resident memory from the second step on, minus what the process held before the
+model was built; on a GPU it is TensorFlow's own count of the device's memory. Loss is that of the last step: the savers
+change it by rounding only. Speed is the median step, relative to the plain row's in the same run.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
-"""The speed of a training step beside PyTorch's and Hugging Face's, in turns on the same machine.
+"""The speed of a training step compared with PyTorch and Hugging Face, in turns on the same machine.
 
     python -m benchmarks.training_step cpu --peers .venv-peers/bin/python
     python -m benchmarks.training_step 124M --peers python3           (one GPU; also 124M-4096, 1.3B, 2.7B, local, …)
 
-Each competitor is a process of its own that trains on random tokens; they take turns, a block of steps each, and a
+Each competitor is a separate process that trains on random tokens; they take turns of one block of steps each, and a
 ratio compares blocks of the same round. Prints tokens/s (median, lowest and highest block), the ratio to ours (median
-of rounds), the part of the measured matmul peak that the model's FLOPs come to (planning/metrics.py counts them), that
-of a known GPU's data sheet (MFU), the time to the first step, and on a GPU the most memory held. The table is kept in
-runs/benchmarks/.
+of rounds), the model's FLOPs (counted by planning/graph.py) as a share of the measured matmul peak and of a known GPU's
+data sheet (MFU), the time to the first step, and on a GPU the peak memory. The table is saved in runs/benchmarks/.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Competitors of a benchmark, each in a process of its own, that take turns: one block of work each, round after round.
+"""Competitors of a benchmark, each in a separate process, that take turns: one block of work each, round after round.
 
-On a machine whose speed changes from minute to minute every round meets the same conditions, so that the ratio within a
-round means more than the times. Plain Python, so that peers can use it in an environment without TensorFlow.
+On a machine whose speed changes from minute to minute, all competitors of a round meet the same conditions, so ratios
+within a round mean more than the times. Plain Python, so that peers can use it in an environment without TensorFlow.
 """
 
 from __future__ import annotations

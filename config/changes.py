@@ -1,4 +1,4 @@
-"""What differs between two configs, and what that touches of a trained model."""
+"""What differs between two configs, and which part of a trained model that touches."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def values_of_file(values: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def values_of_causal_model(model: ModelConfig) -> dict[str, Any]:
-    """The values of the keys that are known of weights that come with an architecture and nothing else.
+    """The known values of keys for weights that come with an architecture only.
 
-    They are taken to be those of a causal model trained with softmax.
+    The weights are assumed to be those of a causal model trained with softmax.
     """
     plain = {
         name: group.model_fields[name].default

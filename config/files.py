@@ -1,4 +1,4 @@
-"""Configs as files: where they lie, and JSON that is read strictly."""
+"""Configs as files: where they are, and strict reading of JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gpt_mesh.config.messages import display, nearest, refuse, show
 from gpt_mesh.errors import InputError
 
 CONFIG_DIRECTORY = Path(__file__).resolve().parents[1] / "configs"
-# Stands among the shipped configs and is none of them.
+# It is in configs/ but is not a config.
 SCHEMA_FILE = "schema.json"
 
 

@@ -75,13 +75,15 @@ class GenerationSettings(Group):
         default=None,
         unit="tokens",
     )
-    min_new_tokens: Natural = key("The text does not end before it has this number.", default=0, unit="tokens")
+    min_new_tokens: Natural = key("Minimum number of tokens added.", default=0, unit="tokens")
     stop: Stop = key(
-        "Strings before which the text ends.", default=(), type_text="string or list of strings", null_is_default=True
+        "The text ends before the first of these strings.",
+        default=(),
+        type_text="string or list of strings",
+        null_is_default=True,
     )
     seed: Seed | None = key(
-        "Seed of the draws: the same seed gives the same text, whatever else is generated beside it; null: the "
-        "config's.",
+        "Seed of the draws: the same seed gives the same text, whatever else is generated; null: the config's.",
         default=None,
     )
     logprobs: Annotated[int, Interval(ge=0, le=MAX_LOGPROBS), WHOLE] | None = key(

@@ -44,7 +44,7 @@ def show(value: Any) -> str:
 
 
 def display(source: str) -> str:
-    """A path on one line, relative where it lies under the working directory."""
+    """A path on one line, relative if it is under the working directory."""
     if os.path.isabs(source) and not os.path.relpath(source).startswith(".."):
         source = os.path.relpath(source)
     return source if source.isprintable() else ascii(source)[1:-1]

@@ -1,4 +1,4 @@
-"""Keys under other names, and keys that no config has: what a file may say instead of a key's own name."""
+"""Aliases of keys, and unknown keys, with their remedies."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def reference_page() -> str:
         "A model config is one flat JSON object of the keys below. Unknown keys are refused. `configs/schema.json` is "
         'its JSON Schema: with `"$schema": "schema.json"` in a config, editors complete and check the keys.',
         "",
-        "`touches` says what a change of a key changes of a trained model: the shapes of its `weights`, or the "
+        "`touches` says which part of a trained model the key determines: the shapes of its `weights`, or the "
         "`function` that it computes with the same weights. A run does not resume after such a change. What a new run "
         "may change is in [fine_tuning.md](fine_tuning.md).",
     ]

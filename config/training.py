@@ -73,11 +73,11 @@ class TrainingConfig(Group):
         "Seeds initialisation, dropout, data order and sampling.", default=1
     )
     eval_tasks: tuple[EvalTask, ...] = key(
-        "Tasks evaluated after each checkpoint, beside the validation set.", default=(), null_is_default=True
+        "Tasks evaluated after each checkpoint, besides the validation set.", default=(), null_is_default=True
     )
     fused_ops: Flag = key("Use the faster form of operations that have one; false: the plain one.", default=True)
     background_checkpoints: Flag = key(
-        "Write checkpoints while training goes on, from a second copy of weights and optimizer state in the host's "
+        "Write checkpoints during training, from a second copy of weights and optimizer state in the host's "
         "memory; false: wait for them.",
         default=True,
     )

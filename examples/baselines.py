@@ -1,4 +1,4 @@
-"""What others reach on the held-out text, in bits per byte: compressors, and a unigram model of the tokens."""
+"""What other methods reach on the held-out text, in bits per byte: compressors, and a unigram model of the tokens."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""A language model from raw text to written text, in minutes, on any machine with Python: no download, no GPU.
+"""From raw text to a language model that writes, in minutes, on any machine with Python: no download, no GPU.
 
     python -m examples.demo
 
 Learns Python from the sources of the standard library: splits them into training and held-out files, trains a
-tokenizer, encodes the text, trains the GPT of configs/demo.json, measures it in bits per byte of the held-out text
-beside compressors, lets it write, and draws the curves. Every command that it runs is shown, to be used on other text.
+tokenizer, encodes the text, trains the GPT of configs/demo.json, evaluates it in bits per byte of the held-out text
+beside compressors, generates text, and draws the curves. It shows every command that it runs, for use on other text.
 
-Started again, it takes up what is there: an interrupted training goes on from its newest checkpoint.
+Started again, it continues: an interrupted training resumes from its newest checkpoint.
 """
 
 from __future__ import annotations

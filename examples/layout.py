@@ -1,8 +1,8 @@
 """Where the demo keeps its files, and the config that it trains.
 
-Of configs/demo.json: most of its layers see four positions only. With GPT-Neo's initial weights, a layer that sees many
-adds more of their mean than of the token itself, and a short run is over before that is unlearned. Training nll around
-step 400: 4.83; with lr 0.004 5.11; with [global, local over 64] and lr 0.001 5.31, lr 0.004 5.75.
+In configs/demo.json most layers see four positions only. With GPT-Neo's initial weights, a layer that sees many
+positions adds more of their mean than of the token itself, and a short run ends before that is unlearned. Training nll
+around step 400: 4.83; with lr 0.004 5.11; with [global, local over 64] and lr 0.001 5.31, lr 0.004 5.75.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The picture of a training run: held-out bits per byte against steps, beside what others reach."""
+"""Plots a training run: held-out bits per byte against steps, beside other methods."""
 
 from __future__ import annotations
 

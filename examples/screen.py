@@ -1,4 +1,4 @@
-"""What the demo shows: headings, the commands that it runs, and tables."""
+"""What the demo prints: headings, the commands that it runs, and tables."""
 
 from __future__ import annotations
 

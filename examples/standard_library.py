@@ -1,8 +1,8 @@
 """Text that every machine with Python has: the sources of the standard library, split into training and held-out files.
 
-Left out: tests and vendored packages (missing on some systems), `encodings` (its tables are copies of one another, so a
-held-out one would be in the training text already), `pydoc_data` (prose generated from the manual), generated build
-settings, files that are not UTF-8, files under 1,000 bytes (mostly a docstring), and second copies of a file.
+Excluded: tests and vendored packages (missing on some systems), `encodings` (its tables are near-copies, so a held-out
+one would already be in the training text), `pydoc_data` (prose generated from the manual), generated build settings,
+files that are not UTF-8, files under 1,000 bytes (mostly a docstring), and second copies of a file.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class Masked(Objective):
     def features(
         self, tokens: tf.Tensor, seed: tf.Tensor | int | None = None, weights: tf.Tensor | None = None
     ) -> dict[str, tf.Tensor]:
-        """The window's first token, which is nobody's label, is left out; tokens without a weight are not chosen."""
+        """The window's first token, which is no label, is dropped; tokens without a weight are not chosen."""
         mlm, tokens = self.config.mlm, tokens[:, 1:]
         seed = tf.convert_to_tensor(EVALUATION_SEED if seed is None else seed, tf.int32)
         candidates = tf.ones_like(tokens, tf.float32) if weights is None else weights

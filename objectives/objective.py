@@ -1,4 +1,4 @@
-"""What an objective is, and what all do that predict tokens: one pass, a loss of each label, and its metrics."""
+"""The interface of objectives, with defaults for token prediction: one pass, a loss of each label, and metrics."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Tensors = Mapping[str, mtf.Tensor]  # features of a batch, on the mesh: [batch, 
 
 @dataclass(frozen=True)
 class Loss:
-    """The loss of a batch, or the share in it of a microbatch.
+    """The loss of a batch, or a microbatch's share of it.
 
     Attributes:
         loss: what is minimised: a scalar.
         nll: mean negative log-likelihood of the labels, in nats: a scalar without gradient.
-        balance: of each mixture of experts that the pass went through, by its layer.
+        balance: of each mixture of experts in the pass, by its layer.
         metrics: more scalars to log, by name, as shares like the loss.
     """
 
@@ -49,17 +49,17 @@ class Scores:
 class Objective(abc.ABC):
     """What a model is trained on and evaluated by.
 
-    A subclass stands in a file of this folder that has its name, and the file ends with `OBJECTIVE = <the class>`
-    (`registry.find`). It has to say how token windows become features. The methods that are defined here run one pass
-    and predict the feature `labels` from the feature `inputs`, at every position or where the feature `weights` is not
-    0; an objective with other passes, another loss or other metrics overrides them.
+    A subclass is the only one in its file in this folder, which has its name and ends with `OBJECTIVE = <the class>`
+    (`registry.find`). It defines how token windows become features. The methods defined here run one pass and predict
+    the feature `labels` from the feature `inputs`, at every position or where the feature `weights` is not 0; an
+    objective with other passes, another loss or other metrics overrides them.
 
     Attributes:
         name: what `objective` says in a config.
         causal: whether a position attends only to itself and earlier positions.
         predicts_next: whether such a model generates text and scores it, token by token.
         setting: what in a config chooses this objective, for messages.
-        task: what its models do, for messages about what they do not.
+        task: what its models do, for messages about what they cannot do.
         config: of the run.
     """
 
@@ -97,7 +97,7 @@ class Objective(abc.ABC):
         raise AssertionError(f"{self.name}: every window has labels")
 
     def total(self, ctx: Context, features: Tensors) -> mtf.Tensor:
-        """What sums over a whole batch are divided by: the number of its labels, a scalar."""
+        """The divisor of sums over a whole batch: the number of its labels, a scalar."""
         weights = features.get("weights")
         if weights is None:
             tokens = ctx.dims.batch.size * ctx.dims.sequence.size
@@ -106,7 +106,7 @@ class Objective(abc.ABC):
         return mtf.maximum(mtf.cast(mtf.reduce_sum(weights), ctx.statistics_dtype), 1.0)
 
     def loss(self, ctx: Context, features: Tensors, total: mtf.Tensor) -> Loss:
-        """The share of a microbatch in the loss of its batch.
+        """A microbatch's share of the loss of its batch.
 
         Args:
             features: of the microbatch.

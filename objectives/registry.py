@@ -1,4 +1,4 @@
-"""Objectives by the names that a config has for them (`objective`): each is the file of that name in this folder."""
+"""Objectives by their names in a config (`objective`): each is the file of that name in this folder."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def sums(
         return vocabulary_loss.cross_entropy(ctx, features, gpt.output_weight(ctx), labels, shares, z_loss)
     logits = gpt.score(ctx, features)
     nll, log_z = losses.cross_entropy(ctx, logits, labels)
-    if config.entmax_loss:  # no z-loss: entmax has no normaliser that would have to be kept small
+    if config.entmax_loss:  # no z-loss: entmax has no normaliser to keep small
         loss = entmax.loss(ctx, logits, labels)
     else:
         loss = nll + z_loss * mtf.square(log_z) if z_loss else nll

@@ -1,4 +1,4 @@
-"""What an optimizer is, and what all of them share: slots, weight decay, updates element by element."""
+"""The interface of optimizers, and what they share: slots, weight decay, elementwise updates."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ MIN_NATIVE = 2**12  # elements of a tensor from which calling C pays off
 class Optimizer(abc.ABC):
     """One update of the weights, as mesh operations.
 
-    A subclass stands in a file of this folder that has its name, and the file ends with `OPTIMIZER = <the class>`
-    (`registry.find`). It says which slots a weight has and how one weight is updated.
+    A subclass is the only one in its file in this folder, which has its name and ends with `OPTIMIZER = <the class>`
+    (`registry.find`). It defines the slots of a weight and how one weight is updated.
 
     Attributes:
         name: what `opt_name` says in a config. Slots are variables `<weight>/<name>_<slot>`.
         config: constants of the update.
         lr, scale: float scalars on the mesh; gradients are multiplied by `scale` first.
-        step: integer scalar on the mesh: steps done before this one.
+        step: integer scalar on the mesh: the number of earlier steps.
         split: how slots are split over the replicas.
         cpu_products: see `Context`.
     """
@@ -65,9 +65,9 @@ class Optimizer(abc.ABC):
         return [operation for weight, gradient in pairs for operation in self.update_one(weight, gradient)]
 
     def slots(self, weight: mtf.Variable) -> list[mtf.Variable]:
-        """The weight's slots, in the order of `slot_shapes`: of its stored type, zeros at first.
+        """The weight's slots, in the order of `slot_shapes`: of its stored type, initially zero.
 
-        A slot with the shape of its weight is split over the replicas; others are small and stay whole.
+        A slot with the shape of its weight is split over the replicas; others are small and not split.
         """
         shapes = self.slot_shapes(self.config, weight.shape)
         return [
@@ -93,7 +93,7 @@ class Optimizer(abc.ABC):
         new_values: Callable[..., tuple[tf.Tensor, ...]],
         native_values: Callable[..., tuple[tf.Tensor, ...]] | None = None,
     ) -> list[mtf.Operation]:
-        """Update a weight whose slots all have its shape, each element by itself.
+        """Update a weight whose slots all have its shape, element by element.
 
         Args:
             new_values: from plain tensors (weight, scaled gradient, learning rate, *slots), all of the weight's stored

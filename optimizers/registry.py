@@ -1,4 +1,4 @@
-"""Optimizers by the names that a config has for them (`opt_name`): each is the file of that name in this folder."""
+"""Optimizers by their names in a config (`opt_name`): each is the file of that name in this folder."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Files, wherever they are: paths and URLs, finished files moved into place, progress."""
+"""Files on local paths and URLs, finished files moved into place, leases, heartbeats, progress."""

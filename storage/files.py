@@ -85,19 +85,19 @@ def glob(pattern: str) -> list[str]:
 
 
 def is_special(path: str) -> bool:
-    """Whether it is a pipe, a socket or a device, which hold no text and may keep whoever reads them waiting."""
+    """Whether it is a pipe, a socket or a device, which hold no text and may block a reader."""
     if is_url(path):
         return False
     try:
         mode = os.stat(path).st_mode
-    except OSError:  # whoever reads it learns why
+    except OSError:  # reading it raises the reason
         return False
     return not (S_ISREG(mode) or S_ISDIR(mode))
 
 
 def walk(folder: str) -> Iterator[str]:
     """Every file below `folder`. Symbolic links are followed, each real folder once. The folder `lost+found` of a disk
-    is left out, as only root may look into it.
+    is left out: only root can read it.
 
     Raises one of errors() when a folder cannot be read.
     """
@@ -121,7 +121,7 @@ def _raise(error: OSError) -> None:
 
 
 def make_folder(path: str) -> None:
-    """Make a folder for output, unless it is there. Raises InputError when that cannot be."""
+    """Make a folder for output, unless it is there. Raises InputError if it cannot be made."""
     try:
         if is_url(path):
             _gfile().makedirs(path)
@@ -256,7 +256,7 @@ def write_bytes(path: str, content: bytes, *, durable: bool = False) -> None:
 
 
 def write_text(path: str, text: str, *, durable: bool = False) -> None:
-    """Replace the content of a file by text in UTF-8. Half a surrogate pair, which UTF-8 cannot encode, becomes
+    """Replace the content of a file by text in UTF-8. Lone surrogates, which UTF-8 cannot encode, become
     `\\udXXX`.
     """
     write_bytes(path, text.encode("utf-8", "backslashreplace"), durable=durable)
@@ -273,7 +273,7 @@ def remove_leftovers(folder: str, older_than: float = 3600.0) -> None:
 
     Args:
         folder: need not exist.
-        older_than: seconds since a file was last written; a younger one may still be in use.
+        older_than: minimum age in seconds since the last write; newer files may still be in use.
     """
     for name in list_folder(folder):
         if re.search(r"\.\d+\.tmp$", name):
@@ -287,7 +287,7 @@ def path_problem(path: str) -> str | None:
     """Why no file can have this path: what it must be, for a message; None if it can."""
     try:
         os.fsencode(path)
-    except UnicodeEncodeError:  # half a surrogate pair
+    except UnicodeEncodeError:  # a lone surrogate
         return "must not hold characters that no file name can have"
     if "\0" in path:
         return "must not hold characters that no file name can have"

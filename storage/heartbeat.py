@@ -1,8 +1,8 @@
-"""Tells another process that this one lives, and that its work goes on.
+"""Tells another process that this one is alive and makes progress.
 
-The process that works calls `worked` whenever a piece of work is done. Once `start` has been called, a thread writes
+The working process calls `worked` whenever a piece of work is done. Once `start` has been called, a thread writes
 two counters to a file every second: its own beats and the pieces of work. A watcher reads the file and notes, by its
-own clock, when each counter last changed. A stopped process changes neither; one that hangs only beats.
+own clock, when each counter last changed. A stopped process changes neither; a hung one only beats.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _beat(path: str) -> None:
     beats = 0
     while True:
         beats += 1
-        with suppress(OSError):  # a full disk is the work's to report
+        with suppress(OSError):  # the work itself reports a full disk
             files.write_text(path, f"{beats} {_work}\n")
         time.sleep(SECONDS)
 

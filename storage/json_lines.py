@@ -19,13 +19,13 @@ _reported: set[tuple[str, bytes]] = set()
 
 
 class JsonLines:
-    """A file of rows that can be appended to, read, and taken back to an earlier step. It need not exist."""
+    """A file of rows that can be appended to, read, and rewound to an earlier step. It need not exist."""
 
     def __init__(self, path: str) -> None:
         self.path = path
 
     def rows(self) -> list[Row]:
-        """The rows. The first line that is not a row is a warning, once; one that is cut off at the end is not."""
+        """The rows. The first line that is not a row causes a warning, once; a truncated last line does not."""
         return [row for _, row in self._lines() if row is not None]
 
     def rewind(self, step: int) -> None:
@@ -36,7 +36,7 @@ class JsonLines:
             files.write_bytes(self.path, kept)
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add a row. If a kill cut off the line before it, that line stays by itself."""
+        """Add a row. If a kill truncated the line before it, that line is kept as it is."""
         line = strict_json.dumps(dict(row)).encode() + b"\n"
         if files.exists(self.path) and (size := files.stat(self.path).size):
             with files.open_binary(self.path) as file:
@@ -68,7 +68,7 @@ class JsonLines:
 
 
 def parse_row(line: bytes) -> Row | None:
-    """The row in a line; None if it is not a whole one."""
+    """The row in a line; None if it is incomplete."""
     try:
         row = json.loads(line.decode("utf-8", "replace"))
     except (ValueError, RecursionError):

@@ -1,9 +1,9 @@
-"""One process at a time: a file that names the process that uses a folder, refreshed while that process lives.
+"""One process at a time: a file that names the process that uses a folder, refreshed while that process runs.
 
-A lease that a crash left behind is recognised: on the same machine because its process is gone, elsewhere because the
-file is no longer refreshed. Clocks of different machines are not compared: the waiting process watches the file for
+A lease left by a crash is recognised: on the same machine because its process is gone, elsewhere because the file is no
+longer refreshed. Clocks of different machines are not compared: the waiting process watches the file for
 `LEASE_SECONDS` by its own clock. On local file systems the file is created atomically. Object stores have no such
-operation: there the last writer wins, and the other one finds out after a moment.
+operation: there the last writer wins, and the other one notices after a moment.
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ class Lease:
     def check(self) -> None:
         """
         Raises:
-            InputError: another process has taken the lease over, while this one was suspended or cut off.
+            InputError: another process has taken the lease over, while this one was suspended or disconnected.
         """
         holder = _read(self.path)
         if holder and holder.get("token") != self._token:
             raise _held(self.path, holder)
 
     def release(self) -> None:
-        """Let others have it."""
+        """Release the lease."""
         self._over.set()
         self._thread.join()
         with contextlib.suppress(*files.errors()):
@@ -116,10 +116,10 @@ def lease(path: str, what: str) -> Iterator[Lease]:
 
 
 def _wait_until_abandoned(path: str) -> None:
-    """Remove the file of a holder that is gone; wait while that is not known.
+    """Remove the file of a holder that is gone; wait until that is known.
 
     Raises:
-        InputError: the holder lives.
+        InputError: the holder is alive.
     """
     holder, identity = _read(path), _identity()
     local = all(holder.get(key) == identity[key] for key in ("host", "system"))
@@ -185,7 +185,7 @@ def _read(path: str) -> dict[str, Any]:
 
 
 def _identity() -> dict[str, Any]:
-    """This process, so that another on the same system can tell whether it still runs."""
+    """Identifies this process, so that others on the same system can tell whether it still runs."""
     return {"host": socket.gethostname(), "system": _system(), "process": os.getpid(), "started": _started(os.getpid())}
 
 
@@ -212,7 +212,7 @@ def _runs(holder: dict[str, Any]) -> bool:
 
 
 def _started(process: int) -> str | None:
-    """When a process started, in ticks since the system did; None where the system does not say so."""
+    """When a process started, in ticks since the system did; None if the system does not tell."""
     try:
         stat = Path(f"/proc/{process}/stat").read_text()
     except OSError:

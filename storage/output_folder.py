@@ -27,7 +27,7 @@ def check(folder: str, overwrite: bool) -> None:
 
 @contextmanager
 def replaced(folder: str) -> Iterator[str]:
-    """A temporary folder beside this one, which takes its place when the block ends without an exception.
+    """A temporary folder that replaces this one when the block ends without an exception.
 
     The old folder is moved aside, the new one is moved in, and the old one is deleted last. If that is interrupted, the
     next call restores the old folder, if it is missing, and removes what is left.

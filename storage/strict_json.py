@@ -1,4 +1,4 @@
-"""JSON as the standard has it: `null` for NaN and infinities, which Python would write and others cannot read."""
+"""Standard JSON: `null` for NaN and infinities, which Python would write and others cannot read."""
 
 from __future__ import annotations
 

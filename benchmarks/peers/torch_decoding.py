@@ -1,4 +1,4 @@
-"""Hugging Face's GPT-Neo generating, taking turns with ours (benchmarks/decoding.py starts it)."""
+"""Generation with Hugging Face's GPT-Neo, in turns with ours (benchmarks/decoding.py starts it)."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""A compact GPT in plain PyTorch, the peer that our training steps are measured beside.
+"""A compact GPT in plain PyTorch, the peer of our training steps.
 
     python -m benchmarks.peers.torch_gpt --layers 12 --width 768 --heads 12 --context 1024 --vocab 50304 --batch 16 \
         --gpus 2 [--compile]
 
 The usual choices for speed: bfloat16 autocast over float32 weights, `scaled_dot_product_attention`, fused AdamW,
-gradients clipped to norm 1, `torch.compile` where asked for, DistributedDataParallel on several GPUs (`--batch` is of
-each). Prints one JSON line: tokens/s of all GPUs together (median of the blocks), peak memory of the first.
+gradients clipped to norm 1, `torch.compile` on request, DistributedDataParallel on several GPUs (`--batch` is per GPU).
+Prints one JSON line: tokens/s of all GPUs together (median of the blocks), peak memory of the first.
 """
 
 from __future__ import annotations

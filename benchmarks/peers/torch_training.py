@@ -1,7 +1,7 @@
-"""A training step of PyTorch, taking turns with ours (benchmarks/turns.py; benchmarks/training_step.py starts it).
+"""A training step in PyTorch, in turns with ours (benchmarks/turns.py; benchmarks/training_step.py starts it).
 
-`--model gpt` is the compact GPT of torch_gpt.py; `--model hf` Hugging Face's GPT-Neo, whose layers alternate or are all
-global as ours. Both with fused AdamW and gradients clipped to norm 1; on a GPU with bfloat16 autocast.
+`--model gpt` is the compact GPT of torch_gpt.py; `--model hf` is Hugging Face's GPT-Neo, whose layers alternate or are
+all global, as ours. Both use fused AdamW and gradients clipped to norm 1; on a GPU also bfloat16 autocast.
 """
 
 from __future__ import annotations
