@@ -6,47 +6,16 @@ import argparse
 import os
 import sys
 
-from gpt_mesh.commands.auto_layout import AutoLayout
-from gpt_mesh.commands.check_dataset import CheckDataset
-from gpt_mesh.commands.devices import find_hosts, lend, may_lend
-from gpt_mesh.commands.evaluate import Evaluate
-from gpt_mesh.commands.export import Export
-from gpt_mesh.commands.interact import Interact
-from gpt_mesh.commands.mode import Table, flag, positive
-from gpt_mesh.commands.model_flag import find_config
-from gpt_mesh.commands.predict import Predict
-from gpt_mesh.commands.score import Score
-from gpt_mesh.commands.serve import Serve
-from gpt_mesh.commands.train import Train
-from gpt_mesh.errors import InputError
-
-TABLE = Table(
-    modes=(
-        Train(),
-        Evaluate(),
-        Predict(),
-        Interact(),
-        Score(),
-        Serve(),
-        Export(),
-        CheckDataset(),
-        AutoLayout(),
-    ),
-    general=(
-        flag(
-            "--model",
-            help="config: a path ending in .json, or the name of configs/NAME.json; or a run's directory, or one of "
-            "its checkpoints (a --worker needs none)",
-        ),
-        flag(
-            "--gpu_ids", nargs="+", metavar="DEVICE",
-            help="devices of the mesh, such as device:GPU:0 device:GPU:1",
-        ),
-        flag("--steps_per_checkpoint", type=positive, default=5000, metavar="N", help="default: 5000"),
-        flag("--sacred_id", metavar="ID", help="names this run's outputs"),
-        flag("--yes", action="store_true", help="answer yes to what --new asks; let --apply replace a file"),
-    ),
-)  # fmt: skip
+try:
+    from gpt_mesh.commands.devices import find_hosts, lend, may_lend
+    from gpt_mesh.commands.model_flag import find_config
+    from gpt_mesh.commands.table import TABLE
+    from gpt_mesh.errors import InputError
+except ModuleNotFoundError as error:  # not the interpreter in which the requirements are installed
+    if error.name is None or error.name.startswith("gpt_mesh"):
+        raise
+    remedy = "run `make venv`, then use .venv/bin/python in its place"
+    sys.exit(f"error: {sys.executable}: has no {error.name}; {remedy}")
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -6,12 +6,12 @@ import os
 from typing import Annotated, Literal, get_args
 
 from annotated_types import Interval
-from pydantic import AfterValidator
+from pydantic import AfterValidator, WithJsonSchema
 
 from gpt_mesh.config.fields import WHOLE, Count, Flag, Group, Natural, Text, key, same_as
 from gpt_mesh.config.generation import GenerationSettings, agreeing
 from gpt_mesh.config.messages import Refused
-from gpt_mesh.storage.files import path_problem
+from gpt_mesh.storage.files import SCHEMES, path_problem
 
 # Tasks by the names that a config gives them. evaluation/tasks.py has a table of these names.
 EvalTask = Literal["lambada", "wikitext"]
@@ -19,6 +19,9 @@ EVAL_TASKS: tuple[EvalTask, ...] = get_args(EvalTask)
 # Objectives by the names that a config gives them: files of objectives/.
 Objective = Literal["next_token", "masked"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
+
+# A local path, or a URL with one of the schemes that files.py knows.
+_PATH_SCHEMA = {"type": "string", "minLength": 1, "pattern": f"^(({'|'.join(SCHEMES)})://|(?![^/]*://))"}
 
 
 def _model_path(value: str) -> str:
@@ -31,7 +34,7 @@ def _model_path(value: str) -> str:
 class TrainingConfig(Group):
     """Where a run lives, how long it is and how it computes."""
 
-    model_path: Annotated[Text, AfterValidator(_model_path)] = key(
+    model_path: Annotated[Text, AfterValidator(_model_path), WithJsonSchema(_PATH_SCHEMA)] = key(
         "Directory of the run: everything it writes goes there; local (`~`: your home directory) or `gs://`."
     )
     objective: Objective = key(

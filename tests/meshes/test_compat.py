@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -147,9 +148,16 @@ def test_tpu_estimator_is_there_or_the_error_names_the_remedy():
     assert (result.returncode, result.stderr) == (0, "")
 
 
+REMEDY = "run `make venv`, then use .venv/bin/python in its place"
+
+
 def test_an_interpreter_without_tensorflow_is_told_which_to_take() -> None:
     command = [sys.executable, "-S", "main.py", "--model", "demo"]  # -S: without installed packages
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
-    remedy = "run `make venv`, then use .venv/bin/python in its place"
-    assert done.stderr == f"error: {sys.executable}: has no TensorFlow; {remedy}\n"
+    assert re.fullmatch(rf"error: {re.escape(sys.executable)}: has no \w+; {re.escape(REMEDY)}\n", done.stderr)
+
+    hidden = "import sys; sys.modules['tensorflow'] = None"
+    result = run_python(f"{hidden}; from gpt_mesh.main import main; sys.exit(main(['--model', 'demo']))")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == f"error: {sys.executable}: has no TensorFlow; {REMEDY}\n"

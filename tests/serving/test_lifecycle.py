@@ -125,7 +125,7 @@ def test_a_second_signal_ends_it_at_once(server: Server) -> None:
 def test_an_address_that_is_taken_is_told_before_the_model_is_built(
     config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(main, "_load", lambda *_: pytest.fail("built the model first"))
+    monkeypatch.setattr("gpt_mesh.commands.serve.load", lambda *_: pytest.fail("built the model first"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for address, says in (
