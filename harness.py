@@ -135,7 +135,11 @@ class HarnessModel(TemplateLM):
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The continuation of each context, up to the first of its stop strings."""
+        """The continuation of each context, up to the first of its stop strings.
+
+        Raises:
+            InputError: `max_gen_toks` leaves no room for a context, or a setting is not known here.
+        """
         del disable_tqdm
         found = self.model.generator().generate([self._request(*request.args) for request in requests])
         for request, generated in zip(requests, found, strict=True):
@@ -145,13 +149,24 @@ class HarnessModel(TemplateLM):
     def _request(self, context: str, arguments: dict[str, Any]) -> GenerationRequest:
         """A context that leaves room for what is generated, and how."""
         given = dict(normalize_gen_kwargs(arguments, MAX_GEN_TOKS))
-        until, room = given.pop("until"), min(given.pop("max_gen_toks"), self.max_length - 1)
+        until, room = given.pop("until"), given.pop("max_gen_toks")
+        if room >= self.max_length:
+            raise InputError(
+                f"max_gen_toks = {room}: leaves no room for a text to continue in n_ctx = {self.max_length} tokens; "
+                "lower it in the task's generation_kwargs, or with --gen_kwargs max_gen_toks=N"
+            )
         given.pop("do_sample", None)  # its temperature is 0 where nothing is drawn
         if unknown := given.keys() - SETTINGS:
             raise InputError(f"generation_kwargs: {', '.join(sorted(unknown))}: not known here; leave it out")
         given |= {"max_new_tokens": room, "stop": [*filter(None, until)]}
         settings = generation_settings(given, "generation_kwargs")
-        return GenerationRequest(self.encoder.encode(context)[-(self.max_length - room) :], settings)
+        tokens = self.encoder.encode(context)
+        if (beyond := len(tokens) + room - self.max_length) > 0:
+            log.warning(
+                "a text of %d tokens leaves less than max_gen_toks = %d of n_ctx = %d: its first %d are left out",
+                len(tokens), room, self.max_length, beyond,
+            )  # fmt: skip
+        return GenerationRequest(tokens[-(self.max_length - room) :], settings)
 
 
 def main() -> int:

@@ -93,8 +93,13 @@ def write(encoder: Encoder, folder: str, *, eos_id: int | None, pad_id: int | No
 
 
 def special_tokens(encoder: Encoder, eos_id: int | None, pad_id: int | None) -> dict[str, str]:
-    """The tokens that begin, end and pad texts, where there are such."""
-    eos, pad = (None if number is None else encoder.tokenizer.id_to_token(number) for number in (eos_id, pad_id))
+    """The tokens that begin, end and pad texts, as far as they are special.
+
+    transformers makes special whatever has one of these names. Where an ordinary token such as a newline ends texts,
+    that would change how it is encoded, and leave it out of decoded text; `config.json` names its id all the same.
+    """
+    special = {number for number, token in encoder.tokenizer.get_added_tokens_decoder().items() if token.special}
+    eos, pad = (encoder.tokenizer.id_to_token(number) if number in special else None for number in (eos_id, pad_id))
     named = {"bos_token": eos, "eos_token": eos, "unk_token": eos, "pad_token": pad}
     return {name: token for name, token in named.items() if token is not None}
 

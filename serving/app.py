@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
+import ipaddress
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -63,10 +65,20 @@ class App:
     """The state of the server that the routes share."""
 
     def __init__(
-        self, served: Served, worker: Worker, body_bytes: int, body_seconds: float, api_key: str | None
+        self,
+        served: Served,
+        worker: Worker,
+        body_bytes: int,
+        body_seconds: float,
+        api_key: str | None,
+        hosts: Sequence[str] = (),
     ) -> None:
-        """`body_bytes`: longest body of a request, which has to arrive within `body_seconds`."""
-        self.served, self.worker = served, worker
+        """
+        Args:
+            body_bytes: maximum length of a request's body, which has to arrive within `body_seconds`.
+            hosts: names of this server beside those of this machine: see `HostCheck`.
+        """
+        self.served, self.worker, self._hosts = served, worker, hosts
         self._body_bytes, self._body_seconds, self._api_key = body_bytes, body_seconds, api_key
         self._start = time.monotonic()
         self._page = PAGE.read_text(encoding="utf-8")
@@ -86,7 +98,7 @@ class App:
         }  # fmt: skip
         app = Starlette(routes=routes, exception_handlers=handlers)
         app.router.redirect_slashes = False
-        return AccessLog(app)
+        return AccessLog(HostCheck(app, self._hosts))
 
     async def page(self, request: Request) -> Response:
         headers = {"content-security-policy": POLICY, "x-content-type-options": "nosniff", "cache-control": "no-cache"}
@@ -247,6 +259,46 @@ async def _not_routed(request: Request, error: HTTPException) -> Response:
 async def _failed(request: Request, error: Exception) -> Response:
     """The answer to a defect, which is logged where it is raised again."""
     return await _refused(request, ApiError(500, "the server failed; its log says more", code="internal_error"))
+
+
+class HostCheck:
+    """Refuses requests that reach this machine's loopback address under a foreign name.
+
+    A web page can point its own host name at 127.0.0.1 (DNS rebinding). To the browser it then has the server's origin,
+    and may send and read anything; only the Host header tells.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
+        """`hosts`: names under which a proxy on this machine passes requests on."""
+        self._app, self._hosts = app, {host.lower() for host in hosts}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        name = _host_name(dict(scope["headers"]).get(b"host", b"").decode("latin-1"))
+        local = _is_loopback((scope.get("server") or ("",))[0])
+        if not local or _is_loopback(name) or name in self._hosts:
+            await self._app(scope, receive, send)
+            return
+        error = ApiError(
+            421, f"this server is not {name[:60]!r}; its operator can add names in SERVE_HOSTS", code="wrong_host"
+        )
+        await JSONResponse(error.body(), error.status)(scope, receive, send)
+
+
+def _host_name(host: str) -> str:
+    """The name or address in a Host header, without the port, in lower case; empty if there is none."""
+    with contextlib.suppress(ValueError):
+        return urlsplit(f"//{host}").hostname or ""
+    return ""
+
+
+def _is_loopback(name: str) -> bool:
+    """Whether a name or an address is this machine's own loopback."""
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
 
 
 class AccessLog:

@@ -36,6 +36,8 @@ except ModuleNotFoundError as missing:
     raise InputError(f"--serve needs {missing.name}: pip install starlette uvicorn") from None
 
 API_KEY = "SERVE_API_KEY"  # in the environment, where other users of the machine do not see it
+API_KEY_FILE = "SERVE_API_KEY_FILE"  # a file that holds the key, in its place
+HOSTS = "SERVE_HOSTS"  # names under which a proxy on this machine passes requests on, separated by commas
 CACHE_BYTES = 4 * 2**30  # most that the keys and values of a batch may take by default
 LARGEST_BATCH = 32
 MIDDLE_BATCH = 8
@@ -121,7 +123,8 @@ class WebServer(uvicorn.Server):
         self.compile = batches.compile
         self._worker = Worker(batches, settings.max_batch, settings.max_waiting, settings.max_wait)
         self._grace, self._served = grace, _served(model)
-        app = App(self._served, self._worker, settings.body_bytes, settings.body_seconds, _api_key())
+        hosts = [name.strip() for name in os.environ.get(HOSTS, "").split(",") if name.strip()]
+        app = App(self._served, self._worker, settings.body_bytes, settings.body_seconds, _api_key(), hosts)
         super().__init__(
             uvicorn.Config(
                 app.asgi(), http="h11", loop="asyncio", ws="none", lifespan="off", log_config=None, access_log=False,
@@ -186,7 +189,21 @@ def _modified(checkpoint: str) -> int:
 
 
 def _api_key() -> str | None:
-    return os.environ.get(API_KEY) or None
+    """The key that requests must have.
+
+    Raises:
+        InputError: the file that should hold it cannot be read, or is empty.
+    """
+    if not (path := os.environ.get(API_KEY_FILE)):
+        return os.environ.get(API_KEY) or None
+    try:
+        with open(path, encoding="utf-8") as file:
+            key = file.read().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{API_KEY_FILE} = {path}: cannot be read ({error}); name a file with the key in it") from None
+    if not key:
+        raise InputError(f"{API_KEY_FILE} = {path}: is empty; write the key into it")
+    return key
 
 
 def _warn(where: str) -> None:

@@ -17,11 +17,13 @@ import numpy as np
 import pytest
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
+from transformers import AutoTokenizer
 
 from gpt_mesh.config import GROUPS, Config, keys, load_config
 from gpt_mesh.data.encoders import load_encoder
 from gpt_mesh.errors import InputError
 from gpt_mesh.interop import export_model as exporting
+from gpt_mesh.interop import tokenizer_files
 from gpt_mesh.interop.architectures.gpt_neo import GPTNeo
 from gpt_mesh.interop.export_model import export_model
 from gpt_mesh.interop.huggingface import main
@@ -163,6 +165,21 @@ def test_no_such_key_is_forgotten() -> None:
     touching = {name for group in GROUPS.values() for name, declared in keys(group).items() if declared.touches}
     decided_by_others = {"model", "objective", "moe_activation", "moe_params"}
     assert touching - GPTNeo.expresses - decided_by_others <= {key for key, _ in BEYOND}
+
+
+@pytest.mark.parametrize("end", ["\n", "t", None])
+def test_an_ordinary_token_that_ends_texts_stays_ordinary(
+    workspace: Workspace, tmp_path: Path, end: str | None
+) -> None:
+    encoder = load_encoder(str(workspace.tokenizer))
+    eos_id = encoder.eos_id if end is None else encoder.encode(end)[0]
+    tokenizer_files.write(encoder, str(tmp_path), eos_id=eos_id, pad_id=encoder.padding_id, n_ctx=64)
+    named = json.loads((tmp_path / "special_tokens_map.json").read_text())
+    assert ("eos_token" in named) is (end is None) and "pad_token" in named
+    theirs = AutoTokenizer.from_pretrained(str(tmp_path))
+    text = "that tent\n\nthere\n"
+    assert theirs(text)["input_ids"] == encoder.encode(text)
+    assert theirs.decode(encoder.encode(text), skip_special_tokens=True) == text
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path: Path, command: Command) -> None:

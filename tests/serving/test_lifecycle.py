@@ -17,6 +17,8 @@ import openai
 import pytest
 
 from gpt_mesh import main
+from gpt_mesh.errors import InputError
+from gpt_mesh.serving.server import _api_key
 from tests.support.runs import Workspace
 from tests.support.servers import Server, random_model, serving
 
@@ -57,6 +59,18 @@ def until(server: Server, **wanted: Any) -> None:
     while not wanted.items() <= (state := health(server)).items():
         assert time.monotonic() < end, state
         time.sleep(0.05)
+
+
+def test_the_key_may_be_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVE_API_KEY", "in the environment")
+    monkeypatch.setenv("SERVE_API_KEY_FILE", str(tmp_path / "key"))
+    with pytest.raises(InputError, match=r"SERVE_API_KEY_FILE = .*cannot be read"):
+        _api_key()
+    (tmp_path / "key").write_text(" \n")
+    with pytest.raises(InputError, match="is empty"):
+        _api_key()
+    (tmp_path / "key").write_text("open sesame\n")
+    assert _api_key() == "open sesame"
 
 
 @pytest.mark.slow

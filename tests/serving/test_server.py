@@ -51,6 +51,23 @@ def stream(client: openai.OpenAI, prompt: Any, **keys: Any) -> list[Completion]:
     return list(ask(client, prompt, stream=True, **keys))
 
 
+FOREIGN = ["attacker.example", "127.0.0.1.attacker.example", "localhost.example:80", "[::2]:80", ""]
+
+
+@pytest.mark.parametrize("host", FOREIGN)
+def test_a_foreign_host_name_is_refused(server: str, host: str) -> None:
+    """As a page sends it whose name was pointed at this machine."""
+    body = json.dumps({"prompt": "a", "max_tokens": 1}).encode()
+    status, answer = request(server, "POST", "/v1/completions", body, Host=host)
+    assert (status, answer["error"]["code"]) == (421, "wrong_host")
+    assert request(server, "GET", "/", None, Host=host)[0] == 421
+
+
+@pytest.mark.parametrize("host", ["localhost", "LocalHost:1", "127.0.0.1", "127.1.2.3:80", "[::1]:8000", "a.localhost"])
+def test_names_of_this_machine_are_taken(server: str, host: str) -> None:
+    assert request(server, "GET", "/health", None, Host=host)[0] == 200
+
+
 def texts(completion: Completion) -> list[str]:
     return [choice.text for choice in completion.choices]
 
