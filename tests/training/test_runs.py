@@ -41,7 +41,7 @@ def resumed(workspace: Workspace, tmp_path: Path, **keys: Any) -> Config:
         ({"scalenorm": True}, "scalenorm = true, but the run in .* has false"),
         ({"moe_activation": "gelu"}, "moe_activation = gelu"),
         ({"moe_params": {"moe_num_experts": 2}}, "moe_num_experts = 2, but the run in .* has 4"),
-        ({"mlm_training": True, "mlm_mask_id": 3}, "mlm_training = true"),
+        ({"mlm_training": True, "mlm_mask_id": 3}, "objective = masked, but the run in .* has next_token"),
         ({"entmax_loss": True}, "entmax_loss = true"),
         ({"n_vocab": 400}, "n_vocab = 400"),
     ],
