@@ -196,7 +196,7 @@ class TrainingData:
         return [
             f"{use.id}: {len(source.corpus.paths):,} files, {len(source.corpus):,} "
             f"{'chunks' if source.mode == 'chunks' else 'documents'}, {source.corpus.n_tokens:,} tokens, "
-            f"{source.per_epoch:,} samples per epoch ({source.mode}), {share:.2%} of the samples"
+            f"{source.per_epoch * (self.width - 1):,} tokens per epoch ({source.mode}), {share:.2%} of the samples"
             for use, source, share in zip(self._uses, self._sources, shares, strict=True)
         ]
 

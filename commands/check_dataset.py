@@ -6,6 +6,7 @@ import argparse
 
 from gpt_mesh.commands.mode import Mode, flag, positive
 from gpt_mesh.config import Config
+from gpt_mesh.errors import InputError
 
 
 class CheckDataset(Mode):
@@ -21,7 +22,13 @@ class CheckDataset(Mode):
 
     def run(self, config: Config, arguments: argparse.Namespace) -> int:
         from gpt_mesh.data.check import check_dataset
+        from gpt_mesh.evaluation.tasks import tasks_of
 
         report = check_dataset(config, files=arguments.check_files)
+        if report.ok and not report.sampled:
+            try:
+                tasks_of(config, validation=config.training.eval_steps > 0)  # as training does before its first step
+            except InputError as error:
+                report.mix.append(str(error))
         print("\n".join(report.lines()))
         return 0 if report.ok else 1

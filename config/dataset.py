@@ -104,7 +104,8 @@ class DatasetConfig(Group):
             if not matches:
                 refuse(
                     self.source, which, pattern, "matches no file, from the working directory or beside this file; "
-                    "correct the path or create the files with data/create_tfrecords.py",
+                    "correct the path, or encode your text by data/create_tfrecords.py --write_dataset_config "
+                    "configs/dataset_configs/NAME.json and put NAME into datasets of the model's config",
                 )  # fmt: skip
             found.update(matches)
         return sorted(found)
@@ -112,7 +113,10 @@ class DatasetConfig(Group):
     def _refuse_none(self, which: str) -> NoReturn:
         remedy = "name the TFRecord files to read"
         if which == "eval_path":
-            remedy = "name TFRecord files of held-out text, or set eval_steps = 0"
+            remedy = (
+                "name files that data/create_tfrecords.py --eval_fraction has written, or other held-out text, or set "
+                "eval_steps = 0"
+            )
         refuse(self.source, which, "", f"no files are given; {remedy}")
 
 

@@ -164,18 +164,20 @@ class Report:
 def check_dataset(config: Config, *, files: int | None = None, progress: bool = True) -> Report:
     """Look at every record of every dataset of `config`; what does not fit is listed in the report and never raised.
 
-    files: look only at so many files of each `path` and `eval_path`, evenly spaced, and at every record of those.
+    Held-out text is required if `eval_steps` > 0.
+
+    files: look only at this many files of each `path` and `eval_path`, evenly spaced, and at every record of those.
     """
     reports = []
     for use in config.data.datasets:
         for key in ("path", "eval_path"):
-            if key == "path" or use.dataset.eval_path:
+            if key == "path" or use.dataset.eval_path or config.training.eval_steps:
                 reports.append(_check_files(config, use, key, files, progress))
     return Report(reports, list(tokenizer_misfits(config)), any(report.sampled for report in reports))
 
 
 def _check_files(config: Config, use: DatasetUse, key: str, files: int | None, progress: bool) -> DatasetReport:
-    report = DatasetReport(f"{use.id} ({key}: {', '.join(getattr(use.dataset, key))})")
+    report = DatasetReport(f"{use.id} ({key}: {', '.join(getattr(use.dataset, key)) or 'none'})")
     try:
         paths = data_files(use.dataset, key)
     except InputError as error:

@@ -49,6 +49,14 @@ class Validation:
         self._objective = objective_of(config)
         self.data = EvaluationData(config, stride=stride, packed=self._objective.packed)
         self._limit = config.training.eval_steps or None
+        if self._limit and self.n_batches < self._limit:
+            log.info(
+                "%s: eval_steps = %d asks for %s windows of held-out text, and there are %s: all of them are scored",
+                config.source,
+                self._limit,
+                f"{self._limit * config.training.eval_batch_size:,}",
+                f"{self.data.n_windows:,}",
+            )
         # A tokenizer that is not byte-level has no bytes for each token, but all of the text may be counted already.
         self._all_bytes = self.data.manifest_bytes() if self._objective.predicts_next and not self._limit else None
         self._byte_lengths = None if self._all_bytes is not None else _byte_lengths(config)

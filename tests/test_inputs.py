@@ -404,7 +404,7 @@ def test_the_fingerprint_follows_the_data_and_not_its_place(tmp_path):
 def test_description(mixed):
     lines = training_data(mixed).describe()
     assert len(lines) == 3
-    for part in ("fixed", "2 files", "20 documents", "240 tokens", "20 samples per epoch", "30.00%"):
+    for part in ("fixed", "2 files", "20 documents", "240 tokens", "160 tokens per epoch", "30.00%"):
         assert part in lines[1]
 
 

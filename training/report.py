@@ -236,8 +236,8 @@ def diverged(config: Config, loss: float, step: int, checkpoint: str | None) -> 
 def write_config(config: Config) -> None:
     """Write the config and its dataset configs into the run's directory. `gpt_mesh.load(directory)` reads them."""
     directory = config.training.model_path
-    strict_json.write(os.path.join(directory, "config.json"), config.to_json(), durable=True)
     files.make_folder(os.path.join(directory, "dataset_configs"))
+    strict_json.write(os.path.join(directory, "config.json"), config.to_json(), durable=True)
     for use in config.data.datasets:
         path = os.path.join(directory, "dataset_configs", f"{use.id}.json")
         strict_json.write(path, _dataset_json(use.dataset), durable=True)

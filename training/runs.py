@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
 
-from gpt_mesh.config import Config, changes, load_config, parse_json, replace, values_of_config, values_of_file
+from gpt_mesh.config import Config, changes, keys, load_config, parse_json, replace, values_of_config, values_of_file
 from gpt_mesh.engine import checkpoints
 from gpt_mesh.errors import InputError
+from gpt_mesh.optimizers.schedules import learning_rate
 from gpt_mesh.storage.files import absolute
 from gpt_mesh.storage.progress import log
 
@@ -79,6 +81,24 @@ def check_resumable(config: Config, checkpoint: str) -> None:
     if found:
         changed = ", ".join(f"{change.key} {_short(change.was)} -> {_short(change.now)}" for change in found)
         log.info("changed since %s: %s", checkpoint, changed)
+        if _SCHEDULE & {change.key for change in found}:
+            log.info(_learning_rate_line(config, was, checkpoints.step_of(checkpoint)))
+
+
+_SCHEDULE = {"lr", "lr_decay", "lr_decay_end", "warmup_steps", "train_steps"}  # what a user sets to change the schedule
+
+
+def _learning_rate_line(config: Config, was: Mapping[str, Any], step: int) -> str:
+    """What another schedule does to the learning rate at the step that a run resumes from."""
+    old = config.optimizer.model_copy(update={key: was[key] for key in keys(type(config.optimizer)) if key in was})
+    before, after = (float(learning_rate(settings, tf.constant(step))) for settings in (old, config.optimizer))
+    if before == after:
+        return f"the learning rate at step {step} stays {after:.3g}"
+    end, old_end = config.optimizer.lr_decay_end, old.lr_decay_end
+    return (
+        f"the learning rate at step {step} changes from {before:.3g} to {after:.3g}; its decay ends at step {end}"
+        f"{f' (was {old_end})' if end != old_end else ''}"
+    )
 
 
 def _short(value: Any) -> str:

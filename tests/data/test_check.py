@@ -55,6 +55,15 @@ def test_data_that_fits(tmp_path):
     assert len(found.datasets[1].samples) == 1
 
 
+def test_held_out_text_is_required_where_it_is_scored(tmp_path):
+    add_dataset(tmp_path, "numbers", numbered_documents([9, 20]), n_vocab=100)
+    uses = [["numbers", 1, "documents_random", 1.0]]
+    assert report(model_config(tmp_path, uses, n_vocab=100)).ok
+    found = report(model_config(tmp_path, uses, n_vocab=100, eval_steps=2))
+    assert len(found.problems) == 1 and "eval_path" in found.problems[0] and "--eval_fraction" in found.problems[0]
+    assert found.datasets[1].title == "numbers (eval_path: none)"
+
+
 def test_every_line_is_one_line(tmp_path):
     path = make_tokenizer(tmp_path / "tokenizer")
     add_dataset(tmp_path, "noise", random_documents(1, [20] * 9, 400), n_vocab=400, tokenizer_path=str(path))

@@ -41,7 +41,7 @@ def resumed(workspace: Workspace, tmp_path: Path, **keys: Any) -> Config:
         ({"scalenorm": True}, "scalenorm = true, but the run in .* has false"),
         ({"moe_activation": "gelu"}, "moe_activation = gelu"),
         ({"moe_params": {"moe_num_experts": 2}}, "moe_num_experts = 2, but the run in .* has 4"),
-        ({"mlm_training": True, "mlm_mask_id": 3}, "mlm_training = true"),
+        ({"mlm_training": True, "mlm_mask_id": 3}, "objective = masked, but the run in .* has next_token"),
         ({"entmax_loss": True}, "entmax_loss = true"),
         ({"n_vocab": 400}, "n_vocab = 400"),
     ],
@@ -62,8 +62,34 @@ def test_what_may_change_is_said(begun: Config, workspace: Workspace, tmp_path: 
     was = begun.training.train_batch_size
     assert messages == [
         f"changed since model.ckpt-5: moe_dropout_rate 0.0 -> 0.5, lr {begun.optimizer.lr} -> 0.5, train_batch_size "
-        f"{was} -> 16, eval_batch_size {was} -> 16, precision float32 -> bfloat16"
+        f"{was} -> 16, eval_batch_size {was} -> 16, precision float32 -> bfloat16",
+        messages[1],
     ]
+
+
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        (
+            {"train_steps": 2000},
+            "the learning rate at step 500 changes from 0.55 to 0.868; its decay ends at step 2000 (was 1000)",
+        ),
+        (
+            {"lr_decay_end": 500},
+            "the learning rate at step 500 changes from 0.55 to 0.1; its decay ends at step 500 (was 1000)",
+        ),
+        ({"lr": 0.5}, "the learning rate at step 500 changes from 0.55 to 0.275; its decay ends at step 1000"),
+        ({"train_steps": 2000, "lr_decay_end": 1000}, "the learning rate at step 500 stays 0.55"),
+    ],
+)
+def test_another_schedule_says_what_the_learning_rate_becomes(
+    workspace: Workspace, tmp_path: Path, keys: dict[str, Any], line: str
+) -> None:
+    usual = {"lr": 1.0, "lr_decay": "cosine", "train_steps": 1000, "warmup_steps": 0}
+    report.write_config(resumed(workspace, tmp_path, **usual))
+    with logged() as messages:
+        check_resumable(resumed(workspace, tmp_path, **{**usual, **keys}), "model.ckpt-500")
+    assert messages[0].startswith("changed since model.ckpt-500: ") and messages[1:] == [line]
 
 
 def test_the_same_config_says_nothing(begun: Config) -> None:
