@@ -93,10 +93,15 @@ def write(encoder: Encoder, folder: str, *, eos_id: int | None, pad_id: int | No
 
 
 def special_tokens(encoder: Encoder, eos_id: int | None, pad_id: int | None) -> dict[str, str]:
-    """The tokens that begin, end and pad texts, where there are such."""
-    eos, pad = (None if number is None else encoder.tokenizer.id_to_token(number) for number in (eos_id, pad_id))
-    named = {"bos_token": eos, "eos_token": eos, "unk_token": eos, "pad_token": pad}
-    return {name: token for name, token in named.items() if token is not None}
+    """The special tokens that begin, end and pad texts.
+
+    A token is left out if the tokenizer treats it as text: transformers makes every token named here special, so text
+    that contains it would get other ids, and decoding would drop it. config.json still names its id.
+    """
+    added = encoder.tokenizer.get_added_tokens_decoder()
+    special = {number: token.content for number, token in added.items() if token.special}
+    named = {"bos_token": eos_id, "eos_token": eos_id, "unk_token": eos_id, "pad_token": pad_id}
+    return {name: special[number] for name, number in named.items() if number in special}
 
 
 def padding_id(encoder: Encoder, eos_id: int | None) -> int | None:

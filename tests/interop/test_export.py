@@ -68,6 +68,28 @@ def command(source: Source, capsys: pytest.CaptureFixture[str]) -> Command:
     return command
 
 
+@pytest.mark.parametrize("text", ["\n", "t", "<|endoftext|>"])
+def test_only_special_tokens_are_named_special(workspace: Workspace, tmp_path: Path, text: str) -> None:
+    """transformers gives our ids, and decodes to the same text, whatever token ends a document."""
+    from transformers import AutoTokenizer
+
+    encoder = load_encoder(str(workspace.tokenizer))
+    (eos_id,) = encoder.encode(text)
+    config = load_config(str(workspace.config("ended", n_embd=16, eos_id=eos_id)))
+    folder = tmp_path / "out"
+    export_model(config, random_checkpoint(tmp_path / "run", config, step=STEP), str(folder))
+    named = [json.loads((folder / f"{name}.json").read_text()) for name in ("special_tokens_map", "tokenizer_config")]
+    assert [set(values) >= {"eos_token"} for values in named] == [text == "<|endoftext|>"] * 2
+    for name in ("config", "generation_config"):
+        assert json.loads((folder / f"{name}.json").read_text())["eos_token_id"] == eos_id
+    theirs = AutoTokenizer.from_pretrained(str(folder))
+    for line in ("hello there\n\nthe quick brown fox\n", "\u010a \nt<|endoftext|>\n", "attention"):
+        ids = encoder.encode(line)
+        assert theirs(line)["input_ids"] == ids
+        kept = [token for token in ids if token != encoder.eos_id]
+        assert theirs.decode(ids, skip_special_tokens=True) == encoder.decode(kept)
+
+
 def test_everything_that_the_run_has_arrives(source: Source, tmp_path: Path, command: Command) -> None:
     folder = tmp_path / "out"
     assert command(folder, "--license", "mit")[0] == 0
