@@ -86,7 +86,7 @@ def test_who_has_no_key_who_comes_too_many_and_who_leaves(server: Server) -> Non
     where = urlsplit(server.url)
     body = json.dumps({"prompt": "x", **ENDLESS})
     with socket.create_connection((where.hostname, where.port)) as connection:
-        head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer open sesame\r\n"
+        head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer open sesame\r\n"
         more = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         connection.sendall((head + more + body).encode())
         until(server, running=1)
