@@ -115,7 +115,9 @@ class HarnessModel(TemplateLM):
         self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
         """Log-probability of each continuation after its context, and whether each of its tokens is the likeliest."""
-        spans = [ending(context, continuation, self.max_length)[0] for _, context, continuation in requests]
+        ends = [ending(context, continuation, self.max_length) for _, context, continuation in requests]
+        spans = [span for span, _ in ends]
+        self._warn_of_cuts("loglikelihood", [cut for _, cut in ends])
         found = self._scorer.score(spans, "loglikelihood")
         answers = []
         for number, (span, (texts, *_)) in enumerate(zip(spans, requests, strict=True)):
@@ -135,38 +137,44 @@ class HarnessModel(TemplateLM):
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The continuation of each context, up to the first of its stop strings.
-
-        Raises:
-            InputError: `max_gen_toks` leaves no room for a context, or a setting is not known here.
-        """
+        """The continuation of each context, up to the first of its stop strings."""
         del disable_tqdm
-        found = self.model.generator().generate([self._request(*request.args) for request in requests])
+        asked = [self._request(*request.args) for request in requests]
+        self._warn_of_cuts("generate_until", [cut for _, cut in asked])
+        found = self.model.generator().generate([request for request, _ in asked])
         for request, generated in zip(requests, found, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, generated.text)
         return [generated.text for generated in found]
 
-    def _request(self, context: str, arguments: dict[str, Any]) -> GenerationRequest:
-        """A context that leaves room for what is generated, and how."""
+    def _request(self, context: str, arguments: dict[str, Any]) -> tuple[GenerationRequest, bool]:
+        """The end of a context that leaves room for `max_gen_toks`, with its settings; whether its start was cut off.
+
+        Raises:
+            InputError: `max_gen_toks` leaves no room for a context, or a key is unknown.
+        """
         given = dict(normalize_gen_kwargs(arguments, MAX_GEN_TOKS))
-        until, room = given.pop("until"), given.pop("max_gen_toks")
-        if room >= self.max_length:
+        until, count = given.pop("until"), given.pop("max_gen_toks")
+        room = self.max_length - count
+        if room < 1:
             raise InputError(
-                f"max_gen_toks = {room}: leaves no room for a text to continue in n_ctx = {self.max_length} tokens; "
-                "lower it in the task's generation_kwargs, or with --gen_kwargs max_gen_toks=N"
+                f"generation_kwargs: max_gen_toks = {count} leaves no room for a context: the model reads "
+                f"{self.max_length} tokens; pass --gen_kwargs max_gen_toks=N with N below {self.max_length}"
             )
-        given.pop("do_sample", None)  # its temperature is 0 where nothing is drawn
+        given.pop("do_sample", None)  # without sampling, its temperature is 0
         if unknown := given.keys() - SETTINGS:
             raise InputError(f"generation_kwargs: {', '.join(sorted(unknown))}: not known here; leave it out")
-        given |= {"max_new_tokens": room, "stop": [*filter(None, until)]}
-        settings = generation_settings(given, "generation_kwargs")
+        given |= {"max_new_tokens": count, "stop": [*filter(None, until)]}
         tokens = self.encoder.encode(context)
-        if (beyond := len(tokens) + room - self.max_length) > 0:
+        request = GenerationRequest(tokens[-room:], generation_settings(given, "generation_kwargs"))
+        return request, len(tokens) > room
+
+    def _warn_of_cuts(self, what: str, cut: Sequence[bool]) -> None:
+        """Say how many contexts lost their start."""
+        if any(cut):
             log.warning(
-                "a text of %d tokens leaves less than max_gen_toks = %d of n_ctx = %d: its first %d are left out",
-                len(tokens), room, self.max_length, beyond,
+                "%s: %d of %d contexts are too long for the model's %d tokens and lose their start",
+                what, sum(cut), len(cut), self.max_length,
             )  # fmt: skip
-        return GenerationRequest(tokens[-(self.max_length - room) :], settings)
 
 
 def main() -> int:

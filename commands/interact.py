@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import secrets
 import sys
 
@@ -23,7 +22,7 @@ class Interact(Mode):
     def run(self, config: Config, arguments: argparse.Namespace) -> int:
         settings = settings_of(config, arguments)
         if settings.seed is None:  # a session repeats another one only if it is asked to
-            settings = dataclasses.replace(settings, seed=secrets.randbits(31))
+            settings = settings.model_copy(update={"seed": secrets.randbits(31)})
         from gpt_mesh.generation.session import Session
 
         with load(config, arguments) as model:

@@ -7,7 +7,8 @@ import argparse
 from gpt_mesh.commands.mode import Mode, flag, positive
 from gpt_mesh.commands.trained import load
 from gpt_mesh.config import Config
-from gpt_mesh.serving.address import DEFAULT_ADDRESS, listen
+from gpt_mesh.serving.access import api_key
+from gpt_mesh.serving.address import DEFAULT_ADDRESS, host, listen
 
 HEADING = "--serve"
 
@@ -30,14 +31,25 @@ class Serve(Mode):
             "--serve_queue", type=positive, metavar="N", heading=HEADING,
             help="with --serve: most sequences that wait; default: 256",
         ),
+        flag(
+            "--serve_connections", type=positive, metavar="N", heading=HEADING,
+            help="with --serve: most connections of one client, and a quarter of those of all; default: 128",
+        ),
+        flag(
+            "--serve_hosts", nargs="+", metavar="NAME", heading=HEADING,
+            help="with --serve: names that the server answers to, besides its address and the machine's name",
+        ),
     )  # fmt: skip
 
     def run(self, config: Config, arguments: argparse.Namespace) -> int:
+        key = api_key()
         with listen(arguments.serve) as bound:  # first, so that a taken address is reported before the model is built
             from gpt_mesh.serving.server import ServerSettings, default_batch, run
 
+            hosts = (*(arguments.serve_hosts or ()), *filter(None, [host(arguments.serve)]))
+            given = {"max_waiting": arguments.serve_queue, "client_connections": arguments.serve_connections}
+            limits = {name: value for name, value in given.items() if value is not None}
             with load(config, arguments) as model:
-                batch, queue = arguments.serve_batch or default_batch(model), arguments.serve_queue
-                settings = ServerSettings(batch) if queue is None else ServerSettings(batch, queue)
-                run(model, bound, settings)
+                batch = arguments.serve_batch or default_batch(model)
+                run(model, bound, ServerSettings(batch, **limits, api_key=key, hosts=hosts))
         return 0

@@ -93,15 +93,15 @@ def write(encoder: Encoder, folder: str, *, eos_id: int | None, pad_id: int | No
 
 
 def special_tokens(encoder: Encoder, eos_id: int | None, pad_id: int | None) -> dict[str, str]:
-    """The tokens that begin, end and pad texts, as far as they are special.
+    """The special tokens that begin, end and pad texts.
 
-    transformers makes special whatever has one of these names. Where an ordinary token such as a newline ends texts,
-    that would change how it is encoded, and leave it out of decoded text; `config.json` names its id all the same.
+    A token is left out if the tokenizer treats it as text: transformers makes every token named here special, so text
+    that contains it would get other ids, and decoding would drop it. config.json still names its id.
     """
-    special = {number for number, token in encoder.tokenizer.get_added_tokens_decoder().items() if token.special}
-    eos, pad = (encoder.tokenizer.id_to_token(number) if number in special else None for number in (eos_id, pad_id))
-    named = {"bos_token": eos, "eos_token": eos, "unk_token": eos, "pad_token": pad}
-    return {name: token for name, token in named.items() if token is not None}
+    added = encoder.tokenizer.get_added_tokens_decoder()
+    special = {number: token.content for number, token in added.items() if token.special}
+    named = {"bos_token": eos_id, "eos_token": eos_id, "unk_token": eos_id, "pad_token": pad_id}
+    return {name: special[number] for name, number in named.items() if number in special}
 
 
 def padding_id(encoder: Encoder, eos_id: int | None) -> int | None:

@@ -11,6 +11,7 @@ from typing import Any
 from gpt_mesh.errors import InputError
 
 DEFAULT_ADDRESS = "127.0.0.1:8000"
+FORM = r"(?:(?:\[([0-9a-fA-F:.%\w]+)\]|([^\[\]:]*)):)?([0-9]{1,5})"
 
 
 def listen(address: str) -> socket.socket:
@@ -20,7 +21,7 @@ def listen(address: str) -> socket.socket:
     Raises:
         InputError: no such address, or it is taken.
     """
-    match = re.fullmatch(r"(?:(?:\[([0-9a-fA-F:.%\w]+)\]|([^\[\]:]*)):)?([0-9]{1,5})", address)
+    match = re.fullmatch(FORM, address)
     if match is None or int(match[3]) > 65535:
         raise InputError(f"--serve {address}: give HOST:PORT, such as {DEFAULT_ADDRESS}, or a port")
     host, port = match[1] or match[2] or "127.0.0.1", int(match[3])
@@ -31,6 +32,12 @@ def listen(address: str) -> socket.socket:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"--serve {address}: cannot listen there ({reason}); give another address or port") from None
     return bound
+
+
+def host(address: str) -> str | None:
+    """The name or address of the host in an address that `listen` takes; None: there is none."""
+    match = re.fullmatch(FORM, address)
+    return None if match is None else match[1] or match[2] or None
 
 
 def _bound(unbound: socket.socket, where: Any) -> socket.socket:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import hmac
-import ipaddress
+import base64
+import hashlib
+import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
@@ -23,20 +25,29 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gpt_mesh.config import GenerationSettings
 from gpt_mesh.data.encoders import Encoder
+from gpt_mesh.serving.access import Hosts, is_key
 from gpt_mesh.serving.answers import Answer
 from gpt_mesh.serving.completions import CompletionRequest, Limits, parse, read_json
-from gpt_mesh.serving.errors import ApiError
+from gpt_mesh.serving.errors import ApiError, queue_full
 from gpt_mesh.serving.jobs import Job, Prompts
 from gpt_mesh.serving.token_text import TokenText
 from gpt_mesh.serving.worker import Worker
 from gpt_mesh.storage.progress import log
 
 PAGE = Path(__file__).with_name("page.html")
-# The page loads nothing from elsewhere, and may not be framed.
+# The page loads nothing from elsewhere, runs only the script it was written with, and may not be framed.
 POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
+    "default-src 'none'; script-src '{script}'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+HEADERS = {  # of every answer
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+}
+BODIES = 4  # of the greatest length that may be held, and parsed, at the same time
 CLIENT_GONE = 499  # nginx's number for it
 
 
@@ -65,23 +76,23 @@ class App:
     """The state of the server that the routes share."""
 
     def __init__(
-        self,
-        served: Served,
-        worker: Worker,
-        body_bytes: int,
-        body_seconds: float,
-        api_key: str | None,
-        hosts: Sequence[str] = (),
+        self, served: Served, worker: Worker, body_bytes: int, body_seconds: float, api_key: str | None, hosts: Hosts
     ) -> None:
         """
         Args:
-            body_bytes: maximum length of a request's body, which has to arrive within `body_seconds`.
-            hosts: names of this server beside those of this machine: see `HostCheck`.
+            served: the model.
+            worker: generates and scores.
+            body_bytes: longest body of a request.
+            body_seconds: in which a body has to arrive.
+            api_key: what requests must carry; None: nothing.
+            hosts: Host headers that are answered.
         """
-        self.served, self.worker, self._hosts = served, worker, hosts
+        self.served, self.worker = served, worker
         self._body_bytes, self._body_seconds, self._api_key = body_bytes, body_seconds, api_key
         self._start = time.monotonic()
+        self._hosts, self._held = hosts, 0
         self._page = PAGE.read_text(encoding="utf-8")
+        self._policy = POLICY.format(script=_digest(self._page))
 
     def asgi(self) -> ASGIApp:
         """The application."""
@@ -98,10 +109,10 @@ class App:
         }  # fmt: skip
         app = Starlette(routes=routes, exception_handlers=handlers)
         app.router.redirect_slashes = False
-        return AccessLog(HostCheck(app, self._hosts))
+        return AccessLog(Guard(app, self._hosts))
 
     async def page(self, request: Request) -> Response:
-        headers = {"content-security-policy": POLICY, "x-content-type-options": "nosniff", "cache-control": "no-cache"}
+        headers = {"content-security-policy": self._policy, "cache-control": "no-cache"}
         return HTMLResponse(self._page, headers=headers)
 
     async def health(self, request: Request) -> Response:
@@ -134,12 +145,13 @@ class App:
         if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
             # A web page of another origin can send anything else without being asked whether it may.
             raise ApiError(415, "send the header Content-Type: application/json", code="unsupported_media_type")
-        try:
-            body = await asyncio.wait_for(self._read(request), self._body_seconds)
-        except asyncio.TimeoutError:
-            message = f"the body did not arrive in {self._body_seconds:.0f} s"
-            raise ApiError(408, message, code="timeout", headers={"connection": "close"}) from None
-        asked, prompts = await run_in_threadpool(self._understand, body)
+        with self._body_space() as space:
+            try:
+                body = await asyncio.wait_for(self._read(request, space), self._body_seconds)
+            except asyncio.TimeoutError:
+                message = f"the body did not arrive in {self._body_seconds:.0f} s"
+                raise ApiError(408, message, code="timeout", headers={"connection": "close"}) from None
+            asked, prompts = await run_in_threadpool(self._understand, body)
         job = Job(asked, prompts, self.worker, self.served.names)
         answer = Answer(self.served.name, f"step-{self.served.step}")
         job.start()
@@ -157,14 +169,15 @@ class App:
             self._check_model(asked.model)
         return asked, Prompts(asked, self.served.limits, self.served.encoder, self.served.eos_id)
 
-    async def _read(self, request: Request) -> bytes:
-        """The body. Of one that is too long the rest is read too, up to a point: else the client might not get to read
-        the answer.
+    async def _read(self, request: Request, hold: Callable[[int], None]) -> bytes:
+        """The body. The rest of one that is too long is read too, up to a point, but not kept: otherwise the client
+        might not get to read the answer. `hold` is told how many bytes are kept.
         """
         parts, length = [], 0
         async for part in request.stream():
             length += len(part)
             if length <= self._body_bytes:
+                hold(len(part))
                 parts.append(part)
             elif length > 16 * self._body_bytes:
                 break
@@ -173,11 +186,30 @@ class App:
             raise ApiError(413, message, code="body_too_large", headers={"connection": "close"})
         return b"".join(parts)
 
+    @contextmanager
+    def _body_space(self) -> Iterator[Callable[[int], None]]:
+        """Counts the bytes of a body, until it is parsed. JSON may take thirty times the memory of its text, so bodies
+        that together exceed `BODIES` of the greatest length are refused before they are parsed.
+        """
+        held = 0
+
+        def hold(count: int) -> None:
+            nonlocal held
+            if self._held + count > BODIES * self._body_bytes:
+                raise queue_full()
+            held += count
+            self._held += count
+
+        try:
+            yield hold
+        finally:
+            self._held -= held
+
     def _authorize(self, request: Request) -> None:
         if self._api_key is None:
             return
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(key.strip().encode(), self._api_key.encode()):
+        if scheme.lower() != "bearer" or not is_key(key.strip(), self._api_key):
             headers = {"www-authenticate": "Bearer"}
             raise ApiError(401, "this server asks for its API key", code="invalid_api_key", headers=headers)
 
@@ -261,44 +293,31 @@ async def _failed(request: Request, error: Exception) -> Response:
     return await _refused(request, ApiError(500, "the server failed; its log says more", code="internal_error"))
 
 
-class HostCheck:
-    """Refuses requests that reach this machine's loopback address under a foreign name.
+def _digest(page: str) -> str:
+    """The page's script, as a Content-Security-Policy names it."""
+    (script,) = re.findall(r"<script>(.*?)</script>", page, re.S)
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
 
-    A web page can point its own host name at 127.0.0.1 (DNS rebinding). To the browser it then has the server's origin,
-    and may send and read anything; only the Host header tells.
-    """
 
-    def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
-        """`hosts`: names under which a proxy on this machine passes requests on."""
-        self._app, self._hosts = app, {host.lower() for host in hosts}
+class Guard:
+    """Refuses requests to names that are not the server's, and adds the headers of every answer."""
+
+    def __init__(self, app: ASGIApp, hosts: Hosts) -> None:
+        self._app, self._hosts = app, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        name = _host_name(dict(scope["headers"]).get(b"host", b"").decode("latin-1"))
-        local = _is_loopback((scope.get("server") or ("",))[0])
-        if not local or _is_loopback(name) or name in self._hosts:
-            await self._app(scope, receive, send)
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        given = Headers(scope=scope).getlist("host")
+        if len(given) == 1 and self._hosts.allows(given[0]):
+            await self._app(scope, receive, guarded)
             return
-        error = ApiError(
-            421, f"this server is not {name[:60]!r}; its operator can add names in SERVE_HOSTS", code="wrong_host"
-        )
-        await JSONResponse(error.body(), error.status)(scope, receive, send)
-
-
-def _host_name(host: str) -> str:
-    """The name or address in a Host header, without the port, in lower case; empty if there is none."""
-    with contextlib.suppress(ValueError):
-        return urlsplit(f"//{host}").hostname or ""
-    return ""
-
-
-def _is_loopback(name: str) -> bool:
-    """Whether a name or an address is this machine's own loopback."""
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name.partition("%")[0]).is_loopback
-    except ValueError:
-        return False
+        message = "this server does not answer to that Host; use its address, or name the host with --serve_hosts"
+        refusal = ApiError(421, message, code="unknown_host", headers={"connection": "close"})
+        await JSONResponse(refusal.body(), refusal.status, headers=refusal.headers)(scope, receive, guarded)
 
 
 class AccessLog:

@@ -9,6 +9,8 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import gpt_mesh.meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
 
@@ -20,6 +22,7 @@ from gpt_mesh.errors import InputError
 from gpt_mesh.evaluation.scoring import Scorer
 from gpt_mesh.generation.generator import Generator
 from gpt_mesh.generation.requests import Event, GenerationRequest
+from gpt_mesh.serving.access import API_KEY, Hosts
 from gpt_mesh.serving.address import is_loopback, url
 from gpt_mesh.serving.completions import MOST_LOGPROBS, Limits
 from gpt_mesh.serving.token_text import TokenText
@@ -30,14 +33,12 @@ try:
     import uvicorn
 
     from gpt_mesh.serving.app import App, Served
+    from gpt_mesh.serving.connections import Connection, ConnectionLimits
 except ModuleNotFoundError as missing:
     if missing.name not in ("uvicorn", "starlette"):
         raise
     raise InputError(f"--serve needs {missing.name}: pip install starlette uvicorn") from None
 
-API_KEY = "SERVE_API_KEY"  # in the environment, where other users of the machine do not see it
-API_KEY_FILE = "SERVE_API_KEY_FILE"  # a file that holds the key, in its place
-HOSTS = "SERVE_HOSTS"  # names under which a proxy on this machine passes requests on, separated by commas
 CACHE_BYTES = 4 * 2**30  # most that the keys and values of a batch may take by default
 LARGEST_BATCH = 32
 MIDDLE_BATCH = 8
@@ -54,6 +55,10 @@ class ServerSettings:
         body_bytes: longest body of a request.
         body_seconds: in which it has to arrive.
         grace_seconds: in which requests may finish when the server is asked to end.
+        client_connections: most connections of one client; all clients together may have four times as many.
+        header_seconds, write_seconds: see `ConnectionLimits`.
+        api_key: what requests must carry; None: nothing.
+        hosts: names, besides its own, that the server answers to.
     """
 
     max_batch: int
@@ -62,6 +67,11 @@ class ServerSettings:
     body_bytes: int = 4 * 2**20
     body_seconds: float = 30.0
     grace_seconds: float = 30.0
+    client_connections: int = 128
+    header_seconds: float = 20.0
+    write_seconds: float = 60.0
+    api_key: str | None = None
+    hosts: tuple[str, ...] = ()
 
 
 def default_batch(model: api.Model) -> int:
@@ -75,11 +85,11 @@ def default_batch(model: api.Model) -> int:
 
 def run(model: api.Model, bound: socket.socket, settings: ServerSettings) -> None:
     """Serve a model until SIGINT or SIGTERM."""
-    server = WebServer(model, settings)
+    server = WebServer(model, settings, bound)
     with alive("compiling the model"):
         server.compile()
     if not is_loopback(bound):
-        _warn(url(bound))
+        _warn(url(bound), settings.api_key)
     server.run_until_signal(bound)
 
 
@@ -117,17 +127,20 @@ class FilledStream:
 class WebServer(uvicorn.Server):
     """A model's web server, which ends when what was accepted is answered."""
 
-    def __init__(self, model: api.Model, settings: ServerSettings) -> None:
+    def __init__(self, model: api.Model, settings: ServerSettings, bound: socket.socket) -> None:
         grace = settings.grace_seconds
         batches = Batches(model.generator(), model.scorer(MOST_LOGPROBS), settings.max_batch)
         self.compile = batches.compile
         self._worker = Worker(batches, settings.max_batch, settings.max_waiting, settings.max_wait)
         self._grace, self._served = grace, _served(model)
-        hosts = [name.strip() for name in os.environ.get(HOSTS, "").split(",") if name.strip()]
-        app = App(self._served, self._worker, settings.body_bytes, settings.body_seconds, _api_key(), hosts)
+        hosts = Hosts(bound, settings.hosts)
+        app = App(self._served, self._worker, settings.body_bytes, settings.body_seconds, settings.api_key, hosts)
+        each = settings.client_connections
+        limits = ConnectionLimits(each, 4 * each, settings.header_seconds, settings.write_seconds)
+        protocol: Any = partial(Connection, limits)  # uvicorn calls it for each connection
         super().__init__(
             uvicorn.Config(
-                app.asgi(), http="h11", loop="asyncio", ws="none", lifespan="off", log_config=None, access_log=False,
+                app.asgi(), http=protocol, loop="asyncio", ws="none", lifespan="off", log_config=None, access_log=False,
                 proxy_headers=False, server_header=False, timeout_keep_alive=30,
                 timeout_graceful_shutdown=int(grace) + 5,
             )
@@ -188,24 +201,6 @@ def _modified(checkpoint: str) -> int:
         return int(time.time())
 
 
-def _api_key() -> str | None:
-    """The key that requests must have.
-
-    Raises:
-        InputError: the file that should hold it cannot be read, or is empty.
-    """
-    if not (path := os.environ.get(API_KEY_FILE)):
-        return os.environ.get(API_KEY) or None
-    try:
-        with open(path, encoding="utf-8") as file:
-            key = file.read().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{API_KEY_FILE} = {path}: cannot be read ({error}); name a file with the key in it") from None
-    if not key:
-        raise InputError(f"{API_KEY_FILE} = {path}: is empty; write the key into it")
-    return key
-
-
-def _warn(where: str) -> None:
-    guard = f"they need the key in {API_KEY}" if _api_key() else f"set {API_KEY} in the environment to ask for a key"
+def _warn(where: str, key: str | None) -> None:
+    guard = f"they need the key in {API_KEY}" if key else f"set {API_KEY} in the environment to ask for a key"
     log.warning("%s: every machine that can reach this one can use the model; %s; nothing is encrypted", where, guard)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt_mesh import main
 from gpt_mesh.commands.mode import Mode, Table, flag
+from gpt_mesh.commands.table import TABLE
 from gpt_mesh.config import Config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 def refusal(*flags: str) -> str:
     """What main.py says of flags that do not go together."""
     parser = argparse.ArgumentParser()
-    main.TABLE.add_to(parser)
+    TABLE.add_to(parser)
     arguments = parser.parse_args(["--model", "x", *flags])
-    found = main.TABLE.problem(arguments, main.TABLE.mode(arguments))
+    found = TABLE.problem(arguments, TABLE.mode(arguments))
     assert found is not None
     return found
 
@@ -49,16 +49,16 @@ def test_each_mode_is_chosen_by_its_own_flag() -> None:
     chosen |= {"--serve": "Serve", "--export=d": "Export", "--check_dataset": "CheckDataset"}
     chosen |= {"--auto_layout": "AutoLayout", "--auto_layout_and_mesh_shape": "AutoLayout"}
     parser = argparse.ArgumentParser()
-    main.TABLE.add_to(parser)
+    TABLE.add_to(parser)
     for given, name in chosen.items():
-        assert type(main.TABLE.mode(parser.parse_args([given]))).__name__ == name
-    assert type(main.TABLE.mode(parser.parse_args([]))).__name__ == "Train"
+        assert type(TABLE.mode(parser.parse_args([given]))).__name__ == name
+    assert type(TABLE.mode(parser.parse_args([]))).__name__ == "Train"
 
 
 def test_every_flag_has_a_line_of_help_and_is_declared_once() -> None:
-    names = [one.name for one in main.TABLE.flags]
+    names = [one.name for one in TABLE.flags]
     assert len(names) == len(set(names)) > 40
-    for one in main.TABLE.flags:
+    for one in TABLE.flags:
         assert one.options["help"], one.name
         assert one.needs is None or one.needs in names, one.name
         assert set(one.without) <= set(names), one.name
@@ -72,7 +72,7 @@ def test_a_mode_is_one_object_and_one_line_of_the_table(capsys: pytest.CaptureFi
         def run(self, config: Config, arguments: argparse.Namespace) -> int:
             return int(arguments.by)
 
-    table = Table((*main.TABLE.modes, Count()), main.TABLE.general)
+    table = Table((*TABLE.modes, Count()), TABLE.general)
     parser = argparse.ArgumentParser()
     table.add_to(parser)
     arguments = parser.parse_args(["--by", "2"])

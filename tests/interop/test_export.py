@@ -17,13 +17,11 @@ import numpy as np
 import pytest
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
-from transformers import AutoTokenizer
 
 from gpt_mesh.config import GROUPS, Config, keys, load_config
 from gpt_mesh.data.encoders import load_encoder
 from gpt_mesh.errors import InputError
 from gpt_mesh.interop import export_model as exporting
-from gpt_mesh.interop import tokenizer_files
 from gpt_mesh.interop.architectures.gpt_neo import GPTNeo
 from gpt_mesh.interop.export_model import export_model
 from gpt_mesh.interop.huggingface import main
@@ -68,6 +66,28 @@ def command(source: Source, capsys: pytest.CaptureFixture[str]) -> Command:
         return status, (capsys.readouterr().err.splitlines() or [""])[-1]
 
     return command
+
+
+@pytest.mark.parametrize("text", ["\n", "t", "<|endoftext|>"])
+def test_only_special_tokens_are_named_special(workspace: Workspace, tmp_path: Path, text: str) -> None:
+    """transformers gives our ids, and decodes to the same text, whatever token ends a document."""
+    from transformers import AutoTokenizer
+
+    encoder = load_encoder(str(workspace.tokenizer))
+    (eos_id,) = encoder.encode(text)
+    config = load_config(str(workspace.config("ended", n_embd=16, eos_id=eos_id)))
+    folder = tmp_path / "out"
+    export_model(config, random_checkpoint(tmp_path / "run", config, step=STEP), str(folder))
+    named = [json.loads((folder / f"{name}.json").read_text()) for name in ("special_tokens_map", "tokenizer_config")]
+    assert [set(values) >= {"eos_token"} for values in named] == [text == "<|endoftext|>"] * 2
+    for name in ("config", "generation_config"):
+        assert json.loads((folder / f"{name}.json").read_text())["eos_token_id"] == eos_id
+    theirs = AutoTokenizer.from_pretrained(str(folder))
+    for line in ("hello there\n\nthe quick brown fox\n", "\u010a \nt<|endoftext|>\n", "attention"):
+        ids = encoder.encode(line)
+        assert theirs(line)["input_ids"] == ids
+        kept = [token for token in ids if token != encoder.eos_id]
+        assert theirs.decode(ids, skip_special_tokens=True) == encoder.decode(kept)
 
 
 def test_everything_that_the_run_has_arrives(source: Source, tmp_path: Path, command: Command) -> None:
@@ -165,21 +185,6 @@ def test_no_such_key_is_forgotten() -> None:
     touching = {name for group in GROUPS.values() for name, declared in keys(group).items() if declared.touches}
     decided_by_others = {"model", "objective", "moe_activation", "moe_params"}
     assert touching - GPTNeo.expresses - decided_by_others <= {key for key, _ in BEYOND}
-
-
-@pytest.mark.parametrize("end", ["\n", "t", None])
-def test_an_ordinary_token_that_ends_texts_stays_ordinary(
-    workspace: Workspace, tmp_path: Path, end: str | None
-) -> None:
-    encoder = load_encoder(str(workspace.tokenizer))
-    eos_id = encoder.eos_id if end is None else encoder.encode(end)[0]
-    tokenizer_files.write(encoder, str(tmp_path), eos_id=eos_id, pad_id=encoder.padding_id, n_ctx=64)
-    named = json.loads((tmp_path / "special_tokens_map.json").read_text())
-    assert ("eos_token" in named) is (end is None) and "pad_token" in named
-    theirs = AutoTokenizer.from_pretrained(str(tmp_path))
-    text = "that tent\n\nthere\n"
-    assert theirs(text)["input_ids"] == encoder.encode(text)
-    assert theirs.decode(encoder.encode(text), skip_special_tokens=True) == text
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path: Path, command: Command) -> None:

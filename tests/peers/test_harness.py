@@ -217,3 +217,17 @@ def test_mistakes_are_one_line(answer: dict) -> None:
         "model_args dtype: not known here; there are config and devices",
     ), strict=True):  # fmt: skip
         assert said.startswith(wanted) and "\n" not in said
+
+
+def test_generating_more_than_the_model_reads_is_refused(answer: dict) -> None:
+    """The harness's own backend refuses it too; 256 is what a task without the key asks for."""
+    assert len(answer["without_room"]) == 2
+    for said, count in zip(answer["without_room"], (256, N_CTX), strict=True):
+        assert said.startswith(f"generation_kwargs: max_gen_toks = {count} leaves no room for a context: ")
+        assert f"N below {N_CTX}" in said and "\n" not in said
+
+
+def test_contexts_that_are_cut_are_counted_in_a_warning(answer: dict) -> None:
+    rest = "1 of 2 contexts are too long for the model's 64 tokens and lose their start"
+    assert answer["warnings"] == [f"generate_until: {rest}", f"loglikelihood: {rest}"]
+    assert answer["no_warnings"] == []

@@ -44,7 +44,7 @@ def serving_here(config: Path, settings: ServerSettings) -> Iterator[str]:
     """A server in a thread of this process, uncompiled, which is ready in less time; its URL."""
     with pytest.MonkeyPatch.context() as patch, unoptimised_graphs(), listen("127.0.0.1:0") as bound:
         patch.setattr(DeviceEngine, "__init__", functools.partialmethod(DeviceEngine.__init__, compiled=False))
-        server = WebServer(api.load(str(config), devices=["device:CPU:0"]), settings)
+        server = WebServer(api.load(str(config), devices=["device:CPU:0"]), settings, bound)
         where = url(bound)
         thread = threading.Thread(target=server.run, args=([bound],))
         thread.start()

@@ -172,7 +172,7 @@ def held(*, prefix, **rest):
         while not opened.exists():
             time.sleep(0.01)
 tf.raw_ops.SaveV2 = held
-sys.exit(main.main(sys.argv[3:]))
+sys.exit(main.main(sys.argv[2:]))
 """
 
 

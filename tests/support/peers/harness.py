@@ -3,12 +3,14 @@
 JOB.json: "config" (a run's config), "checkpoint", "model": keys of GPTNeoConfig,
 "tokenizer", "tasks" (a folder of the harness's task files), "names" (of those to run) and "files" (of our own tasks).
 OUT.npz has one array of bytes, `answer`: JSON with `ours` and `theirs`, each with `metrics` and `samples` by task, and
-`alone`, what our own tasks give, and `mistakes`, what is said to some wrong arguments.
+`alone`, what our own tasks give, `mistakes`, what is said to some wrong arguments, `without_room`, what is said where
+nothing is left for a context, and `warnings` and `no_warnings`, what is logged about long and short contexts.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -20,6 +22,7 @@ import gpt_mesh.meshes.compat  # noqa: F401  (before TensorFlow, which it keeps 
 
 import lm_eval
 import numpy as np
+from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedTokenizerFast
@@ -28,6 +31,7 @@ from gpt_mesh import api
 from gpt_mesh.config import load_config
 from gpt_mesh.errors import InputError
 from gpt_mesh.harness import HarnessModel  # which registers "gpt_mesh"
+from gpt_mesh.storage.progress import log
 from tests.support.peers.gpt_neo import load
 
 BATCH = 3  # not a divisor of what there is
@@ -63,11 +67,37 @@ def refusal(**arguments: str) -> str:
     raise AssertionError(arguments)
 
 
+def without_room(model: HarnessModel, *given: int) -> list[str]:
+    """What is said to each `max_gen_toks`; 0: none is given."""
+    said = []
+    for count in given:
+        arguments = {"until": ["\n"], **({"max_gen_toks": count} if count else {})}
+        try:
+            model.generate_until([Instance("generate_until", {}, ("a question", arguments), 0)])
+        except InputError as error:
+            said.append(str(error))
+    return said
+
+
+def warnings(model: HarnessModel, contexts: list[str], count: int) -> list[str]:
+    """What is logged when these contexts are continued by `count` tokens, and when a word is scored after them."""
+    lines: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    log.addHandler(handler)
+    arguments = {"until": ["\n"], "max_gen_toks": count}
+    model.generate_until([Instance("generate_until", {}, (text, arguments), 0) for text in contexts])
+    model.loglikelihood([Instance("loglikelihood", {}, (text, " list"), 0) for text in contexts])
+    log.removeHandler(handler)
+    return lines
+
+
 def main() -> None:
     job_file, out = sys.argv[1:]
     job = json.loads(Path(job_file).read_text())
     config = load_config(job["config"])
     ours = {"config": job["checkpoint"]}
+    model = HarnessModel(config=job["checkpoint"], batch_size=BATCH)
     answer = {
         "theirs": run(theirs(job), job),
         "ours": run("gpt_mesh", job, model_args=ours, batch_size=BATCH),
@@ -76,6 +106,9 @@ def main() -> None:
             for name, file in job["files"].items()
         },
         "mistakes": [refusal(**wrong) for wrong in ({}, {"config": "nowhere"}, {"config": "demo", "dtype": "float"})],
+        "without_room": without_room(model, 0, job["model"]["max_position_embeddings"]),
+        "warnings": warnings(model, ["a", "list of " * 200], 12),
+        "no_warnings": warnings(model, ["a", "a list"], 12),
     }
     np.savez(out, answer=np.frombuffer(json.dumps(answer).encode(), np.uint8))
 
