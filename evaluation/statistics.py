@@ -51,7 +51,7 @@ def token_metrics(nll: ArrayLike, correct: ArrayLike, tokens: ArrayLike, text_by
         nll, correct, tokens: sums over each unit: of nll, of right predictions, and of the tokens scored.
         text_bytes: UTF-8 bytes of the text that was scored. How many of them a token has is taken as given.
     """
-    count = float(np.sum(tokens))
+    count = float(np.asarray(tokens).sum())
     mean = ratio(nll, tokens)
     bits: Mapping[str, float | None] = {"bits_per_byte": None, "bits_per_byte_stderr": None}
     if text_bytes:

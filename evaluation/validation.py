@@ -103,7 +103,7 @@ class Validation:
         """What `run` returns, from sums over each window of all `batches`; or over all of them together, which leaves
         no standard error.
         """
-        if not np.sum(weight):  # of windows of padding alone there are none: only masks can be
+        if not np.asarray(weight).any():  # of windows of padding alone there are none: only masks can be
             raise InputError(f"{self.config.source}: {self._objective.nothing_chosen}")
         return token_metrics(nll, correct, weight, self._all_bytes or self._scored_bytes or None)
 
