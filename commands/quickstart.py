@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,6 +123,8 @@ def _encoded(files: Files) -> dict[str, Any]:
         folder = os.path.join(files.folder, f"data_{share:.0%}".rstrip("%"))
         manifest = load_manifest(folder, files.name) if os.path.isdir(folder) else None
         if manifest is None or not manifest.complete or not os.path.exists(files.dataset_config):
+            with suppress(FileNotFoundError):
+                os.remove(files.dataset_config)  # of another share
             status = _command(
                 "data/create_tfrecords.py", "--input_dir", files.text, "--name", files.name, "--output_dir", folder,
                 "--encoder_path", tokenizer, "--minimum_size", str(MINIMUM_SIZE), "--eval_fraction", str(share),
@@ -131,9 +134,10 @@ def _encoded(files: Files) -> dict[str, Any]:
             if status:  # every document fell to it; what else is wrong comes again without held-out text
                 continue
             manifest = load_manifest(folder, files.name)
-        assert manifest is not None
+        assert manifest is not None, folder
         if share == 0 or (manifest.splits["train"].shards and manifest.splits["eval"].shards):
             break
+    assert manifest is not None, files.text
     with open(files.dataset_config, encoding="utf-8") as file:
         found: dict[str, Any] = json.load(file)
     return {**found, "tokens": sum(shard.tokens for shard in manifest.splits["train"].shards)}
