@@ -95,8 +95,8 @@ def train(
         init_from: start a new run with the weights of a checkpoint, a run's directory or a Hugging Face folder. An
             `InitFrom` also says what may differ from the config (docs/fine_tuning.md). Ignored if the run has a
             checkpoint.
-        profile: first and last step to profile, or how many of the next ones. The profile, for TensorBoard, is written
-            into the run's directory.
+        profile: first and last step to profile, or how many of the next ones, which a finished run does not save. The
+            profile, for TensorBoard, is written into the run's directory.
 
     Returns:
         The last step, the newest checkpoint, and the last evaluation.
@@ -124,8 +124,9 @@ def train(
             ).run()  # fmt: skip
     with hosts_of(_as_cluster(cluster), devices) as hosts, hosts.guarded(lambda: runs.how_to_resume(config)):
         plan = make_plan(config, hosts, fit=fit_mesh, training=True)
-        if not new and (result := finished(config, steps_per_checkpoint, sacred_id)) is not None:
-            return result
+        ended = None if new or isinstance(steps, int) else finished(config, steps_per_checkpoint, sacred_id)
+        if ended is not None:
+            return ended
         with report.claimed(config) as lease:
             return Trainer(
                 config, plan, steps_per_checkpoint=steps_per_checkpoint, sacred_id=sacred_id, new=new, hosts=hosts,

@@ -8,7 +8,6 @@ import sys
 
 try:
     from gpt_mesh.commands.devices import find_hosts, lend, may_lend
-    from gpt_mesh.commands.model_flag import find_config
     from gpt_mesh.commands.table import TABLE
     from gpt_mesh.errors import InputError
 except ModuleNotFoundError as error:  # not the interpreter in which the requirements are installed
@@ -32,7 +31,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     arguments.mode = TABLE.mode(arguments)
     problem = TABLE.problem(arguments, arguments.mode)
-    if problem is None and arguments.model is None and not may_lend(arguments):
+    if problem is None and arguments.model is None and arguments.mode.needs_model and not may_lend(arguments):
         problem = "the following arguments are required: --model"
     name = arguments.sacred_id
     if name is not None and not name.replace("-", "").replace("_", "").isalnum():
@@ -49,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         arguments.hosts = find_hosts(arguments)
         if arguments.hosts is not None and not arguments.hosts.is_chief:
             return lend(arguments.hosts)
-        config, arguments.checkpoint = find_config(arguments.model)
+        config, arguments.checkpoint = arguments.mode.config(arguments)
         import gpt_mesh.meshes.compat  # noqa: F401  (says so where there is no TensorFlow)
 
         from gpt_mesh.storage.progress import set_up_logging

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from gpt_mesh.commands.model_flag import find_config
 from gpt_mesh.config import Config
 
 
@@ -62,10 +63,12 @@ class Mode(ABC):
     Attributes:
         switches: the flags that choose this mode, at most one at a time; none for training, the default.
         flags: the flags that this mode takes, beside the general ones. A flag that no mode takes is a general one.
+        needs_model: whether --model must be given.
     """
 
     switches: ClassVar[tuple[Flag, ...]] = ()
     flags: ClassVar[tuple[Flag, ...]] = ()
+    needs_model: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -75,6 +78,14 @@ class Mode(ABC):
     def problem(self, arguments: argparse.Namespace) -> str | None:
         """What is wrong with the flags of this mode, beyond what each `Flag` says of itself; None: nothing."""
         return None
+
+    def config(self, arguments: argparse.Namespace) -> tuple[Config, str | None]:
+        """The config to run with, and the checkpoint if one is named: those of --model.
+
+        Raises:
+            InputError: there is none, or it cannot work.
+        """
+        return find_config(arguments.model)
 
     @abstractmethod
     def run(self, config: Config, arguments: argparse.Namespace) -> int:

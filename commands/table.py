@@ -9,6 +9,7 @@ from gpt_mesh.commands.export import Export
 from gpt_mesh.commands.interact import Interact
 from gpt_mesh.commands.mode import Table, flag, positive
 from gpt_mesh.commands.predict import Predict
+from gpt_mesh.commands.quickstart import Quickstart
 from gpt_mesh.commands.score import Score
 from gpt_mesh.commands.serve import Serve
 from gpt_mesh.commands.train import Train
@@ -24,6 +25,7 @@ TABLE = Table(
         Export(),
         CheckDataset(),
         AutoLayout(),
+        Quickstart(),
     ),
     general=(
         flag(

@@ -10,7 +10,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from gpt_mesh.commands.model_flag import find_config
 from gpt_mesh.commands.train import Train
 from gpt_mesh.config import Config
 from gpt_mesh.errors import InputError
@@ -30,7 +29,7 @@ def run(flags: argparse.Namespace) -> int:
     Raises:
         InputError: the config cannot work, or a place to keep the run.
     """
-    config = find_config(flags.main.model)[0]
+    config = flags.main.mode.config(flags.main)[0]
     observers = _observers(flags, config)
     from gpt_mesh.experiments.tensorboard_page import tensorboard
     from gpt_mesh.experiments.tracking import track

@@ -482,3 +482,11 @@ def test_check_dataset_reports_and_exits_1_when_something_does_not_fit(run: Run,
     workspace.dataset("misfit", random_documents(1, [50, 5], N_VOCAB))
     status, out, err = run("--model", with_dataset(workspace, "misfit", [2]), "--check_dataset")
     assert status == 1 and "PROBLEM: " in out and "set stitch to 7" in out and "error" not in err
+
+
+def test_check_dataset_makes_the_checks_of_training(run: Run, workspace: Workspace) -> None:
+    status, out, err = run("--model", workspace.config("few", eval_steps=1000), "--check_dataset")
+    assert status == 0 and "eval_steps = 1000 asks for" in err and "windows of held-out text, and there are" in err
+    tasks = workspace.config("tasks", eval_tasks=["lambada"])
+    status, out, err = run("--model", tasks, "--check_dataset")
+    assert status == 1 and "PROBLEM: " in out and "lambada" in out and "error" not in err

@@ -133,6 +133,7 @@ class Trainer:
         self.peak = device_peak(list(plan.devices), config.training.precision)
         self._restore()
         self.profiler = Profiler(self.directory, profile, self.step)
+        self.profile_after_end = profile if isinstance(profile, int) and self.step >= config.training.train_steps else 0
 
     def _initial_weights(self, init_from: Beginning | None) -> InitialValues | None:
         """What a run without a checkpoint begins from, if that is given."""
@@ -195,6 +196,7 @@ class Trainer:
                     if not self.interrupts.requested:
                         with clock.paused():
                             evaluation = self._after_checkpoint(progress)
+                self._profile_after_end(staged, clock, progress)
                 cut_short = self.interrupts.requested
             except KeyboardInterrupt:  # not within a step, so nothing is lost
                 cut_short = True
@@ -242,17 +244,7 @@ class Trainer:
         """Steps until a checkpoint is due, or one once a signal asks to end; then that checkpoint."""
         last = self.config.training.train_steps
         while True:
-            self.profiler.before(self.step + 1, self._fetch)
-            with part("read"):
-                tokens = next(batches)
-            with part("train", step_num=self.step + 1, _r=1):
-                if clock.started:
-                    outputs = self.engine.train_step(tokens)
-                else:
-                    outputs = self._first_step(tokens, progress)
-            self.interval.pending.append(outputs)
-            self.step += 1
-            self.position += len(tokens)
+            self._one_step(batches, clock, progress)
             with part("log"):
                 if clock.tick():
                     self._fetch()
@@ -267,6 +259,36 @@ class Trainer:
         with clock.paused():
             self.profiler.close(self.step, self._fetch)  # steps only: nothing of what comes between them
             self._save()
+
+    def _one_step(self, batches: Iterator[tf.Tensor], clock: _Clock, progress: Progress) -> None:
+        """Give the next step to the device."""
+        self.profiler.before(self.step + 1, self._fetch)
+        with part("read"):
+            tokens = next(batches)
+        with part("train", step_num=self.step + 1, _r=1):
+            if clock.started:
+                outputs = self.engine.train_step(tokens)
+            else:
+                outputs = self._first_step(tokens, progress)
+        self.interval.pending.append(outputs)
+        self.step += 1
+        self.position += len(tokens)
+
+    def _profile_after_end(self, batches: Iterator[tf.Tensor], clock: _Clock, progress: Progress) -> None:
+        """Profile steps of a run that was finished when it was restored. They are neither logged nor saved."""
+        if not self.profile_after_end:
+            return
+        last = self.step
+        log.info("the run is finished: the next %d steps are profiled, and not saved", self.profile_after_end)
+        with self.interrupts.deferred():
+            while self.step <= last + self.profile_after_end and not self.interrupts.requested:
+                self._one_step(batches, clock, progress)
+                with part("log"):
+                    if clock.tick():
+                        self._fetch()
+                self.profiler.after(self.step, self._fetch)
+            self.profiler.close(self.step, self._fetch)
+        self.step = last
 
     def _first_step(self, tokens: tf.Tensor, progress: Progress) -> dict[str, tf.Tensor]:
         compiled = self.engine.training_compiled

@@ -119,6 +119,20 @@ def test_main_profiles_a_run(workspace: Workspace, tmp_path: Path) -> None:
     assert "training step" in summary.read_text()
 
 
+@pytest.mark.slow
+def test_steps_after_the_end_of_a_run_are_profiled_and_not_saved(workspace: Workspace, tmp_path: Path) -> None:
+    config = workspace.config("ended", train_steps=4, iterations=2, **ONE_LAYER)
+    assert workspace.run("--model", config, cwd=tmp_path).returncode == 0
+    folder = workspace.root / "ended"
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name.startswith(("model", "metrics"))}
+    process = workspace.run("--model", config, "--profile", "3", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert "the next 3 steps are profiled, and not saved" in process.stderr
+    assert "profile of steps 6 to 8" in process.stderr and "einsum" in process.stderr
+    after = {path.name: path.read_bytes() for path in folder.iterdir() if path.name.startswith(("model", "metrics"))}
+    assert len(before) > 2 and after == before
+
+
 def test_mistakes_with_the_flag(run: Run, workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     config = workspace.config("unprofiled", train_steps=8)
     status, _, err = run("--model", config, "--profile", "9:12")
