@@ -24,7 +24,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from gpt_mesh.data.account import Account
-from gpt_mesh.data.encoding import Document, Recipe, Task, encode, join, tasks
+from gpt_mesh.data.encoding import Document, EncodingTask, Recipe, encode, join, tasks
 from gpt_mesh.data.manifest import Manifest, Shard, load_manifest
 from gpt_mesh.data.output import Output
 from gpt_mesh.data.reading import Place, Selection, read_corpus
@@ -149,12 +149,12 @@ def build(pipeline: beam.Pipeline, sources: Sequence[Source], recipe: Recipe, wa
     )
 
 
-def _read(numbered: tuple[int, Source], eval_fraction: float) -> Iterator[tuple[TaskKey, Task]]:
+def _read(numbered: tuple[int, Source], eval_fraction: float) -> Iterator[tuple[TaskKey, EncodingTask]]:
     """The documents of a source, whole, in tasks."""
     number, source = numbered
     for index, task in enumerate(tasks(read_corpus([source], Selection(eval_fraction), size=None))):
         origins = [origin and origin._replace(place=Place(number, origin.place.document)) for origin in task.origins]
-        yield (number, index), Task(task.texts, origins)
+        yield (number, index), EncodingTask(task.texts, origins)
 
 
 class _Encode(beam.DoFn):
@@ -164,7 +164,7 @@ class _Encode(beam.DoFn):
     def setup(self) -> None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are the parallelism
 
-    def process(self, keyed: tuple[TaskKey, Task]) -> Iterator[tuple[TaskKey, list[Document]]]:
+    def process(self, keyed: tuple[TaskKey, EncodingTask]) -> Iterator[tuple[TaskKey, list[Document]]]:
         key, task = keyed
         yield key, list(join([(task.origins, encode(self._recipe, task.texts))]))
 

@@ -91,14 +91,14 @@ def join(encoded_tasks: Iterable[tuple[Sequence[Origin | None], Encoded]]) -> It
                 held, size = [], 0
 
 
-class Task(NamedTuple):
+class EncodingTask(NamedTuple):
     """What is encoded at a time: texts, and with each the origin of the document that ends with it."""
 
     texts: list[str]
     origins: list[Origin | None]
 
 
-def tasks(pieces: Iterable[Piece]) -> Iterator[Task]:
+def tasks(pieces: Iterable[Piece]) -> Iterator[EncodingTask]:
     """Pieces put together to TASK_CHARACTERS. Raises InputError when `pieces` does, after all that came before it."""
     texts: list[str] = []
     origins: list[Origin | None] = []
@@ -110,17 +110,19 @@ def tasks(pieces: Iterable[Piece]) -> Iterator[Task]:
             origins.append(origin)
             characters += len(text)
             if characters >= TASK_CHARACTERS:
-                yield Task(texts, origins)
+                yield EncodingTask(texts, origins)
                 texts, origins, characters = [], [], 0
     except InputError as error:  # what was read before is good
         failure = error
     if texts:
-        yield Task(texts, origins)
+        yield EncodingTask(texts, origins)
     if failure is not None:
         raise failure
 
 
-def _in_order(todo: Iterable[Task], recipe: Recipe, processes: int) -> Iterator[tuple[list[Origin | None], Encoded]]:
+def _in_order(
+    todo: Iterable[EncodingTask], recipe: Recipe, processes: int
+) -> Iterator[tuple[list[Origin | None], Encoded]]:
     if processes == 1:
         for task in todo:
             yield task.origins, encode(recipe, task.texts)

@@ -16,7 +16,7 @@ from gpt_mesh.engine.engine import DeviceEngine
 from gpt_mesh.meshes import native, products
 from gpt_mesh.models import gpt
 from gpt_mesh.models.attention.cache import Decode, Prefill
-from gpt_mesh.models.attention.kind import Loop, Place
+from gpt_mesh.models.attention.kind import DecodePosition, Loop
 from gpt_mesh.models.attention.kinds import layer_kinds
 from gpt_mesh.models.dims import Dims
 from tests.support import reference
@@ -41,7 +41,7 @@ def cached_logits(engine: DeviceEngine, read: int, dtype: tf.DType) -> Any:
         shape = mtf.Shape([one.dims.batch, one.dims.sequence])
         loops = [kind.begin(one, state) for kind, state in zip(layer_kinds(model), prefill.states, strict=True)]
         for position in range(read, width):
-            place = Place(start, mtf.constant(ctx.mesh, position - read, dtype=tf.int32))
+            place = DecodePosition(start, mtf.constant(ctx.mesh, position - read, dtype=tf.int32))
             cache = Decode(place, loops)
             token = mtf.import_tf_tensor(ctx.mesh, tokens[:, position : position + 1], shape)
             parts.append(gpt.logits(one, token, cache))
