@@ -73,7 +73,7 @@ class Gelu(Elementwise):
     def apply_biased(
         self, ctx: Context, x: mtf.Tensor, bias: mtf.Tensor, name: str, layer_name: str
     ) -> mtf.Tensor:
-        fits = ctx.cpu_products and x.dtype == bias.dtype == tf.float32 and x.shape.dims[-1:] == bias.shape.dims
+        fits = ctx.cpu_kernels and x.dtype == bias.dtype == tf.float32 and x.shape.dims[-1:] == bias.shape.dims
         if not fits or not native.known():
             return super().apply_biased(ctx, x, bias, name, layer_name)
         outputs = [(x.shape, x.dtype)]

@@ -219,7 +219,7 @@ def _context(config: Config, layout: Mapping[str, int], kind: str) -> Context:
     dims = Dims.of(config.model, config.training.train_batch_size, config.model.n_ctx)
     mesh = mtf.Mesh(mtf.Graph(), "mesh")
     on_cpu = config.training.fused_ops and kind == "CPU"
-    ctx = model_fns.context_on(config, mesh, dims, layout, tensor_cores=kind == "tensor cores", cpu_products=on_cpu)
+    ctx = model_fns.context_on(config, mesh, dims, layout, tensor_cores=kind == "tensor cores", cpu_kernels=on_cpu)
     return dataclasses.replace(ctx, seed=mtf.zeros(mesh, mtf.Shape([]), tf.int32))
 
 

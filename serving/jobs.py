@@ -32,8 +32,7 @@ class Prompts:
     def __init__(self, request: CompletionRequest, limits: PromptLimits, encoder: Encoder, eos_id: int | None) -> None:
         """
         Raises:
-            ApiError: a prompt is too long, is empty while the tokenizer has no end-of-text token, or has ids outside the
-                vocabulary.
+            ApiError: a prompt is too long, has unknown ids, or is empty without an end-of-text token to start from.
         """
         self.tokens, self.texts, self.last = [], [], []
         for prompt in request.prompts:

@@ -155,7 +155,7 @@ class WebServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Reject new requests and finish accepted ones; after the grace period, fail those that are left."""
-        log.info("shutting down: finishing accepted requests, for at most %.0f s; Ctrl-C stops immediately", self._grace)
+        log.info("shutting down: finishing accepted requests, for up to %.0f s; Ctrl-C stops immediately", self._grace)
         self._worker.close()
         late = asyncio.get_running_loop().call_later(self._grace, self._worker.abandon)
         await super().shutdown(sockets)
@@ -191,4 +191,4 @@ def _api_key() -> str | None:
 
 def _warn(where: str) -> None:
     guard = f"clients need the key in {API_KEY}" if _api_key() else f"set {API_KEY} in the environment to require a key"
-    log.warning("%s: every machine that can reach this address can use the model; %s; nothing is encrypted", where, guard)
+    log.warning("%s: anyone who can reach this address can use the model; %s; nothing is encrypted", where, guard)

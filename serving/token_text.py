@@ -22,8 +22,8 @@ class TokenText:
         self.encoder = encoder
 
     def name(self, token: int) -> str:
-        r"""The token's text inside a longer text, with its leading space; `bytes:\xe2\x82` if it is part of a character,
-        as in OpenAI's API.
+        r"""The token's text inside a longer text, with its leading space; `bytes:\xe2\x82` if it is part of a
+        character, as in OpenAI's API.
         """
         data = self.data(token)
         try:

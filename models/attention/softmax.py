@@ -8,7 +8,7 @@ from gpt_mesh.meshes.compat import mtf
 
 import tensorflow as tf
 
-from gpt_mesh.meshes import products
+from gpt_mesh.meshes import cpu_matmul
 from gpt_mesh.models.attention import slices
 from gpt_mesh.models.attention.backend import MASKED, Backend, Problem, View
 from gpt_mesh.models.attention.blocks import Blocks
@@ -94,7 +94,7 @@ def _attend_once(ctx: Context, heads: Heads, loop: Loop, place: DecodePosition, 
     dtype, memory, bias = ctx.statistics_dtype, heads.memory, heads.bias
 
     def matmul(x: tf.Tensor, y: tf.Tensor, **limit: tf.Tensor) -> tf.Tensor:
-        return products.matmul(x, y, **limit) if ctx.cpu_products else tf.matmul(x, y)
+        return cpu_matmul.matmul(x, y, **limit) if ctx.cpu_kernels else tf.matmul(x, y)
 
     def attend(
         q: tf.Tensor, start: tf.Tensor, count: tf.Tensor, old_keys: tf.Tensor, new_keys: tf.Tensor,

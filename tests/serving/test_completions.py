@@ -71,7 +71,7 @@ def test_prompts_have_four_forms(prompt: Any) -> None:
         ({"prompt": [1.5]}, "prompt", "must be"),
         ({"prompt": {"a": 1}}, "prompt", "must be"),
         ({"prompt": "\ud83d"}, "prompt", "half of a surrogate pair at character 0"),
-        ({"prompt": ["a"] * (MAX_SEQUENCES + 1)}, "prompt", "the maximum for one request are 128"),
+        ({"prompt": ["a"] * (MAX_SEQUENCES + 1)}, "prompt", "the maximum for one request is 128"),
         ({"prompt": ["a"] * 65, "n": 2}, "prompt", "asks for 130 completions"),
         ({"max_tokens": -1}, "max_tokens", "of at least 0"),
         ({"max_tokens": True}, "max_tokens", "whole number"),
