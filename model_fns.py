@@ -77,13 +77,13 @@ def build_train(
     gradients = buckets.reduce_together(gradients, mesh_impl)
     weights = list(ctx.mesh.graph.trainable_variables)
     settings = config.optimizer
-    norm = clipping.global_norm(gradients, cpu_products=ctx.cpu_products)
+    norm = clipping.global_norm(gradients, cpu_kernels=ctx.cpu_kernels)
     scale = clipping.clip_factor(norm, settings.gradient_clipping)
     lr = schedules.learning_rate(settings, step)
     lr_on_mesh, step_on_mesh = (mtf.import_tf_tensor(ctx.mesh, x) for x in (lr, step))
     split = StateSplit.by_batch(ctx.axes, mesh_impl) if settings.split_optimizer_state else StateSplit()
     optimizer = registry.find(settings.opt_name)(
-        settings, lr_on_mesh, scale, step_on_mesh, split, cpu_products=ctx.cpu_products
+        settings, lr_on_mesh, scale, step_on_mesh, split, cpu_kernels=ctx.cpu_kernels
     )
     updates = optimizer.update(weights, gradients)
     if config.training.log_grads:
@@ -207,7 +207,7 @@ def make_context(
         _split_axes(dims, mesh_impl),
         dtype=dtype,
         tensor_cores=mesh_impl.tensor_cores,
-        cpu_products=mesh_impl.cpu_products,
+        cpu_kernels=mesh_impl.cpu_kernels,
     )
 
 
@@ -219,7 +219,7 @@ def context_on(
     *,
     dtype: tf.DType | None = None,
     tensor_cores: bool = False,
-    cpu_products: bool = False,
+    cpu_kernels: bool = False,
 ) -> Context:
     """What layers need to know of a mesh graph, outside training. The arguments are those of `Context`."""
     return Context(
@@ -232,7 +232,7 @@ def context_on(
         causal=objective_of(config).causal,
         fused=config.training.fused_ops,
         tensor_cores=config.training.fused_ops and tensor_cores,
-        cpu_products=cpu_products,
+        cpu_kernels=cpu_kernels,
     )
 
 

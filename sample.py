@@ -27,7 +27,7 @@ from gpt_mesh import model_fns
 from gpt_mesh.config import Config, GenerationSettings, ModelConfig
 from gpt_mesh.models import gpt, next_token
 from gpt_mesh.models.attention.cache import Decode, Prefill
-from gpt_mesh.models.attention.kind import Loop, Place, State
+from gpt_mesh.models.attention.kind import DecodePosition, Loop, State
 from gpt_mesh.models.attention.kinds import by_layer, layer_kinds, positions_axes, state_tensors
 from gpt_mesh.models.context import Context
 from gpt_mesh.models.dims import Dims
@@ -412,7 +412,7 @@ class Decoding:
         ) -> list[mtf.Tensor]:
             current = by_layer(model, rest[n:])
             at = [Loop(loop.fixed, state) for loop, state in zip(loops, current, strict=True)]
-            cache = Decode(Place(start, count), at)
+            cache = Decode(DecodePosition(start, count), at)
             tokens = mtf.reshape(token, mtf.Shape([self.ctx.dims.batch, self.ctx.dims.sequence]))
             logits = gpt.next_logits(self.ctx, tokens, cache)
             drawn, seen = self.draw(logits, seen, start + count)
@@ -428,7 +428,7 @@ class Decoding:
     def merge(self, run: _Run, states: Sequence[State]) -> list[State]:
         """The states after a run that began with `states`."""
         layers = zip(layer_kinds(self.ctx.model), states, run.current, strict=True)
-        place = Place(run.start, run.count)
+        place = DecodePosition(run.start, run.count)
         return [kind.merge(self.ctx, state, current, place) for kind, state, current in layers]
 
     def _write(self, column: mtf.Tensor, x: mtf.Tensor, count: mtf.Tensor) -> mtf.Tensor:

@@ -15,7 +15,7 @@ from gpt_mesh.config import Config
 from gpt_mesh.errors import InputError
 
 
-class Score(Mode):
+class ScoreFile(Mode):
     """Scores the documents of a file: a table on a terminal, JSON lines elsewhere."""
 
     switches = (

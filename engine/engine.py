@@ -108,7 +108,7 @@ class DeviceEngine:
         self.training_mesh = self.mesh_impl
         if self.training_compiled != self.compiled:  # on one CPU, without what is made for compiled graphs
             self.training_mesh = self._mesh()
-            self.training_mesh.cpu_products = False
+            self.training_mesh.cpu_kernels = False
         self._train = self.function(self._train_step, compiled=self.training_compiled)
         self._eval = self.function(self._eval_step)
         self._score = self.function(self._score_step)
@@ -143,7 +143,7 @@ class DeviceEngine:
         mesh = self.plan.implementation(self.store, self.program, unsplit=unsplit)
         mesh.tensor_cores = self.compiled and have_tensor_cores(self.plan.devices)
         on_one_cpu = self.compiled and len(self.plan.devices) == 1 and "CPU" in self.plan.devices[0]
-        mesh.cpu_products = on_one_cpu and self.config.training.fused_ops
+        mesh.cpu_kernels = on_one_cpu and self.config.training.fused_ops
         return mesh
 
     def stage(self, tokens: np.ndarray) -> tf.Tensor:

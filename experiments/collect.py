@@ -22,7 +22,7 @@ HIDDEN = ("_sources", "_resources", "outbox", "dataset_configs", "data", "plugin
 
 
 @dataclass
-class Run:
+class RecordedRun:
     """What the page shows of one run. `series`: by metric, pairs of step and value. `samples`: step, name, text."""
 
     name: str
@@ -33,11 +33,11 @@ class Run:
     samples: list[tuple[int, str, str]] = field(default_factory=list)
 
 
-def find_runs(folder: str) -> list[Run]:
+def find_runs(folder: str) -> list[RecordedRun]:
     """The runs below a folder, sorted by name. Sacred's record only gives the status of a run whose directory is found.
     """
-    own: dict[str, Run] = {}
-    records: list[tuple[Path, Run, str]] = []
+    own: dict[str, RecordedRun] = {}
+    records: list[tuple[Path, RecordedRun, str]] = []
     for directory, files in _walk(folder):
         name = os.path.relpath(directory, folder)
         name = os.path.basename(os.path.abspath(folder)) if name == "." else name
@@ -72,8 +72,8 @@ def _number(directory: Path) -> int:
     return int(directory.name) if directory.name.isdecimal() else 0
 
 
-def _of_directory(directory: Path, name: str) -> Run:
-    run = Run(name, config=_json(directory / "config.json"))
+def _of_directory(directory: Path, name: str) -> RecordedRun:
+    run = RecordedRun(name, config=_json(directory / "config.json"))
     for row in JsonLines(str(directory / "metrics.jsonl")).rows():
         _add(run, "training", row)
     for row in JsonLines(str(directory / "eval.jsonl")).rows():
@@ -87,8 +87,8 @@ def _of_directory(directory: Path, name: str) -> Run:
     return _tidied(run)
 
 
-def _of_sacred(directory: Path, name: str, record: dict[str, Any]) -> Run:
-    run = Run(f"{record['experiment']['name']} {name}", _status(record), _json(directory / "config.json"))
+def _of_sacred(directory: Path, name: str, record: dict[str, Any]) -> RecordedRun:
+    run = RecordedRun(f"{record['experiment']['name']} {name}", _status(record), _json(directory / "config.json"))
     evaluations: dict[tuple[str, int], dict[str, Any]] = {}
     for metric, columns in _json(directory / "metrics.json").items():
         task, _, short = metric.partition(".")
@@ -130,20 +130,20 @@ def _points(columns: Any) -> list[tuple[int, float]]:
     return [(step, value) for step, value in pairs if isinstance(step, int) and isinstance(value, (int, float))]
 
 
-def _add(run: Run, group: str, row: dict[str, Any]) -> None:
+def _add(run: RecordedRun, group: str, row: dict[str, Any]) -> None:
     for name, value in row.items():
         if name not in COUNTS and isinstance(value, (int, float)) and not isinstance(value, bool):
             run.series.setdefault(f"{group}/{name}", []).append((row["step"], value))
 
 
-def _add_sample(run: Run, path: Path) -> None:
+def _add_sample(run: RecordedRun, path: Path) -> None:
     step = re.search(r"step_(\d+)", path.name)
     if step is not None:
         text = path.read_text(encoding="utf-8", errors="replace")
         run.samples.append((int(step[1]), path.name, text[:SAMPLE_CHARACTERS]))
 
 
-def _tidied(run: Run) -> Run:
+def _tidied(run: RecordedRun) -> RecordedRun:
     """Sorted, with the newest point of each step, thinned out to what a screen can show. The last point is kept."""
     run.samples.sort()
     run.evaluations.sort(key=lambda row: (str(row.get("task")), row["step"]))

@@ -42,7 +42,7 @@ class Rejected(Exception):
     """The receiver will never take this event."""
 
 
-class Receiver(Protocol):
+class EventReceiver(Protocol):
     """Takes the events of one run, in order. An event that it already has changes nothing."""
 
     def deliver(self, event: Event, outbox: Outbox) -> None:
@@ -119,7 +119,7 @@ class Outbox:
         found = self._one("SELECT content FROM heartbeat")
         return json.loads(found[0]) if found else {}
 
-    def send(self, receiver: Receiver) -> None:
+    def send(self, receiver: EventReceiver) -> None:
         """Deliver the waiting events. What the receiver rejects is dropped with a warning.
 
         Raises:
@@ -139,7 +139,7 @@ class Outbox:
         row = self._one("SELECT n, kind, content FROM events WHERE NOT delivered ORDER BY n LIMIT 1")
         return None if row is None else {"n": row[0], "kind": row[1], **json.loads(row[2])}
 
-    def _send_beat(self, receiver: Receiver) -> None:
+    def _send_beat(self, receiver: EventReceiver) -> None:
         with self._lock:
             beats, values = self._beats, self.last_beat()
         # The receiver knows a run once it has the first event.
@@ -170,7 +170,7 @@ class Outbox:
 class Delivery(threading.Thread):
     """Delivers an outbox in the background, and retries while the receiver is away."""
 
-    def __init__(self, outbox: Outbox, receiver: Receiver, name: str) -> None:
+    def __init__(self, outbox: Outbox, receiver: EventReceiver, name: str) -> None:
         """`name`: of the receiver, for messages."""
         super().__init__(name="delivery", daemon=True)
         self._outbox, self._receiver, self._where = outbox, receiver, name

@@ -19,7 +19,7 @@ OUTPUT_SECONDS = 5.0  # to wait for the last output: a grandchild in its own ses
 TRACEBACK = "Traceback (most recent call last):"
 
 
-class Group:
+class ProcessGroup:
     """A process in its own session and process group: a terminal's Ctrl-C reaches it only through `send`."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
@@ -49,7 +49,7 @@ class Group:
         return self._process.poll() is not None
 
 
-class Command(Group):
+class Command(ProcessGroup):
     """A shell command of the user. Signals go to its whole process group."""
 
     def __init__(self, command: str, environment: Mapping[str, str]) -> None:
@@ -65,7 +65,7 @@ class Command(Group):
             os.killpg(self._process.pid, signal.SIGCONT)
 
 
-class Child(Group):
+class Child(ProcessGroup):
     """main.py with these flags. Its output is forwarded."""
 
     def __init__(self, flags: Sequence[str], heartbeat: str) -> None:

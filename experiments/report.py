@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from gpt_mesh.errors import InputError
-from gpt_mesh.experiments.collect import Run, find_runs
+from gpt_mesh.experiments.collect import RecordedRun, find_runs
 from gpt_mesh.storage import files, strict_json
 from gpt_mesh.storage.progress import log
 
@@ -35,7 +35,7 @@ def write_report(folder: str, output: str | None) -> int:
     return 0
 
 
-def page(runs: list[Run], folder: str) -> str:
+def page(runs: list[RecordedRun], folder: str) -> str:
     """The HTML."""
     data = {
         "folder": folder,

@@ -12,7 +12,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PATIENCE = 3  # signals: the first asks, the second asks main.py to end at once, this one does not ask
 
 
-class Receiver(Protocol):
+class SignalReceiver(Protocol):
     """What runs in this process's place."""
 
     def send(self, number: int) -> None:
@@ -30,7 +30,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.received: list[int] = []
-        self._receiver: Receiver | None = None
+        self._receiver: SignalReceiver | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -44,7 +44,7 @@ class Signals:
             signal.signal(number, handler)
 
     @contextmanager
-    def passed_to(self, receiver: Receiver) -> Iterator[None]:
+    def passed_to(self, receiver: SignalReceiver) -> Iterator[None]:
         """Within it the receiver gets them, and first those that came while it was started."""
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # or one might be given to it twice
         self._receiver = receiver

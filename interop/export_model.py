@@ -41,7 +41,7 @@ _WRITTEN = re.compile(
 
 
 @dataclass(frozen=True)
-class _Tensor:
+class _OutputTensor:
     """A tensor to write: what it consists of, and its shape in the file."""
 
     exchange: Exchange
@@ -128,7 +128,7 @@ def _is_known(values: dict[str, Any]) -> bool:
     return values.get("model_type") in [*architectures.ARCHITECTURES]  # a list, as it may be anything
 
 
-def _tensors(kind: Architecture, config: Config, vocab_size: int) -> list[_Tensor]:
+def _tensors(kind: Architecture, config: Config, vocab_size: int) -> list[_OutputTensor]:
     """What to write, in order, with the vocabulary cut to the tokenizer's."""
     sizes = weight_sizes(config.model)
     found = []
@@ -136,12 +136,12 @@ def _tensors(kind: Architecture, config: Config, vocab_size: int) -> list[_Tenso
         shape = exchange.shape(sizes)
         if exchange.ours[0] in TOKEN_WEIGHTS:
             shape = (vocab_size, *shape[1:])
-        found.append(_Tensor(exchange, shape))
+        found.append(_OutputTensor(exchange, shape))
     return found
 
 
 def _write_weights(
-    folder: str, weights: CheckpointWeights, tensors: Sequence[_Tensor], dtype: str, shard_bytes: int
+    folder: str, weights: CheckpointWeights, tensors: Sequence[_OutputTensor], dtype: str, shard_bytes: int
 ) -> None:
     width = np.dtype(DTYPES[dtype]).itemsize
     shards = _shards(tensors, width, shard_bytes)
@@ -168,9 +168,9 @@ def _write_weights(
         write_json(os.path.join(folder, f"{SAFETENSORS}.index.json"), index)
 
 
-def _shards(tensors: Sequence[_Tensor], width: int, shard_bytes: int) -> list[list[_Tensor]]:
+def _shards(tensors: Sequence[_OutputTensor], width: int, shard_bytes: int) -> list[list[_OutputTensor]]:
     """The tensors in groups of at most so many bytes, or of one."""
-    shards: list[list[_Tensor]] = [[]]
+    shards: list[list[_OutputTensor]] = [[]]
     size = 0
     for tensor in tensors:
         more = width * math.prod(tensor.shape)
@@ -182,7 +182,7 @@ def _shards(tensors: Sequence[_Tensor], width: int, shard_bytes: int) -> list[li
     return shards
 
 
-def _array(weights: CheckpointWeights, tensor: _Tensor, dtype: str) -> NDArray:
+def _array(weights: CheckpointWeights, tensor: _OutputTensor, dtype: str) -> NDArray:
     """One tensor as it is written."""
     packed = tensor.exchange.pack([weights.read(name) for name in tensor.exchange.ours])
     array = packed[tuple(slice(size) for size in tensor.shape)]

@@ -50,7 +50,7 @@ class _Storage(NamedTuple):
     dtype: np.dtype
 
 
-class _Tensor(NamedTuple):
+class _StoredTensor(NamedTuple):
     """Where a tensor lies in a storage; offset and strides in elements."""
 
     storage: _Storage
@@ -71,13 +71,13 @@ def _allowed() -> dict[tuple[str, str], Any]:
             raise pickle.UnpicklingError("it copies dictionaries without end")
         return collections.OrderedDict(*pairs)
 
-    def rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *unused: Any) -> _Tensor:
+    def rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *unused: Any) -> _StoredTensor:
         del unused  # requires_grad, hooks, metadata
         for sizes in (shape, strides):
             few = isinstance(sizes, tuple) and len(sizes) <= MAX_DIMENSIONS
             if not few or not all(type(size) is int and 0 <= size < 1 << 48 for size in sizes):
                 raise pickle.UnpicklingError("a tensor in it has no sound shape")
-        return _Tensor(storage, offset, shape, strides)
+        return _StoredTensor(storage, offset, shape, strides)
 
     def rebuild_parameter(data: Any, *unused: Any) -> Any:
         del unused
@@ -142,10 +142,10 @@ class TorchFile:
                 f"{path}: not a file of weights alone ({reason}); save the model as safetensors"
             ) from None
         if not isinstance(found, dict) or not all(
-            isinstance(name, str) and isinstance(tensor, _Tensor) for name, tensor in found.items()
+            isinstance(name, str) and isinstance(tensor, _StoredTensor) for name, tensor in found.items()
         ):
             raise InputError(f"{path}: not a dictionary of tensors; save the model as safetensors")
-        self._tensors: dict[str, _Tensor] = dict(found)
+        self._tensors: dict[str, _StoredTensor] = dict(found)
 
     def _text(self, name: str) -> str:
         """A small text in the archive; empty where there is none."""

@@ -1,6 +1,6 @@
-"""Meshes: which devices there are, how tensors are laid out over them, and how they talk to each other.
+"""Meshes: devices, layouts of tensors over them, and communication between them.
 
-Whatever is imported from here finds mesh-tensorflow working: `compat` comes first.
+`compat` is imported first, so that mesh-tensorflow works for every other module.
 """
 
 from gpt_mesh.meshes import compat as compat

@@ -9,13 +9,13 @@ class Capabilities:
     """The defaults; every mesh of this package inherits them.
 
     Attributes:
-        tensor_cores: see `models.context.Context`; whoever knows the devices sets it.
-        cpu_products: likewise.
-        wants_buckets: whether sums of gradients should be joined in the graph, as no compiler does it.
-        variable_placer: says on which host a whole ("master") variable is kept; None: where it is created.
+        tensor_cores: see `models.context.Context`; set by code that knows the devices.
+        cpu_kernels: likewise.
+        wants_buckets: whether gradients should be all-reduced in buckets, since no compiler combines all-reduces.
+        variable_placer: chooses the host of each whole ("master") variable; None to leave it where it is created.
     """
 
     tensor_cores = False
-    cpu_products = False
+    cpu_kernels = False
     wants_buckets = False
     variable_placer: Any = None

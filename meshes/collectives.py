@@ -1,10 +1,10 @@
-"""What the programs of an SPMD mesh say to each other: sums, gathers, exchanges, within groups of devices.
+"""Collectives of an SPMD mesh: all-reduce, all-gather, all-to-all and permute within groups of devices.
 
 Two implementations of the same operations:
 
-* `RuntimeCollectives`, TensorFlow's own collective operations: a ring between devices of one process or of several.
-  For programs that are not compiled.
-* `CompiledCollectives`, XLA's: NCCL between GPUs, scheduled and combined by the compiler with the rest of the program.
+* `RuntimeCollectives`: TensorFlow's collective operations, a ring over the devices of one or several processes. For
+  programs that are not compiled.
+* `CompiledCollectives`: XLA's, with NCCL between GPUs. The compiler schedules and combines them.
 
 Groups are given as lists of mesh positions that cover the mesh; every group has the same size, and every device calls
 the same operation with the same groups.
@@ -28,26 +28,26 @@ _REDUCTIONS = {"SUM": ("Add", "add"), "MAX": ("Max", "maximum"), "MIN": ("Min", 
 
 
 class Collectives(abc.ABC):
-    """Operations that every device of a mesh calls together, each with its own slice."""
+    """Operations that all devices of a mesh call together, each with its own slice."""
 
     def __init__(self, devices: Sequence[str]) -> None:
-        """`devices`: full names; a device's place in this list is its position in the mesh."""
+        """`devices`: full names; a device's index in this list is its position in the mesh."""
         self.devices = tuple(devices)
 
     @abc.abstractmethod
     def begin(self) -> None:
-        """Called where the program of a device begins."""
+        """Called at the start of each device's program."""
 
     @abc.abstractmethod
     def all_reduce(self, x: tf.Tensor, position: tf.Tensor, groups: Groups, reduction: str) -> tf.Tensor:
-        """The sum ("SUM"), "MAX" or "MIN" of x over the device's group, on each of its devices."""
+        """The "SUM", "MAX" or "MIN" of x over the group, on each device of the group."""
 
     @abc.abstractmethod
     def all_gather(self, x: tf.Tensor, position: tf.Tensor, groups: Groups) -> tf.Tensor:
-        """[group size, ...x]: the slices of the group, in the group's order, on each of its devices."""
+        """[group size, ...x]: the slices of the group, in its order, on each device of the group."""
 
     def all_to_all(self, x: tf.Tensor, position: tf.Tensor, groups: Groups) -> tf.Tensor:
-        """For x [group size, ...]: row i of the result is what the group's i-th device has in this device's row."""
+        """For x [group size, ...]: row i of the result is this device's row of the group's i-th device."""
         return tf.gather(self.all_gather(x, position, groups), _place(groups, position), axis=1)
 
     def permute(self, x: tf.Tensor, position: tf.Tensor, sources: Sequence[int | None]) -> tf.Tensor:
@@ -58,8 +58,8 @@ class Collectives(abc.ABC):
 
 
 class RuntimeCollectives(Collectives):
-    """By TensorFlow's runtime. A gather is a sum of slices padded with zeros, which needs no agreement on who stands
-    where in a group, at twice the traffic.
+    """Collectives of TensorFlow's runtime. An all-gather is an all-reduce of slices padded with zeros: twice the
+    traffic, but independent of the runtime's order of devices within a group.
     """
 
     _lock = threading.Lock()
@@ -68,7 +68,7 @@ class RuntimeCollectives(Collectives):
     _groups: ClassVar[dict[tuple[tuple[str, ...], tuple[tuple[int, ...], ...]], list[int]]] = {}
 
     def begin(self) -> None:
-        """Nothing to do."""
+        """Does nothing."""
 
     def all_reduce(self, x: tf.Tensor, position: tf.Tensor, groups: Groups, reduction: str) -> tf.Tensor:
         if len(groups[0]) == 1:
@@ -85,7 +85,7 @@ class RuntimeCollectives(Collectives):
         return self.all_reduce(rows, position, groups, "SUM")
 
     def reduce(self, x: tf.Tensor, size: int, key: int | tf.Tensor, merge: str) -> tf.Tensor:
-        """TensorFlow's own operation; each call in a program is a meeting of its own."""
+        """TensorFlow's operation; each call gets an instance key of its own."""
         return tf.raw_ops.CollectiveReduceV2(
             input=x,
             group_size=size,
@@ -97,7 +97,7 @@ class RuntimeCollectives(Collectives):
         )
 
     def keys(self, groups: Groups) -> list[int]:
-        """The key of each position's group: one for each set of devices, in the whole process."""
+        """The group key of each position, unique in the process for each set of devices."""
         with self._lock:
             known = (self.devices, tuple(map(tuple, groups)))
             if known not in self._groups:
@@ -108,11 +108,11 @@ class RuntimeCollectives(Collectives):
 
 
 class CompiledCollectives(Collectives):
-    """By XLA, as StableHLO, whose replicas are the mesh positions.
+    """Collectives of XLA, as StableHLO. Its replicas are the mesh positions.
 
-    XLA takes a program for one of several replicas, and asks TensorFlow which devices they are, when the program has
-    one of TensorFlow's collective operations over all of them: `begin` puts a small one there. Exchanges are gathers of
-    which each device keeps a part: XLA's own ones fail in programs that TensorFlow starts ("device_count_ > 0").
+    XLA compiles a program for several replicas, and asks TensorFlow for their devices, only if the program has one of
+    TensorFlow's collective operations over all of them; `begin` adds a small one. All-to-all and permute are gathers of
+    which each device keeps a part: XLA's own fail in programs that TensorFlow starts ("device_count_ > 0").
     """
 
     def begin(self) -> None:
@@ -131,11 +131,11 @@ class CompiledCollectives(Collectives):
 
 
 def _at(values: Sequence[int | bool], position: tf.Tensor) -> tf.Tensor:
-    """The value that a table has for this device: a scalar."""
+    """This device's entry of a table: a scalar."""
     return tf.gather(tf.constant(values), position)
 
 
 def _place(groups: Groups, position: tf.Tensor) -> tf.Tensor:
-    """Where this device stands in its group: int32 scalar."""
+    """This device's index in its group: int32 scalar."""
     place = {member: i for group in groups for i, member in enumerate(group)}
     return _at([place[i] for i in range(len(place))], position)

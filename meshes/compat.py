@@ -1,17 +1,17 @@
 """Every difference between TensorFlow versions, in one file.
 
 The last release of mesh-tensorflow (0.1.21) was written against TensorFlow 2.8. Importing this module makes it import
-and work under both versions the project is tested with, and no other file asks which one it has:
+and work under both versions that the project is tested with. No other file checks the version:
 
 * TensorFlow 2.21 (Python 3.10-3.13): CPU and GPU. TPUEstimator left TensorFlow with 2.16.
 * TensorFlow 2.15.1 with tensorflow-estimator 2.15.0 (Python 3.10-3.11): Cloud TPU through TPUEstimator.
 
-Write `from meshes.compat import mtf` instead of `import mesh_tensorflow`, and before any `import tensorflow`: what
-TensorFlow prints while it loads can only be held back from here.
+Write `from gpt_mesh.meshes.compat import mtf` instead of `import mesh_tensorflow`, before any `import tensorflow`:
+this module suppresses what TensorFlow prints while it loads.
 
-Quiet by default. TensorFlow's C++ lines below ERROR and mesh-tensorflow's remarks (one per variable, at every
-lowering) are not shown; errors always are. `TF_CPP_MIN_LOG_LEVEL=0` in the environment brings all of them back:
-TensorFlow's and XLA's own messages, and mesh-tensorflow's.
+Logging is quiet by default: TensorFlow's C++ messages below ERROR and mesh-tensorflow's messages (one per variable, at
+every lowering) are hidden; errors are always shown. `TF_CPP_MIN_LOG_LEVEL=0` in the environment shows all messages of
+TensorFlow, XLA and mesh-tensorflow.
 """
 
 from __future__ import annotations
@@ -32,35 +32,35 @@ from gpt_mesh.errors import InputError
 from gpt_mesh.meshes import compiled_cache, processor, xla_flags
 
 if importlib.util.find_spec("tensorflow") is None:
-    raise InputError(f"{sys.executable}: has no TensorFlow; run `make venv`, then use .venv/bin/python in its place")
-if compiled_cache.tensorflow_version() > "2.16":  # 2.15 cannot read what it wrote for a CPU
+    raise InputError(f"{sys.executable}: has no TensorFlow; run `make venv`, then use .venv/bin/python instead")
+if compiled_cache.tensorflow_version() > "2.16":  # 2.15 cannot read its own entries for CPUs
     if xla_flags.has_nvidia_driver():
         xla_flags.choose(os.environ)
-    compiled_cache.switch_on(os.environ)  # TensorFlow reads it once; of the flags for XLA, its folder depends on them
+    compiled_cache.switch_on(os.environ)  # after XLA_FLAGS is set, on which its folder depends
 processor.limit_threads(os.environ)
-# The names of TensorFlow's levels: 0 everything, 1 no INFO, 2 no WARNING either, 3 no ERROR either.
+# TensorFlow's levels: 0 shows everything, 1 hides INFO, 2 also WARNING, 3 also ERROR.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 _VERBOSE = os.environ["TF_CPP_MIN_LOG_LEVEL"].strip() == "0"
 
-# What the C++ side writes before it has read TF_CPP_MIN_LOG_LEVEL: INFO and WARNING lines ("I0000 00:00:17…"), and in
-# 2.15 three ERRORs about CUDA libraries registered twice, which happen with every installation and mean nothing.
+# Written by C++ code before it reads TF_CPP_MIN_LOG_LEVEL: INFO and WARNING lines ("I0000 00:00:17…"), and in 2.15
+# three harmless ERRORs about CUDA libraries registered twice, which every installation prints.
 _START_UP_NOISE = re.compile(
     rb"WARNING: All log messages before absl::InitializeLog|[IW]\d{4} |To enable the following instructions"
     rb"|.*: E external/.*Unable to register cu\w+ factory"
 )
-# A machine without an NVIDIA driver is told so as an ERROR when devices are first listed.
+# Without an NVIDIA driver, listing devices prints an ERROR.
 _NO_NVIDIA_NOISE = re.compile(_START_UP_NOISE.pattern + rb"|E\d{4} .*cuInit|.*: E external/.*cuInit")
 
 
 @contextlib.contextmanager
 def _without_stderr_lines(noise: re.Pattern[bytes]) -> Iterator[None]:
-    """Hold back what is written to file descriptor 2, then write it again without the lines that match `noise`.
+    """Buffer what is written to file descriptor 2, then write it without the lines that match `noise`.
 
-    Python's `sys.stderr` is no help: the writers are C++ static initialisers, which run while a library loads.
+    Redirecting `sys.stderr` would not help: C++ static initialisers write while a library loads.
     """
     try:
         original = os.dup(2)
-    except OSError:  # a daemon with its standard error closed has nothing to keep clean
+    except OSError:  # standard error is closed, as in a daemon
         yield
         return
     with tempfile.TemporaryFile() as held:
@@ -80,15 +80,15 @@ def _without_stderr_lines(noise: re.Pattern[bytes]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_keras() -> Iterator[None]:
-    """Keep `import tensorflow` from importing Keras (0.6 s, and matplotlib with it): nothing here uses it.
+    """Keep `import tensorflow` from importing Keras (0.6 s, and matplotlib with it), which is not used here.
 
-    TensorFlow imports Keras eagerly only to register its optimizers for SavedModels, and goes on when that fails.
-    `tf.keras` still loads when it is first touched.
+    TensorFlow imports Keras eagerly only to register its optimizers for SavedModels, and ignores a failure. `tf.keras`
+    is still loaded on first use.
     """
     if "keras" in sys.modules or "tensorflow" in sys.modules:
         yield
         return
-    sys.modules["keras"] = None  # type: ignore[assignment]  # Python's way to say "this import fails"
+    sys.modules["keras"] = None  # type: ignore[assignment]  # makes the import fail
     try:
         yield
     finally:
@@ -103,8 +103,8 @@ def _import_tensorflow() -> types.ModuleType:
     with _without_stderr_lines(_START_UP_NOISE if has_driver else _NO_NVIDIA_NOISE), _without_keras():
         tensorflow = importlib.import_module("tensorflow")
         if not has_driver:
-            # The driver is looked for once in a process: let it be now. With a driver the devices stay untouched, so
-            # that importing this module never takes a GPU.
+            # TensorFlow looks for the driver once per process; do that now, while its message is hidden. With a driver,
+            # devices are not listed, so that importing this module never allocates a GPU.
             tensorflow.config.list_physical_devices("GPU")
     return tensorflow
 
@@ -119,7 +119,7 @@ def _restore_conversion_registry() -> None:
 
 
 class _Removed:
-    """Stands for a class that TensorFlow no longer has, where it is only named, subclassed or annotated with."""
+    """Placeholder for a class that TensorFlow no longer has, for code that only names or subclasses it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise InputError(_NEEDS_TPU_ENVIRONMENT)
@@ -128,7 +128,7 @@ class _Removed:
 def _restore_estimator(tf: Any) -> None:
     """Put back the names under `tf.estimator` that mesh-tensorflow and gin need at import.
 
-    `mesh_tensorflow.ops` subclasses two hook classes, which live on in `tf.compat.v1.train`. `gin.tf` (used by
+    `mesh_tensorflow.ops` subclasses two hook classes, which are still in `tf.compat.v1.train`. `gin.tf` (used by
     `mesh_tensorflow.transformer`) subclasses `tf.estimator.SessionRunHook`. The transformer compares with `ModeKeys`,
     and imports two modules of `tensorflow.python.tpu`.
     """
@@ -165,11 +165,11 @@ def _restore_estimator(tf: Any) -> None:
 
 
 class _MeshTensorFlowRemarks(logging.Filter):
-    """Drops what mesh-tensorflow itself logs below ERROR: the size of every variable, "not cloning random operation", …
+    """Drops mesh-tensorflow's log records below ERROR: the size of every variable, "not cloning random operation", …
 
-    It logs through TensorFlow's one logger, so records are told apart by the file they come from (the level of the
-    logger, and everybody else's records, stay as the user has them). TensorFlow's deprecation notices about calls made
-    inside mesh-tensorflow name that file in the message instead.
+    mesh-tensorflow uses TensorFlow's logger, so its records are recognised by their file; the logger's level and all
+    other records are unaffected. TensorFlow's deprecation warnings about calls in mesh-tensorflow name that file in the
+    message.
     """
 
     def __init__(self, directory: str) -> None:
@@ -209,7 +209,7 @@ def tpu_estimator() -> types.ModuleType:
     """The module with `TPUEstimator`, `TPUEstimatorSpec`, `TPUConfig` and `RunConfig`.
 
     Raises:
-        InputError: this TensorFlow has none; the message says what to install.
+        InputError: this version of TensorFlow has no TPUEstimator; the message says what to install.
     """
     if not HAS_TPU_ESTIMATOR:
         raise InputError(_NEEDS_TPU_ENVIRONMENT)
@@ -218,7 +218,7 @@ def tpu_estimator() -> types.ModuleType:
 
 
 def tensorflow_version() -> tuple[int, int]:
-    """(major, minor) of the TensorFlow in use, for reports; code elsewhere does not branch on it."""
+    """(major, minor) of TensorFlow, for reports; other modules do not branch on it."""
     major, minor = _tf.__version__.split(".")[:2]
     return int(major), int(minor)
 
@@ -227,15 +227,15 @@ XLA_HAS_CUDNN_ATTENTION: bool = tensorflow_version() >= (2, 21)
 
 
 def call_function(function: Any, arguments: list[Any], captured: list[Any]) -> Any:
-    """The result of a concrete function, called with other captured tensors than those it was traced with.
+    """Call a concrete function with captured tensors other than those it was traced with.
 
-    TensorFlow has this in all its versions, but under no public name.
+    All versions of TensorFlow have this, but without a public name.
     """
     return function._call_flat(arguments, captured)
 
 
 def xla_call_module(module: str, arguments: list[Any], results: list[Any], platform: str = "CUDA") -> list[Any]:
-    """Run StableHLO text, with a function `main`, inside a function that XLA compiles; `results`: a spec each."""
+    """Run StableHLO text that has a function `main`, inside an XLA-compiled function; `results`: the specs."""
     operations: Any = importlib.import_module("tensorflow.compiler.tf2xla.ops.gen_xla_ops")
     called: list[Any] = operations.xla_call_module(
         arguments,
@@ -252,7 +252,7 @@ def xla_call_module(module: str, arguments: list[Any], results: list[Any], platf
 
 
 def optimization_barrier(values: list[Any]) -> list[Any]:
-    """The values, of which XLA does not know any more where they come from; inside a function that it compiles."""
+    """The same values behind a barrier for XLA's optimisations; for use inside an XLA-compiled function."""
     operations: Any = importlib.import_module("tensorflow.compiler.tf2xla.ops.gen_xla_ops")
     passed: list[Any] = operations.xla_optimization_barrier(values)
     return passed
@@ -260,7 +260,7 @@ def optimization_barrier(values: list[Any]) -> list[Any]:
 
 @contextlib.contextmanager
 def quiet_estimator() -> Iterator[None]:
-    """Hold back what TensorFlow says below ERROR: a TPUEstimator, that it and each of its parts is deprecated."""
+    """Hide TensorFlow's messages below ERROR, such as TPUEstimator's deprecation warnings."""
     logger = logging.getLogger("tensorflow")
     before = logger.level
     if not _VERBOSE:

@@ -1,11 +1,11 @@
-"""Compiled XLA programs, cached on disk, so that the same program starts in seconds the next time.
+"""A cache of compiled XLA programs on disk, so that a program starts within seconds the next time.
 
-TensorFlow has such a cache. This module says where it is and when it is safe to use. An entry belongs to one TensorFlow
-with its flags for XLA, one kind of processor and one kind of GPU with its driver, so each combination has a folder of
-its own in `cache_root`.
+The cache is TensorFlow's. This module decides where it is and when it is safe to use. An entry is valid for one version
+of TensorFlow with its XLA flags, one kind of processor, and one kind of GPU with its driver; each combination has a
+folder of its own in `cache_root`.
 
-TensorFlow believes what it reads: a flipped bit in an entry ends the process, or changes the program. So each entry has
-a digest beside it, and an entry without the right digest is removed before TensorFlow is imported.
+TensorFlow does not validate entries: a flipped bit crashes the process or changes the program. So each entry has a
+digest beside it, and entries without a matching digest are removed before TensorFlow is imported.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from pathlib import Path
 
 KEPT_DAYS = 30
 KEPT_BYTES = 4 * 2**30
-FREE_BYTES = 2**30  # a disk with less is left alone: TensorFlow would fail where it cannot write an entry
+FREE_BYTES = 2**30  # with less free space the cache is off, since TensorFlow fails if it cannot write an entry
 
 _FLAG = "--tf_xla_persistent_cache_directory="
 _ENTRIES = "xla_compile_cache*"
-# What TensorFlow says of an entry that was damaged after the digests were checked (truncated, not its format, of
-# another program) and of a folder that it can no longer write to.
+# TensorFlow's errors for an entry that was damaged after the digests were checked (truncated, malformed, or of another
+# program), and for a folder that it can no longer write to.
 _DAMAGE = re.compile(
     r"Read less bytes than requested|Can't parse .*xla_compile_cache|Serialized (cache key|HLO) does not match|"
     r"xla_compile_cache.*(No space left|Permission denied|Read-only|No such file)|"
     r"(No space left|Permission denied|Read-only|No such file).*xla_compile_cache"
 )
-# Reading an entry is told as two kinds of errors: that it is not text, and that XLA's own tuning flags (prefer-…) are
-# no features of the processor.
+# Reading an entry logs two spurious errors: that it is not text, and that XLA's tuning flags (prefer-…) are not
+# features of the processor.
 _NOISE = r"Error parsing text-format tensorflow.XlaSerializedCacheEntry|Target machine feature \+prefer-no-"
 
 
 def cache_root(environment: Mapping[str, str]) -> str:
-    """What this project keeps on this machine: `GPT_MESH_CACHE`, else `gpt-mesh` in the user's cache directory.
+    """The cache folder of this project: `GPT_MESH_CACHE`, else `gpt-mesh` in the user's cache directory.
 
-    The variable's value "off" names no folder: nothing is kept then.
+    The value "off" disables caches and is not a folder.
     """
     named = environment.get("GPT_MESH_CACHE")
     if named and named != "off":
@@ -51,16 +51,16 @@ def cache_root(environment: Mapping[str, str]) -> str:
 
 
 def switch_on(environment: MutableMapping[str, str]) -> None:
-    """Tell TensorFlow, which is not yet imported, where the cache is. Does nothing where there can be none.
+    """Enable the cache for TensorFlow, which must not be imported yet. Does nothing if the cache cannot be used.
 
-    A parent process may have done so already; the entries are then only checked.
+    If a parent process has done so already, the entries are only checked.
     """
     flags = environment.get("TF_XLA_FLAGS", "")
     if environment.get("GPT_MESH_CACHE") == "off":
         return
     folder = _folder(environment)
     given = directory(environment)
-    if given not in (None, folder):  # the user's own
+    if given not in (None, folder):  # the user's choice
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def switch_on(environment: MutableMapping[str, str]) -> None:
 
 
 def seal() -> None:
-    """Write a digest beside each entry that has none: called after TensorFlow has compiled something."""
+    """Write a digest beside each entry that has none. Called after TensorFlow has compiled something."""
     folder = directory()
     if folder is None:
         return
@@ -87,13 +87,13 @@ def seal() -> None:
 
 
 def directory(environment: Mapping[str, str] = os.environ) -> Path | None:
-    """Where the cache is that this process uses."""
+    """The folder of the cache that this process uses; None if it is off."""
     found = re.search(rf"{_FLAG}(\S+)", environment.get("TF_XLA_FLAGS", ""))
     return Path(found[1]) if found else None
 
 
 def removed_damage(error: Exception) -> bool:
-    """Whether the error comes from the cache. Its entries are removed then: the same call compiles anew."""
+    """Whether an error comes from the cache. If so, its entries are removed, and the same call will compile again."""
     folder = directory()
     if folder is None or not _DAMAGE.search(str(error)):
         return False
@@ -106,9 +106,9 @@ def removed_damage(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def quiet_reading() -> Iterator[None]:
-    """Leave out of standard error what TensorFlow says whenever it reads an entry; all else goes through at once.
+    """Remove the spurious errors of reading entries from standard error; everything else is written immediately.
 
-    A process of its own filters, so that nothing is lost should this one crash.
+    A separate process filters, so that nothing is lost if this one crashes.
     """
     folder, grep = directory(), shutil.which("grep")
     if folder is None or grep is None or not any(folder.glob(_ENTRIES)):
@@ -128,14 +128,14 @@ def quiet_reading() -> Iterator[None]:
 
 
 def _folder(environment: Mapping[str, str]) -> Path:
-    """Entries do not tell under which of XLA's flags they were compiled: the folder does."""
+    """The folder for this machine and these flags: entries do not record the XLA flags that they were compiled with."""
     facts = [tensorflow_version(), environment.get("XLA_FLAGS", ""), *hardware()]
     key = hashlib.sha256("\n".join(facts).encode()).hexdigest()
     return Path(cache_root(environment)).absolute() / "compiled" / key[:16]
 
 
 def hardware() -> list[str]:
-    """What compiled programs depend on: the processor's features, the models of GPUs, their driver."""
+    """The hardware that compiled programs depend on: processor features, GPU models, and the GPU driver."""
     found = [os.uname().machine]
     for path in [Path("/proc/cpuinfo"), *sorted(Path("/proc/driver/nvidia").glob("gpus/*/information"))]:
         with contextlib.suppress(OSError):
@@ -147,16 +147,16 @@ def hardware() -> list[str]:
 
 
 def tensorflow_version() -> str:
-    """Of the TensorFlow that is installed, under whatever name its package has, without importing it."""
+    """The version of the installed TensorFlow, whatever its package is called, without importing it."""
     try:
         return importlib.metadata.version("tensorflow")
-    except importlib.metadata.PackageNotFoundError:  # tensorflow-cpu, a vendor's: this takes longer to find out
+    except importlib.metadata.PackageNotFoundError:  # tensorflow-cpu or a vendor's package; this lookup is slower
         (name, *_) = importlib.metadata.packages_distributions()["tensorflow"]
         return importlib.metadata.version(name)
 
 
 def _prune(folder: Path) -> None:
-    """Remove entries that are old, and the oldest ones beyond KEPT_BYTES in all."""
+    """Remove entries older than KEPT_DAYS, and the oldest ones beyond a total of KEPT_BYTES."""
     entries = sorted(((entry.stat(), entry) for entry in folder.glob(_ENTRIES)), key=lambda pair: -pair[0].st_mtime)
     total = 0
     for facts, entry in entries:

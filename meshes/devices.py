@@ -16,18 +16,18 @@ from gpt_mesh.meshes.placement import PlacementMesh
 from gpt_mesh.meshes.spmd import Program, SpmdMesh
 from gpt_mesh.meshes.variables import VariableStore
 
-OPTIMIZER_PART = "optimizer_part"  # the dimension of optimizer state that is cut as the batch is
+OPTIMIZER_PART = "optimizer_part"  # the dimension of optimizer state that is split like the batch
 
 
 @dataclass(frozen=True)
 class MeshPlan:
-    """A mesh, laid over devices.
+    """A mesh over devices.
 
     Attributes:
         shape: the mesh dimensions and their sizes; empty for one device.
-        rules: which mesh dimension splits a tensor dimension.
-        devices: one name a mesh position, such as "/device:GPU:0".
-        notice: what the user should know of how it came about, or "".
+        rules: the mesh dimension that splits each tensor dimension.
+        devices: the name of the device at each mesh position, such as "/device:GPU:0".
+        notice: a message for the user about how the mesh was chosen, or "".
     """
 
     shape: Mapping[str, int]
@@ -37,7 +37,7 @@ class MeshPlan:
 
     @property
     def master_device(self) -> str:
-        """Where whole variables live: on the device itself when there is one, else on the (chief's) host."""
+        """The device of whole variables: the device itself if there is only one, else the CPU of the (chief's) host."""
         if len(self.devices) == 1:
             return self.devices[0]
         # "" on one host; "/job:worker/replica:0/task:0" of a cluster, whose first devices are the chief's.
@@ -45,27 +45,27 @@ class MeshPlan:
 
     @property
     def spmd(self) -> bool:
-        """Whether each device runs a program of its own: where there are several, all of this host."""
+        """Whether each device runs its own program: several devices, all on this host."""
         return len(self.devices) > 1 and all(name.startswith("/device:") for name in self.devices)
 
     @property
     def compiled(self) -> bool:
-        """Whether XLA compiles: for one device, and for several GPUs of this host. (Not for several CPU devices, as
-        TensorFlow's XLA has no collectives for them.)
+        """Whether XLA compiles: for one device, and for several GPUs of this host. (Not for several CPU devices, for
+        which TensorFlow's XLA has no collectives.)
         """
         return len(self.devices) == 1 or (self.spmd and all("GPU" in name for name in self.devices))
 
     @property
     def splits(self) -> dict[str, int]:
-        """Into how many parts each tensor dimension of the layout is cut."""
+        """The number of parts of each tensor dimension in the layout."""
         return {dimension: self.shape[mesh_dimension] for dimension, mesh_dimension in self.rules.items()}
 
     def implementation(
         self, store: VariableStore, program: Program | None = None, *, unsplit: Collection[str] = ()
     ) -> PlacementMesh | SpmdMesh:
-        """The mesh to lower graphs on, leaving the tensor dimensions named in `unsplit` whole.
+        """The mesh to lower graphs on. The tensor dimensions named in `unsplit` stay whole.
 
-        `program`: what the devices run, where each runs its own part of the graph.
+        `program`: for `spmd`, the program that each device runs.
         """
         shape = mtf.Shape([mtf.Dimension(name, size) for name, size in self.shape.items()])
         layout = mtf.LayoutRules(layout_rules(self.rules, unsplit))
@@ -76,7 +76,7 @@ class MeshPlan:
 
 
 def have_tensor_cores(devices: Sequence[str]) -> bool:
-    """Whether all are NVIDIA GPUs whose tensor cores take bfloat16 (Ampere, 8.0, and later)."""
+    """Whether all are NVIDIA GPUs whose tensor cores support bfloat16 (compute capability 8.0 and later)."""
     gpus = tf.config.list_physical_devices("GPU")
     if not compat.XLA_HAS_CUDNN_ATTENTION or not gpus or not all("GPU" in name for name in devices):
         return False
@@ -85,7 +85,7 @@ def have_tensor_cores(devices: Sequence[str]) -> bool:
 
 
 def layout_rules(rules: Mapping[str, str], unsplit: Collection[str] = ()) -> list[tuple[str, str]]:
-    """What a mesh is told to split: the config's layout, less `unsplit`, and parts of optimizer state as the batch."""
+    """The layout rules of a mesh: the config's, without `unsplit`, plus optimizer state split like the batch."""
     found = [rule for rule in rules.items() if rule[0] not in unsplit]
     return [*found, (OPTIMIZER_PART, rules["batch"])] if "batch" in rules else found
 
@@ -96,12 +96,12 @@ def visible_devices() -> list[str]:
 
 
 def choose_devices(requested: Sequence[str] | None) -> list[str]:
-    """Full names ("/device:GPU:0") of the requested devices; of every GPU, else of the CPU, when none are requested.
+    """Full names ("/device:GPU:0") of the requested devices; by default of every GPU, else of the CPU.
 
-    A CPU can stand for several: asking for "device:CPU:0 device:CPU:1" splits it into two virtual devices.
+    A CPU can act as several devices: requesting "device:CPU:0 device:CPU:1" splits it into two virtual devices.
 
     Raises:
-        InputError: a device is malformed, absent or named twice.
+        InputError: a device name is malformed, unknown or repeated.
     """
     if not requested:
         visible = visible_devices()
@@ -116,11 +116,11 @@ def choose_devices(requested: Sequence[str] | None) -> list[str]:
 
 
 def split_cpu_for(requested: Sequence[str]) -> list[str]:
-    """Names ("device:CPU:1") of the requested devices. Where several of them are the CPU, it is split, which TensorFlow
-    allows only before it has computed anything.
+    """Names ("device:CPU:1") of the requested devices. If several are the CPU, it is split, which TensorFlow only
+    allows before it has computed anything.
 
     Raises:
-        InputError: a device is malformed or named twice.
+        InputError: a device name is malformed or repeated.
     """
     names = [parse_device(text) for text in requested]
     if len(set(names)) < len(names):
@@ -130,10 +130,10 @@ def split_cpu_for(requested: Sequence[str]) -> list[str]:
 
 
 def parse_device(text: str) -> str:
-    """The name "device:GPU:0" of what a flag calls a device.
+    """Normalise a device name given in a flag to the form "device:GPU:0".
 
     Raises:
-        InputError: it is no name of one.
+        InputError: it is not a device name.
     """
     match = re.fullmatch(r"/?(?:device:)?(CPU|GPU):(\d+)", text, re.IGNORECASE)
     if match is None:
@@ -146,7 +146,7 @@ def _short(name: str) -> str:
 
 
 def _split_cpu(count: int) -> None:
-    """Make the CPU `count` virtual devices, if TensorFlow has not started yet and it is fewer."""
+    """Split the CPU into at least `count` virtual devices, if TensorFlow has not started yet."""
     cpu = tf.config.list_physical_devices("CPU")[0]
     configured = tf.config.get_logical_device_configuration(cpu)
     if count <= len(configured or [None]):
@@ -154,4 +154,4 @@ def _split_cpu(count: int) -> None:
     try:
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
     except RuntimeError:
-        return  # already started with fewer: the caller finds the device missing and says so
+        return  # already started with fewer devices: the caller reports the missing one

@@ -1,4 +1,4 @@
-"""The mesh and layout nearest to those of a config: for another number of devices, or where a layout cannot work."""
+"""The mesh and layout nearest to a config's: for another number of devices, or if the layout does not work."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ from collections.abc import Iterator
 
 from gpt_mesh.meshes.limits import ACTIVATION_DIMENSIONS, Limits, Rules, Sizes, shapes_of
 
-# Beyond so many changes it is another layout, not a corrected one.
-MOST_CHANGES = 3
-MOST_MESHES = 200
-# What a mesh dimension that would split nothing is offered, in this order.
-OFFERED = ("batch", "heads", "embd", "vocab", "intermediate_expanded", "experts", "expert_hidden", "memory_length")
+# With more changes it would be another layout rather than a corrected one.
+MAX_CHANGES = 3
+MAX_MESHES = 200
+# Tensor dimensions to try for a mesh dimension that would split nothing, in this order.
+FALLBACK_DIMENSIONS = (
+    "batch", "heads", "embd", "vocab", "intermediate_expanded", "experts", "expert_hidden", "memory_length",
+)  # fmt: skip
 
 
 def fit_sizes(limits: Limits, sizes: Sizes, rules: Rules, devices: int) -> dict[str, int] | None:
-    """The same mesh dimensions over another number of devices, the layout left as it is.
+    """The same mesh dimensions resized to another number of devices, with the same layout.
 
-    Mesh dimensions that split weights keep their size as far as the number of devices allows: how much of the model a
-    device holds stays as the config wants it. Those that split the batch (or positions) take what is left: x:64,y:4
-    with batch:x, heads:y becomes x:2,y:4 on 8 devices and x:1,y:2 on 2. Of meshes equally far, in ratios of sizes, the
-    one that splits the weights more.
+    Mesh dimensions that split weights keep their size as far as possible, so that each device holds the part of the
+    model that the config intends. Those that split the batch (or positions) take the rest: x:64,y:4 with batch:x,
+    heads:y becomes x:2,y:4 on 8 devices and x:1,y:2 on 2. The distance of meshes is measured in ratios of sizes; of
+    equally near ones, the one that splits weights more is chosen.
 
     Returns:
-        Sizes whose product is `devices`, or None where the layout allows none.
+        Sizes whose product is `devices`, or None if the layout allows no such mesh.
     """
     cutting = {mesh_dim for name, mesh_dim in rules.items() if name not in ACTIVATION_DIMENSIONS}
 
@@ -40,14 +42,14 @@ def fit_sizes(limits: Limits, sizes: Sizes, rules: Rules, devices: int) -> dict[
 
 
 def nearest(limits: Limits, sizes: Sizes, rules: Rules, devices: int) -> tuple[dict[str, int], dict[str, str]]:
-    """The mesh and layout with the fewest changes that work on so many devices, or, where none does, on fewer.
+    """The mesh and layout with the fewest changes that work on this number of devices or, if none does, on fewer.
 
-    A change is a rule left out, moved to another mesh dimension, or added. Among equals, the one whose mesh is nearest.
+    A change removes a rule, moves it to another mesh dimension, or adds one. Ties are broken by the nearest mesh.
     """
     names = tuple(sizes) or ("all",)
     for count in range(devices, 1, -1):
-        shapes = sorted(shapes_of(count, names), key=lambda shape: _resized(sizes, shape))[:MOST_MESHES]
-        for changes in range(MOST_CHANGES + 1):
+        shapes = sorted(shapes_of(count, names), key=lambda shape: _resized(sizes, shape))[:MAX_MESHES]
+        for changes in range(MAX_CHANGES + 1):
             found = [
                 (_resized(sizes, shape), lost, shape, changed)
                 for lost, changed in _changed(limits, rules, names, changes)
@@ -61,23 +63,23 @@ def nearest(limits: Limits, sizes: Sizes, rules: Rules, devices: int) -> tuple[d
 
 
 def _all_split(sizes: Sizes, rules: Rules, changed: Rules) -> bool:
-    """Whether every rule that was changed splits something now."""
+    """Whether every changed rule splits something."""
     return all(sizes[mesh_dim] > 1 for name, mesh_dim in changed.items() if rules.get(name) != mesh_dim)
 
 
 def _resized(old: Sizes, new: Sizes) -> float:
-    """How far a mesh is from another, in ratios of sizes."""
+    """Distance of two meshes, in ratios of sizes."""
     return round(sum(abs(math.log(size / old.get(name, 1))) for name, size in new.items()), 9)
 
 
 def _changed(
     limits: Limits, rules: Rules, names: tuple[str, ...], changes: int
 ) -> Iterator[tuple[tuple[int, ...], dict[str, str]]]:
-    """Layouts that differ from `rules` in so many dimensions, each with what orders equals: how many rules are lost,
-    then which are changed: the last ones first, and then those offered first.
+    """Layouts that differ from `rules` in this number of dimensions, each with a key for breaking ties: the number of
+    removed rules, then the changed ones, where later rules and earlier fallbacks are preferred.
     """
     kept = {name: mesh_dim for name, mesh_dim in rules.items() if name in limits.splittable}
-    candidates = [*kept, *(name for name in OFFERED if name in limits.splittable and name not in kept)]
+    candidates = [*kept, *(name for name in FALLBACK_DIMENSIONS if name in limits.splittable and name not in kept)]
     for chosen in itertools.combinations(range(len(candidates)), changes):
         options = [(None, *names) if candidates[i] in kept else names for i in chosen]
         for places in itertools.product(*options):

@@ -1,4 +1,4 @@
-"""Checks a mesh and a layout against a model and its devices, before any graph is built."""
+"""Checks a mesh and a layout against a model and the devices, before any graph is built."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ def plan_mesh(
 
     Args:
         config: its `mesh_shape` and `layout`.
-        limits: what the model allows a layout (`planning.graph.limits_of`).
+        limits: what the model allows a layout to split (`planning.graph.limits_of`).
         devices: full device names.
-        fit: use what fits the devices when the config asks for another number of them, instead of refusing
-            (`fitting.fit_sizes` has the rule).
-        chosen: whether the user named the devices; otherwise a config without a mesh takes the first of them.
-        training: all the devices have to be of use, or it is refused; otherwise as many are used as fit.
+        fit: if the config is for another number of devices, resize its mesh (see `fitting.fit_sizes`) instead of
+            raising an error.
+        chosen: whether the user named the devices; otherwise a config without a mesh uses the first of them.
+        training: all devices must be used; otherwise as many are used as fit.
 
     Raises:
-        InputError: sizes that do not divide, two dimensions of a tensor on one mesh dimension, a mesh dimension that
-            splits nothing, a mesh that is not of the devices' number. The message has the nearest layout that works.
+        InputError: a size does not divide, two dimensions of a tensor are split along one mesh dimension, a mesh
+            dimension splits nothing, or the mesh is for another number of devices. The message has the nearest
+            layout that works.
     """
     mesh, count = config.mesh, len(devices)
     if mesh.size == count:
@@ -51,7 +52,7 @@ def plan_mesh(
 def check_layout(config: Config, limits: Limits) -> None:
     """
     Raises:
-        InputError: the config's layout cannot work on a mesh of its `mesh_shape`.
+        InputError: the config's layout does not work on its mesh.
     """
     mesh = config.mesh
     problem = limits.problem(mesh.shape, mesh.rules)
@@ -80,7 +81,7 @@ def _plan(
 
 
 def _evaluation_notice(config: Config, parts: int) -> str:
-    """What becomes of evaluation batches that replicas cannot share, or ""."""
+    """A notice for evaluation batches that cannot be divided between replicas, or ""."""
     batch = config.training.eval_batch_size
     if not config.training.eval_steps or batch % parts == 0:
         return ""
@@ -92,7 +93,7 @@ def _evaluation_notice(config: Config, parts: int) -> str:
 
 
 def _unused_rules(config: Config, limits: Limits) -> str:
-    """A notice of rules for dimensions that the model does not have, or ""."""
+    """A notice for rules about dimensions that the model does not have, or ""."""
     unused = [name for name in config.mesh.rules if name not in limits.splittable]
     return f'{config.source}: "layout": the model has no {" or ".join(unused)}; such rules do nothing' if unused else ""
 
@@ -105,8 +106,8 @@ def _first_device(config: Config, limits: Limits, devices: Sequence[str]) -> Mes
 
 
 def _fitted(config: Config, limits: Limits, devices: Sequence[str], training: bool) -> MeshPlan:
-    """The config's mesh over these devices, or, where the layout does not allow that and it is not for training, over
-    as many of them as it does.
+    """The config's mesh fitted to these devices or, if the layout does not allow that and it is not for training, to as
+    many of them as possible.
     """
     mesh, count = config.mesh, len(devices)
     sizes, rules = (mesh.shape, mesh.rules) if mesh.shape else ({"all": 1}, {"batch": "all"})
@@ -130,7 +131,7 @@ def _fitted(config: Config, limits: Limits, devices: Sequence[str], training: bo
 
 
 def _batch_notice(config: Config, sizes: Mapping[str, int], rules: Mapping[str, str]) -> str:
-    """What becomes of the batch, which is never changed, where a replica gets more of it than the config meant."""
+    """A notice if each replica gets more sequences than in the config: the batch size is never changed."""
     if "batch" not in rules:
         return ""
     batch, before = config.training.train_batch_size, config.mesh.shape[rules["batch"]]
@@ -156,7 +157,8 @@ def _refuse_fit(
 
 
 def _refuse_count(config: Config, limits: Limits, devices: Sequence[str]) -> NoReturn:
-    """A mesh of another number of devices: what --fit_mesh would make of it, and the same as a change of the config."""
+    """Raise the error for a mesh of another number of devices. It names what --fit_mesh would do, and the equivalent
+    change of the config."""
     mesh, count = config.mesh, len(devices)
     names = ", ".join(name.lstrip("/") for name in devices)
     given = f"{_count(count)} {'was' if count == 1 else 'were'} given ({names})"

@@ -1,7 +1,6 @@
-"""What a model allows a layout to do, from the shapes of its tensors.
+"""What a model allows a layout to split, from the shapes of its tensors.
 
-mesh-tensorflow enforces these rules one by one, deep in lowering. Here they say beforehand whether a mesh and a layout
-work, and why not.
+mesh-tensorflow enforces these rules one by one during lowering. Here they are checked beforehand, with reasons.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from gpt_mesh.config import TENSOR_DIMENSIONS
 Sizes = Mapping[str, int]
 Rules = Mapping[str, str]
 
-# Splitting these leaves every weight whole on each device.
+# Splitting these keeps every weight whole on each device.
 ACTIVATION_DIMENSIONS = ("batch", "sequence", "memory_length")
 
 
-# What messages call tensors with these dimensions.
+# Names of tensors with these dimensions, for messages.
 TENSORS = {
     ("batch", "sequence"): "token batch",
     ("batch", "sequence", "embd"): "residual stream",
@@ -44,28 +43,27 @@ TENSORS = {
 class Limits:
     """What a model allows a layout to split.
 
-    A layout works where
+    A layout works if
 
-    * every size of a split dimension divides by the size of its mesh dimension;
-    * no tensor has two dimensions on one mesh dimension;
-    * every mesh dimension splits something: otherwise devices along it all do the same.
+    * the size of every split dimension is divisible by the size of its mesh dimension;
+    * no tensor has two dimensions that are split along one mesh dimension;
+    * every mesh dimension splits something: otherwise all devices along it do the same work.
 
-    Mesh dimensions of size 1 split nothing and are left out of account. So are rules for dimensions that the model does
-    not have.
+    Mesh dimensions of size 1, and rules for dimensions that the model does not have, are ignored.
     """
 
     def __init__(self, shapes: Callable[..., Sequence[mtf.Shape]]) -> None:
-        """`shapes`: of the names of no, one or two dimensions, gives the shapes of the model's tensors under a layout
-        that splits those along one mesh dimension. (A model may hold other tensors then: a mixture of experts keeps
-        `batch` and `experts` apart.)
+        """`shapes`: a function that takes the names of up to two dimensions, and returns the shapes of the model's tensors
+        under a layout that splits these along one mesh dimension. (They may depend on the layout: a mixture of experts
+        keeps `batch` and `experts` apart.)
         """
         self._shapes = shapes
         self._shared: dict[frozenset[str], mtf.Shape | None] = {}
 
     @cached_property
     def splittable(self) -> dict[str, int]:
-        """The dimensions that the model has and a layout may name, in their usual order, and the greatest number of
-        parts of each: the common divisor of its sizes.
+        """The dimensions of the model that a layout may split, in their usual order, with the maximum number of parts
+        of each: the greatest common divisor of its sizes.
         """
         sizes: dict[str, int] = {}
         for dim in {dim for shape in self._shapes() for dim in shape.dims}:
@@ -73,7 +71,8 @@ class Limits:
         return {name: sizes[name] for name in TENSOR_DIMENSIONS if name in sizes}
 
     def shared(self, one: str, other: str) -> mtf.Shape | None:
-        """A tensor that has both of two dimensions, where a layout splits both along one mesh dimension."""
+        """The shape of a tensor that has both dimensions under a layout that splits both along one mesh dimension; None
+        if there is no such tensor."""
         pair = frozenset((one, other))
         if pair not in self._shared:
             names = [name for name in TENSOR_DIMENSIONS if name in pair]
@@ -84,7 +83,7 @@ class Limits:
         return self._shared[pair]
 
     def effective(self, sizes: Sizes, rules: Rules) -> dict[str, str]:
-        """The rules that split something. (mesh-tensorflow counts a mesh dimension of size 1 as a split.)"""
+        """The rules that split something. (For mesh-tensorflow, a mesh dimension of size 1 counts as a split.)"""
         return {name: mesh_dim for name, mesh_dim in rules.items() if name in self.splittable and sizes[mesh_dim] > 1}
 
     def allow(self, sizes: Sizes, rules: Rules) -> bool:
@@ -97,7 +96,7 @@ class Limits:
         return all(size == 1 or mesh_dim in split.values() for mesh_dim, size in sizes.items())
 
     def problem(self, sizes: Sizes, rules: Rules) -> tuple[str, str] | None:
-        """The key at fault, "layout" or "mesh_shape", and what is wrong with it; None where `allow` says yes."""
+        """The key that is wrong, "layout" or "mesh_shape", and the reason; None if `allow` is true."""
         split = self.effective(sizes, rules)
         for name, mesh_dim in split.items():
             for size in self._sizes(name):
@@ -124,12 +123,12 @@ class Limits:
         return None
 
     def _sizes(self, name: str) -> list[int]:
-        """The sizes of the dimensions of that name, smallest first."""
+        """The sizes of dimensions of this name, in ascending order."""
         return sorted({dim.size for shape in self._shapes() for dim in shape.dims if dim.name == name})
 
 
 def _key_of(dim: mtf.Dimension) -> str:
-    """A dimension with its size, and the config key that sets it where that has another name."""
+    """A dimension with its size, and the config key that sets it if its name differs."""
     keys = {
         "batch": "train_batch_size",
         "sequence": "n_ctx",
@@ -142,8 +141,8 @@ def _key_of(dim: mtf.Dimension) -> str:
 
 
 def shapes_of(devices: int, names: tuple[str, ...]) -> Iterator[dict[str, int]]:
-    """Every way to lay so many devices out along mesh dimensions of these names; of more than four, along the first
-    four.
+    """Every way to arrange this number of devices along these mesh dimensions, of which only the first four may be
+    larger than 1.
     """
     if len(names) > 4:
         yield from ({**shape, **dict.fromkeys(names[4:], 1)} for shape in shapes_of(devices, names[:4]))

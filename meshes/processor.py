@@ -1,4 +1,4 @@
-"""What this host's processor offers a run: how many cores, and whether bfloat16 is fast."""
+"""Properties of this host's processor: the number of available cores, and whether bfloat16 is fast."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path("/")
-LEAST_WIDTH = 256  # of a model whose bfloat16 products outweigh what is not compiled: docs/speed.md
+MIN_BFLOAT16_WIDTH = 256  # n_embd from which on faster bfloat16 matmuls outweigh the uncompiled parts: docs/speed.md
 
 
 def bfloat16_wins(width: int, root: Path = ROOT) -> bool | None:
-    """Whether a model of that `n_embd` trains faster in bfloat16 than in float32 here; None where it is not known.
+    """Whether a model of this `n_embd` trains faster in bfloat16 than in float32; None if unknown.
 
-    It takes AMX, of which oneDNN, TensorFlow's library, makes use in what XLA does not compile: XLA widens bfloat16
-    before it multiplies. With AVX512_BF16 alone float32 is faster.
+    That requires AMX, which TensorFlow's oneDNN uses in programs that XLA does not compile: XLA converts bfloat16 to
+    float32 before it multiplies. With AVX512_BF16 alone, float32 is faster.
     """
     features = _features(root)
     if not features:
         return None
-    return "amx_bf16" in features and width >= LEAST_WIDTH
+    return "amx_bf16" in features and width >= MIN_BFLOAT16_WIDTH
 
 
 def _features(root: Path) -> set[str]:
-    """The processor's, as Linux names those of x86; empty on others."""
+    """The processor's features, as Linux names them on x86; empty on other systems."""
     with suppress(OSError):
         for line in (root / "proc/cpuinfo").read_text().splitlines():
             if line.startswith("flags"):
@@ -34,10 +34,10 @@ def _features(root: Path) -> set[str]:
 
 
 def limit_threads(environment: MutableMapping[str, str], root: Path = ROOT) -> None:
-    """Let TensorFlow, which is not yet imported, have no more threads than this process is given processors' time.
+    """Limit TensorFlow's threads to the CPU time that this process gets. TensorFlow must not be imported yet.
 
-    TensorFlow counts the cores that it may run on. A container's share of them (`docker run --cpus`) it does not see,
-    and the threads beyond it are stopped in the middle of the others' work.
+    TensorFlow counts the cores that it may run on, but ignores a container's CPU quota (`docker run --cpus`). Threads
+    beyond the quota would be throttled while others wait for them.
     """
     share = _share(root)
     if share is not None and share < _cores():
@@ -45,18 +45,18 @@ def limit_threads(environment: MutableMapping[str, str], root: Path = ROOT) -> N
 
 
 def _cores() -> int:
-    """That this process may run on."""
+    """The number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _share(root: Path) -> int | None:
-    """Processors that the process's control groups give it time of, rounded up; None: no limit."""
+    """The CPU quota of the process's control groups, in cores rounded up; None if there is no limit."""
     limits = [limit for group in _groups(root) if (limit := _limit(group)) is not None]
     return max(1, math.ceil(min(limits))) if limits else None
 
 
 def _groups(root: Path) -> list[Path]:
-    """The folders of the process's control groups and of those above them (version 1 and 2)."""
+    """The folders of the process's control groups and of their parents (versions 1 and 2)."""
     found = []
     with suppress(OSError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
@@ -70,12 +70,12 @@ def _groups(root: Path) -> list[Path]:
 
 
 def _limit(group: Path) -> float | None:
-    """Processors that a control group gives time of; None: no limit, or no such folder (in a container, one's own group
-    is at the top, whatever its name).
+    """The CPU quota of a control group, in cores; None if there is no limit or no such folder (in a container, its own
+    group is the top folder, whatever its name).
     """
     with suppress(OSError, ValueError, ZeroDivisionError):
         quota, period = (group / "cpu.max").read_text().split()
-        return int(quota) / int(period)  # "max" is no number
+        return int(quota) / int(period)  # "max" is not a number
     with suppress(OSError, ValueError, ZeroDivisionError):
         limit = int((group / "cpu.cfs_quota_us").read_text()) / int((group / "cpu.cfs_period_us").read_text())
         return limit if limit > 0 else None

@@ -1,8 +1,7 @@
-"""One program, run on every device of a mesh at once, each on its own slices (SPMD).
+"""SPMD: one program that all devices of a mesh run in parallel, each on its own slices.
 
-The mesh graph is lowered a single time, for a device that learns its position in the mesh as an argument; the graph
-does not grow with the number of devices. On GPUs each device's program is compiled by XLA as a whole, collectives
-included.
+The mesh graph is lowered only once, for a device that gets its position in the mesh as an argument, so the graph does
+not grow with the number of devices. On GPUs XLA compiles each device's program as a whole, including collectives.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from gpt_mesh.meshes.variables import VariableStore, regions
 
 
 class Program:
-    """The devices, variables and collectives of one run; while a graph is traced, also the position of its device."""
+    """The devices, variables and collectives of a run and, while a graph is traced, the position of its device."""
 
     def __init__(self, devices: Sequence[str], store: VariableStore, collectives: Collectives, compiled: bool) -> None:
         self.devices, self.store, self.collectives, self.compiled = list(devices), store, collectives, compiled
@@ -29,16 +28,16 @@ class Program:
 
     @property
     def position(self) -> tf.Tensor:
-        """int32 scalar: where in the mesh the device stands that runs this."""
-        assert self._position is not None, "only while a program is traced"
+        """int32 scalar: the position in the mesh of the device that runs the program."""
+        assert self._position is not None, "only available while a program is traced"
         return self._position
 
-    def function(self, build: Callable[..., Any], form: Sequence[tf.TensorSpec]) -> _Together:
-        """`build`, traced once for arguments of this form, as a function that runs on every device at once.
+    def function(self, build: Callable[..., Any], specs: Sequence[tf.TensorSpec]) -> _Parallel:
+        """Trace `build` once for these specs; returns a function that runs it on all devices in parallel.
 
-        Each device gets the arguments as they are; the result is the first device's.
+        Every device gets the same arguments; the result is the first device's.
         """
-        inner = self._trace(build, form)
+        inner = self._trace(build, specs)
 
         def everywhere(*args: tf.Tensor) -> Any:
             results = []
@@ -48,10 +47,11 @@ class Program:
                     results.append(compat.call_function(inner, [tf.constant(position), *args], captured))
             return results
 
-        # Not a tf.function, which would let the devices' programs run one after another: each waits for the others.
-        return _Together(tf.compat.v1.wrap_function(everywhere, list(form)))
+        # Not a tf.function, whose control dependencies would run the devices' programs one after another; they wait for
+        # each other.
+        return _Parallel(tf.compat.v1.wrap_function(everywhere, list(specs)))
 
-    def _trace(self, build: Callable[..., Any], form: Sequence[tf.TensorSpec]) -> Any:
+    def _trace(self, build: Callable[..., Any], specs: Sequence[tf.TensorSpec]) -> Any:
         def program(position: tf.Tensor, *args: tf.Tensor) -> Any:
             self._position = position
             try:
@@ -60,20 +60,20 @@ class Program:
             finally:
                 self._position = None
 
-        with tf.device(None):  # the operations go where the program is sent
-            # Not inlined into the function for all devices, where each device's loops would get names of their own, and
-            # collectives inside them would not find each other.
+        with tf.device(None):  # the caller chooses the device
+            # Not inlined into the function for all devices: inlining would give each device's loops different names,
+            # and collectives inside them would not match.
             function = tf.function(
                 program,
                 autograph=False,
                 jit_compile=self.compiled or None,
                 experimental_attributes={"_noinline": True},
             )
-            return function.get_concrete_function(tf.TensorSpec([], tf.int32), *form)
+            return function.get_concrete_function(tf.TensorSpec([], tf.int32), *specs)
 
 
-class _Together:
-    """Every device's program as one call, which gives what the first device's does."""
+class _Parallel:
+    """A call of all devices' programs; returns the result of the first."""
 
     def __init__(self, programs: Any) -> None:
         self._programs, self.graph = programs, programs.graph
@@ -83,9 +83,9 @@ class _Together:
 
 
 class LocalVariable:
-    """The variable of the device that runs the program; each device has its own of that name.
+    """The variable of the device that runs the program; each device has its own variable of this name.
 
-    A `tf.Variable` reads and assigns on the device where it is, which while tracing is the first one.
+    A `tf.Variable` would be read and assigned on its own device, which during tracing is the first one.
     """
 
     def __init__(self, variable: tf.Variable) -> None:
@@ -93,11 +93,11 @@ class LocalVariable:
         self._shape = variable.shape
 
     def read_value(self) -> tf.Tensor:
-        """Its value."""
+        """The variable's value."""
         return tf.ensure_shape(tf.raw_ops.ReadVariableOp(resource=self._handle, dtype=self.dtype), self._shape)
 
     def assign(self, value: tf.Tensor, name: str | None = None) -> tf.Operation:
-        """Give it another value."""
+        """Assign a value."""
         del name
         return tf.raw_ops.AssignVariableOp(resource=self._handle, value=tf.cast(value, self.dtype))
 
@@ -108,7 +108,7 @@ class SpmdMesh(Capabilities, mtf.MeshImpl):
     def __init__(self, shape: mtf.Shape, layout: mtf.LayoutRules, program: Program) -> None:
         super().__init__(shape, layout)
         self.program = program
-        self.wants_buckets = not program.compiled  # XLA joins sums of gradients by itself
+        self.wants_buckets = not program.compiled  # XLA combines all-reduces itself
 
     class LaidOutTensor:
         """A tensor's slice on the device that runs the program."""
@@ -122,7 +122,7 @@ class SpmdMesh(Capabilities, mtf.MeshImpl):
 
         @property
         def tensor_list(self) -> list[tf.Tensor]:
-            """The one slice, in the form in which mesh-tensorflow asks for all of them."""
+            """The one slice, as the list of slices that mesh-tensorflow expects."""
             return [self.one_slice]
 
         all_slices = tensor_list
@@ -162,46 +162,46 @@ class SpmdMesh(Capabilities, mtf.MeshImpl):
         return self.LaidOutTensor([self.program.position])
 
     def slicewise(self, fn: Callable[..., Any], *inputs: Any) -> Any:
-        """`fn` of this device's slices. What is not a tensor of the mesh (a number, a shape) is passed on as it is."""
+        """Call `fn` on this device's slices. Other arguments (numbers, shapes) are passed unchanged."""
         results = fn(*[self._slice_of(x) for x in inputs])
         if not isinstance(results, tuple):
             return self.LaidOutTensor([results])
         return tuple(self.LaidOutTensor([x]) for x in results)
 
     def _slice_of(self, x: Any) -> Any:
-        """This device's slice of a tensor of the mesh, complete: a pending sum over devices is done first."""
+        """This device's slice of a mesh tensor, after a pending all-reduce."""
         if isinstance(x, mtf.LazyAllreduceSum):
             x = x.to_laid_out_tensor()
         return x.one_slice if isinstance(x, self.LaidOutTensor) else x
 
     def _groups(self, mesh_axes: Sequence[int]) -> list[list[int]]:
-        """The positions that differ along these mesh axes only, group by group."""
+        """Groups of positions that differ only along these mesh axes."""
         groups: dict[int, list[int]] = {}
         for position in range(self.size):
             groups.setdefault(mtf.pnum_to_group(self.shape, mesh_axes, position), []).append(position)
         return list(groups.values())
 
     def allreduce(self, x: Any, mesh_axes: Sequence[int], reduction_fn_string: str) -> Any:
-        """Sum, or "MAX" or "MIN", over groups of devices."""
+        """All-reduce ("SUM", "MAX" or "MIN") over groups of devices."""
         t = x.to_laid_out_tensor().one_slice
         groups, position = self._groups(mesh_axes), self.program.position
         return self.LaidOutTensor([self.program.collectives.all_reduce(t, position, groups, reduction_fn_string)])
 
     def allconcat(self, x: Any, mesh_axis: int, concat_axis: int, stack: bool = False) -> Any:
-        """The slices of a group, joined along a tensor axis (a new one with `stack`)."""
+        """The slices of a group, concatenated along a tensor axis, or with `stack` along a new one."""
         t = x.to_laid_out_tensor().one_slice
         rows = self.program.collectives.all_gather(t, self.program.position, self._groups([mesh_axis]))
         return self.LaidOutTensor([_move_first(rows, concat_axis) if stack else _join(rows, concat_axis)])
 
     def alltoall(self, x: Any, mesh_axis: int, split_axis: int, concat_axis: int) -> Any:
-        """Split along one tensor axis, exchange the parts within a group, join them along another."""
+        """Split along one tensor axis, exchange the parts within a group, and concatenate them along another."""
         t = x.to_laid_out_tensor().one_slice
         parts = tf.stack(tf.split(t, self.shape[mesh_axis].size, axis=split_axis))
         rows = self.program.collectives.all_to_all(parts, self.program.position, self._groups([mesh_axis]))
         return self.LaidOutTensor([_join(rows, concat_axis)])
 
     def receive(self, x: Any, mesh_axis: int, source_pcoord: Sequence[int | None]) -> Any:
-        """From the device at `source_pcoord[own coordinate]` along a mesh axis; zeros where that is None."""
+        """Receive from the device at `source_pcoord[own coordinate]` along a mesh axis; zeros where that is None."""
         sources: list[int | None] = []
         for position in range(self.size):
             coordinates = mtf.pnum_to_processor_coordinates(self.shape, position)
@@ -227,10 +227,10 @@ class SpmdMesh(Capabilities, mtf.MeshImpl):
         return laid_out.one_slice
 
     def random(self, shape: mtf.Shape, tf_fn: Any, kwargs: Any) -> Any:
-        raise NotImplementedError("draws are functions of the seed here: models/dropout.py")
+        raise NotImplementedError("random numbers are functions of a seed: models/dropout.py")
 
     def einsum(self, equation: str, *slices: tf.Tensor) -> tf.Tensor:
-        """mesh-tensorflow lets a mesh choose its own product."""
+        """`tf.einsum` of this device's slices."""
         return tf.einsum(equation, *slices)
 
 
@@ -241,7 +241,7 @@ def _move_first(rows: tf.Tensor, axis: int) -> tf.Tensor:
 
 
 def _join(rows: tf.Tensor, axis: int) -> tf.Tensor:
-    """rows[0], rows[1], … side by side along `axis` (of a row)."""
+    """rows[0], rows[1], … concatenated along `axis` of a row."""
     shape = rows.shape.as_list()
     joined = shape[1:]
     joined[axis] *= shape[0]

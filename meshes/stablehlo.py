@@ -1,6 +1,6 @@
-"""Programs in StableHLO text (https://openxla.org/stablehlo/spec), for what TensorFlow has no operation for.
+"""Builds StableHLO modules (https://openxla.org/stablehlo/spec), for operations that TensorFlow lacks.
 
-XLA runs them inside a function that it compiles. A `Module` is built one operation at a time:
+They run inside XLA-compiled functions. A `Module` is built one operation at a time:
 
     module = Module([x, y])
     (product,) = module.custom_call("target", module.arguments, [tf.TensorSpec([2, 3], tf.float32)], attributes)
@@ -27,17 +27,17 @@ _ALIAS = "#stablehlo.output_operand_alias<output_tuple_indices = [{}], operand_i
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor inside a module: its name, its shape and type."""
+    """A tensor in a module: its name, shape and type."""
 
     name: str
     spec: tf.TensorSpec
 
 
 class Module:
-    """A module whose `main` takes some tensors."""
+    """A module whose `main` takes these tensors as arguments."""
 
     def __init__(self, operands: Sequence[tf.Tensor]) -> None:
-        """`operands`: of known shapes."""
+        """`operands`: tensors with static shapes."""
         self._operands, self._count = list(operands), 0
         self._lines: list[str] = []
         specs = [tf.TensorSpec(x.shape, x.dtype) for x in operands]
@@ -46,7 +46,7 @@ class Module:
     def custom_call(
         self, target: str, values: Sequence[Value], results: Sequence[tf.TensorSpec], attributes: Mapping[str, str]
     ) -> list[Value]:
-        """The results of a call of XLA's target of that name; `attributes` as StableHLO text, by name."""
+        """Call a custom-call target of XLA; `attributes`: StableHLO text by name."""
         text = ", ".join(f"{name} = {value}" for name, value in attributes.items())
         given, found = (", ".join(map(_type, specs)) for specs in ([x.spec for x in values], results))
         operation = f"stablehlo.custom_call @{target}({_names(values)}) {{{text}}}"
@@ -58,7 +58,7 @@ class Module:
         return self._simple(f"stablehlo.transpose {value.name}, dims = {list(order)}", value, result)
 
     def all_reduce(self, value: Value, reduction: str, groups: Sequence[Sequence[int]]) -> Value:
-        """Over the replicas of each group; `reduction`: a StableHLO operation of two numbers, such as "add"."""
+        """All-reduce over the replicas of each group; `reduction`: a binary StableHLO operation, such as "add"."""
         scalar = _type(tf.TensorSpec([], value.spec.dtype))
         body = (
             f"({{ ^bb0(%p: {scalar}, %q: {scalar}): %s = stablehlo.{reduction} %p, %q : {scalar} "
@@ -67,14 +67,14 @@ class Module:
         return self._simple(f'"stablehlo.all_reduce"({value.name}) {body} {{{_groups(groups)}}}', value, value.spec)
 
     def all_gather(self, value: Value, groups: Sequence[Sequence[int]]) -> Value:
-        """The values of each group's replicas, one after the other along the first dimension."""
+        """The values of each group's replicas, concatenated along the first dimension."""
         first, *rest = value.spec.shape
         result = tf.TensorSpec([first * len(groups[0]), *rest], value.spec.dtype)
         attributes = f"all_gather_dim = 0 : i64, {_groups(groups)}"
         return self._simple(f'"stablehlo.all_gather"({value.name}) {{{attributes}}}', value, result)
 
     def run(self, values: Sequence[Value], platform: str = "CUDA") -> list[tf.Tensor]:
-        """The tensors that `main` returns. `platform`: of the device, "CUDA" or "CPU"."""
+        """Run the module; returns these values as tensors. `platform`: "CUDA" or "CPU"."""
         given = ", ".join(f"{x.name}: {_type(x.spec)}" for x in self.arguments)
         returned = ", ".join(_type(x.spec) for x in values)
         body = "\n    ".join([*self._lines, f"return {_names(values)} : {returned}"])
@@ -82,7 +82,7 @@ class Module:
         return compat.xla_call_module(text, self._operands, [x.spec for x in values], platform)
 
     def _simple(self, operation: str, value: Value, result: tf.TensorSpec) -> Value:
-        """The result of an operation of one value."""
+        """Add an operation with one operand and one result."""
         return self._add(f"{operation} : ({_type(value.spec)}) -> {_type(result)}", [result])[0]
 
     def _add(self, operation: str, results: Sequence[tf.TensorSpec]) -> list[Value]:
@@ -94,29 +94,29 @@ class Module:
 
 
 def dictionary(values: Mapping[str, int | float]) -> str:
-    """An attribute that holds numbers by name."""
+    """A dictionary attribute with numbers."""
     return f"{{{', '.join(f'{name} = {_number(value)}' for name, value in values.items())}}}"
 
 
 def string(value: object) -> str:
-    """An attribute that holds JSON."""
+    """A string attribute with JSON."""
     escaped = json.dumps(value).replace('"', '\\"')
     return f'"{escaped}"'
 
 
 def layouts(orders: Sequence[Sequence[int]]) -> str:
-    """An attribute that holds layouts of tensors in memory: for each its dimensions, minor to major."""
+    """An attribute with memory layouts of tensors: the dimensions of each, minor to major."""
     texts = [f"dense<{list(o) if len(o) > 1 else o[0]}> : tensor<{len(o)}xindex>" for o in orders]
     return f"[{', '.join(texts)}]"
 
 
 def aliases(in_place: Mapping[int, int]) -> str:
-    """An attribute that says which results, by number, take the place of which operands."""
+    """An attribute that maps indices of results to the indices of operands whose memory they reuse."""
     return f"[{', '.join(_ALIAS.format(result, operand) for result, operand in in_place.items())}]"
 
 
 def element(dtype: tf.DType) -> str:
-    """The name of a number type."""
+    """The StableHLO name of a type."""
     return _ELEMENTS[dtype]
 
 

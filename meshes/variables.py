@@ -1,8 +1,8 @@
-"""The variables of one run, shared by every graph that is built from it.
+"""The variables of a run, shared by all of its graphs.
 
 Training, evaluation and sampling are separate mesh graphs over the same weights. Each graph asks for its variables by
-name (through `mtf.get_variable`); the store hands out the one variable of that name, so no weight exists twice and
-nothing is copied when a run turns from training to evaluation and back.
+name (through `mtf.get_variable`); the store returns the one variable of that name, so no weight exists twice and
+nothing is copied when a run switches between training and evaluation.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def regions(mesh: Any, shape: Any) -> list[tuple[slice, ...]]:
 
 
 class VariableStore:
-    """Variables by name, created on first use, outside of the graph that asks for them.
+    """Variables by name, created on first use, outside the graph that uses them.
 
-    A mesh of one device reads and updates the whole ("master") variable itself, on that device. On a larger mesh the
-    masters stay on the host and each device has its slice (`add_slices`); `scatter` and `gather` copy between the two.
+    A mesh of one device reads and updates the whole ("master") variable, on that device. With a larger mesh the masters
+    are on the host and each device has its slice (`add_slices`); `scatter` and `gather` copy between the two.
     """
 
     def __init__(self, master_device: str) -> None:
-        """`master_device`: where whole variables live, such as "/device:GPU:0"."""
+        """`master_device`: the device of whole variables, such as "/device:GPU:0"."""
         self._master_device = master_device
         self._masters: dict[str, tf.Variable] = {}
         self._slices: dict[str, list[Slice]] = {}
@@ -69,20 +69,20 @@ class VariableStore:
         return self._masters[name]
 
     def scalar(self, name: str, dtype: tf.DType) -> tf.Variable:
-        """The scalar variable of that name, 0 when new."""
+        """The scalar variable of this name, initialised to 0."""
         if name not in self._masters:
             self._masters[name] = _create(name, lambda: tf.zeros([], dtype), dtype, False, self._master_device)
         return self._masters[name]
 
     def add(self, name: str, value: Any) -> None:
-        """A new variable of that name and value."""
+        """Create a variable with this name and value."""
         value = tf.convert_to_tensor(value)
         self._masters[name] = _create(name, lambda: value, value.dtype, True, self._master_device)
 
     def add_slices(
         self, name: str, regions: list[tuple[slice, ...]], dtype: tf.DType, devices: list[str]
     ) -> list[tf.Variable]:
-        """The slice variables of master `name`, one a device, created and filled on first use."""
+        """The slice variables of master `name`, one for each device, created and filled on first use."""
         if name not in self._slices:
             parts = []
             for i, (region, device) in enumerate(zip(regions, devices, strict=True)):
@@ -92,12 +92,12 @@ class VariableStore:
         return [part.variable for part in self._slices[name]]
 
     def add_copies(self, name: str, devices: list[str]) -> list[tf.Variable]:
-        """Whole copies of master `name`, one a device."""
+        """Full copies of master `name`, one for each device."""
         whole = self._masters[name]
         return self.add_slices(name, [(slice(None),) * whole.shape.rank] * len(devices), whole.dtype, devices)
 
     def counterpart(self, captured: Any, position: int) -> Any:
-        """What a function captured for the first device, for the device at `position`: the slice that lies there."""
+        """The slice at `position` that corresponds to a slice captured for the first device."""
         for parts in self._slices.values():
             if parts[0].variable.handle is captured:
                 return parts[position].variable.handle
@@ -105,18 +105,17 @@ class VariableStore:
 
     def _part(self, name: str, region: tuple[slice, ...], dtype: tf.DType) -> tf.Tensor:
         whole = self._masters[name]
-        with tf.device(whole.device):  # so that the part is what travels, and not the whole
+        with tf.device(whole.device):  # so that only the part is transferred
             return tf.cast(whole.read_value()[region], dtype)
 
     def scatter(self) -> None:
-        """Fill every slice from its master: after restoring."""
+        """Fill all slices from their masters. Called after restoring."""
         for name, parts in self._slices.items():
             for part in parts:
                 part.variable.assign(self._part(name, part.region, part.variable.dtype))
 
     def gather(self) -> None:
-        """Write every slice back into its master: before saving. Of devices that hold the same part, the first is read.
-        """
+        """Copy all slices to their masters. Called before saving. If devices hold the same part, the first is read."""
         for name, parts in self._slices.items():
             whole = self._masters[name]
             value = np.empty(whole.shape.as_list(), whole.dtype.as_numpy_dtype)
@@ -131,12 +130,12 @@ class VariableStore:
 
 
 def _bounds(region: tuple[slice, ...]) -> tuple[tuple[int, int], ...]:
-    """A region as something that can be a key, which slices are only from Python 3.12 on."""
+    """A region as a hashable key; slices are hashable only since Python 3.12."""
     return tuple((part.start, part.stop) for part in region)
 
 
 def _create(name: str, initial_value: Callable[[], Any], dtype: tf.DType, trainable: bool, device: str) -> tf.Variable:
-    # Not lifted: a `tf.function` that has to lift a variable out of its first trace is traced twice.
+    # A `tf.function` that lifts a variable out of its first trace would be traced twice.
     with tf.init_scope(), tf.device(device):
         return tf.Variable(
             initial_value,

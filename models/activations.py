@@ -73,7 +73,7 @@ class Gelu(Elementwise):
     def apply_biased(
         self, ctx: Context, x: mtf.Tensor, bias: mtf.Tensor, name: str, layer_name: str
     ) -> mtf.Tensor:
-        fits = ctx.cpu_products and x.dtype == bias.dtype == tf.float32 and x.shape.dims[-1:] == bias.shape.dims
+        fits = ctx.cpu_kernels and x.dtype == bias.dtype == tf.float32 and x.shape.dims[-1:] == bias.shape.dims
         if not fits or not native.known():
             return super().apply_biased(ctx, x, bias, name, layer_name)
         outputs = [(x.shape, x.dtype)]
@@ -81,7 +81,7 @@ class Gelu(Elementwise):
 
 
 @dataclass(frozen=True)
-class Learned(Activation):
+class LearnedActivation(Activation):
     """An elementwise function with learned scalars.
 
     Attributes:
@@ -277,12 +277,12 @@ ACTIVATIONS: dict[str, Activation] = {
     "softmax": AlongFeatures(tf.nn.softmax, mtf.softmax),
     "logsoftmax": AlongFeatures(tf.nn.log_softmax, mtf.log_softmax),
     **{name: Elementwise(function) for name, function in _ELEMENTWISE.items()},
-    "prelu": Learned({"slope": 0.2}, _prelu),
-    "aria": Learned(
+    "prelu": LearnedActivation({"slope": 0.2}, _prelu),
+    "aria": LearnedActivation(
         {"lower": 0.0, "upper": 1.0, "log_rate": 0.0, "log_nu": 0.0, "log_c": 0.0, "log_q": 0.0},
         _aria,
     ),
-    "parcsinh": Learned({"a": 1.0, "log_b": 0.0}, lambda x, a, log_b: a * tf.asinh(tf.exp(log_b) * x)),
-    "psoftplus": Learned({"a": 1.0, "b": 1.0, "c": 0.0}, lambda x, a, b, c: a * tf.nn.softplus(b * x) + c),
-    "proottanh": Learned({"log_p": math.log(2.0), "log_q": 0.0, "log_r": math.log(3.0)}, _proottanh),
+    "parcsinh": LearnedActivation({"a": 1.0, "log_b": 0.0}, lambda x, a, log_b: a * tf.asinh(tf.exp(log_b) * x)),
+    "psoftplus": LearnedActivation({"a": 1.0, "b": 1.0, "c": 0.0}, lambda x, a, b, c: a * tf.nn.softplus(b * x) + c),
+    "proottanh": LearnedActivation({"log_p": math.log(2.0), "log_q": 0.0, "log_r": math.log(3.0)}, _proottanh),
 }

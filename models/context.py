@@ -35,7 +35,7 @@ class Context:
         fused: whether operations that have a faster form take it.
         tensor_cores: whether this is compiled for GPUs with tensor cores: products of matrices cost little there beside
             reading and writing memory, and XLA calls kernels of cuDNN.
-        cpu_products: whether this is compiled for CPUs, and products of a few rows go to `meshes.products`.
+        cpu_kernels: whether this is compiled for CPUs, and products of a few rows go to `meshes.cpu_matmul`.
     """
 
     mesh: mtf.Mesh
@@ -48,7 +48,7 @@ class Context:
     seed: mtf.Tensor | None = None
     fused: bool = True
     tensor_cores: bool = False
-    cpu_products: bool = False
+    cpu_kernels: bool = False
 
     @property
     def train(self) -> bool:

@@ -49,7 +49,7 @@ class LayerNorm(Norm):
         if not ctx.is_whole(embd):
             return _by_mesh_operations(ctx, x) * gain + bias
         others = [dim for dim in x.shape.dims if dim != embd]
-        if ctx.cpu_products and x.dtype == tf.float32 and x.shape.dims[-1] == embd and native.known():
+        if ctx.cpu_kernels and x.dtype == tf.float32 and x.shape.dims[-1] == embd and native.known():
             return kernel(_by_native, [x, gain, bias], [(x.shape, x.dtype)], others, "layer_norm", _native_gradient)[0]
 
         def normalize(x: tf.Tensor, gain: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:

@@ -61,7 +61,7 @@ class _CrossEntropy(kernels.SliceOperation):
         self.dtype, self.z_loss = ctx.statistics_dtype, z_loss
         self.rows_are_vocab = weight.shape.dims[0] == ctx.dims.vocab
         self.flops = 6.0 * labels.shape.size * weight.shape.size  # logits, and the gradients of both their factors
-        self.by_native = ctx.cpu_products and x.dtype == weight.dtype == tf.float32 and native.known()
+        self.by_native = ctx.cpu_kernels and x.dtype == weight.dtype == tf.float32 and native.known()
         scalar = mtf.Shape([])
         outputs = [(scalar, self.dtype), (scalar, self.dtype), (x.shape, x.dtype), (weight.shape, weight.dtype)]
         self._outputs = [mtf.Tensor(self, shape, dtype, index=i) for i, (shape, dtype) in enumerate(outputs)]
@@ -124,7 +124,7 @@ class _CrossEntropy(kernels.SliceOperation):
         shapes = [[], [], flat.shape, weight.shape, *scratch]
         given = [flat, weight, tf.reshape(tf.cast(labels, tf.int32), [tokens]), tf.reshape(shares, [tokens])]
         results = [tf.TensorSpec(shape, tf.float32) for shape in shapes]
-        how = {"z_loss": float(self.z_loss), "turned": not self.rows_are_vocab}
+        how = {"z_loss": float(self.z_loss), "transposed": not self.rows_are_vocab}
         objective, nll, dx, dweight, *_ = native.call("vocabulary_loss", given, results, how)
         return objective, nll, tf.reshape(dx, x.shape), dweight
 

@@ -13,8 +13,8 @@ from gpt_mesh.models.kernels import kernel
 from gpt_mesh.optimizers.optimizer import fits_native
 
 
-def global_norm(gradients: Sequence[mtf.Tensor], *, cpu_products: bool = False) -> mtf.Tensor:
-    """The Euclidean norm of all gradients together: a scalar, at least float32. `cpu_products`: see `Context`."""
+def global_norm(gradients: Sequence[mtf.Tensor], *, cpu_kernels: bool = False) -> mtf.Tensor:
+    """The Euclidean norm of all gradients together: a scalar, at least float32. `cpu_kernels`: see `Context`."""
     dtype = tf.float64 if gradients[0].dtype == tf.float64 else tf.float32
 
     def squares(g: tf.Tensor) -> tf.Tensor:
@@ -22,7 +22,7 @@ def global_norm(gradients: Sequence[mtf.Tensor], *, cpu_products: bool = False) 
 
     sums = []
     for g in gradients:
-        if cpu_products and fits_native(g):
+        if cpu_kernels and fits_native(g):
             sums += kernel(squares, [g], [(mtf.Shape([]), dtype)], [], "sum_of_squares")
         else:
             sums.append(mtf.reduce_sum(mtf.square(mtf.cast(g, dtype))))

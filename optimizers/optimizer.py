@@ -32,7 +32,7 @@ class Optimizer(abc.ABC):
         lr, scale: float scalars on the mesh; gradients are multiplied by `scale` first.
         step: integer scalar on the mesh: the number of earlier steps.
         split: how slots are split over the replicas.
-        cpu_products: see `Context`.
+        cpu_kernels: see `Context`.
     """
 
     name: ClassVar[str]
@@ -45,10 +45,10 @@ class Optimizer(abc.ABC):
         step: mtf.Tensor,
         split: StateSplit = WHOLE,
         *,
-        cpu_products: bool = False,
+        cpu_kernels: bool = False,
     ) -> None:
         self.config, self.lr, self.scale, self.step = config, lr, scale, step
-        self.split, self.cpu_products = split, cpu_products
+        self.split, self.cpu_kernels = split, cpu_kernels
 
     @staticmethod
     @abc.abstractmethod
@@ -110,7 +110,7 @@ class Optimizer(abc.ABC):
 
         values = [self.split.part(master_value(weight)), self.split.part(gradient), *[slot.value for slot in slots]]
         scalars = [self.lr, self.scale]
-        use_native = self.cpu_products and all(map(fits_native, values)) and all(x.dtype == tf.float32 for x in scalars)
+        use_native = self.cpu_kernels and all(map(fits_native, values)) and all(x.dtype == tf.float32 for x in scalars)
         function = native_values if native_values is not None and use_native else plain
         shape = values[0].shape
         outputs = [(shape, dtype)] * (1 + len(slots))

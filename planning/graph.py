@@ -146,7 +146,7 @@ class Variants:
 
     def __init__(self, config: Config, kind: str) -> None:
         self._config, self._kind = config, kind
-        self._found: list[tuple[_Layout, Description]] = []
+        self._found: list[tuple[_ObservedLayout, Description]] = []
         self._known: dict[tuple[tuple[str, int], ...], Description] = {}
 
     def at(self, split: Mapping[str, int]) -> Description:
@@ -164,7 +164,7 @@ class Variants:
         for layout, description in self._found:
             if layout.answers_as(axes):
                 return description
-        layout = _Layout(axes)
+        layout = _ObservedLayout(axes)
         description = _describe(self._config, layout, self._kind)
         self._found.append((layout, description))
         return description
@@ -175,7 +175,7 @@ def _variants(config: Config, kind: str) -> Variants:
     return Variants(config, kind)
 
 
-class _Layout(Mapping[str, int]):
+class _ObservedLayout(Mapping[str, int]):
     """The mesh axes of split dimensions, which remembers what it was asked."""
 
     def __init__(self, axes: Mapping[str, int]) -> None:
@@ -219,7 +219,7 @@ def _context(config: Config, layout: Mapping[str, int], kind: str) -> Context:
     dims = Dims.of(config.model, config.training.train_batch_size, config.model.n_ctx)
     mesh = mtf.Mesh(mtf.Graph(), "mesh")
     on_cpu = config.training.fused_ops and kind == "CPU"
-    ctx = model_fns.context_on(config, mesh, dims, layout, tensor_cores=kind == "tensor cores", cpu_products=on_cpu)
+    ctx = model_fns.context_on(config, mesh, dims, layout, tensor_cores=kind == "tensor cores", cpu_kernels=on_cpu)
     return dataclasses.replace(ctx, seed=mtf.zeros(mesh, mtf.Shape([]), tf.int32))
 
 

@@ -15,11 +15,11 @@ FORM = r"(?:(?:\[([0-9a-fA-F:.%\w]+)\]|([^\[\]:]*)):)?([0-9]{1,5})"
 
 
 def listen(address: str) -> socket.socket:
-    """A socket that listens at HOST:PORT, [IPv6]:PORT or PORT, so that nobody else can; who connects waits until the
-    server runs.
+    """Open a listening socket at HOST:PORT, [IPv6]:PORT or PORT. It reserves the port; clients that connect early wait
+    until the server runs.
 
     Raises:
-        InputError: no such address, or it is taken.
+        InputError: the address does not exist or is in use.
     """
     match = re.fullmatch(FORM, address)
     if match is None or int(match[3]) > 65535:
@@ -53,7 +53,7 @@ def _bound(unbound: socket.socket, where: Any) -> socket.socket:
 
 
 def url(bound: socket.socket) -> str:
-    """Where a client finds the server."""
+    """The URL at which clients reach the server."""
     host, port = bound.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 

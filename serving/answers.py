@@ -1,4 +1,4 @@
-"""Answers in the form of OpenAI's `/v1/completions`: whole ones, and the parts of a stream."""
+"""Responses in the format of OpenAI's `/v1/completions`: complete, or streamed in parts."""
 
 from __future__ import annotations
 
@@ -16,21 +16,24 @@ from gpt_mesh.serving.token_text import TokenPlaces, TokenText
 
 
 class Logprobs:
-    """Log-probabilities of the tokens of one text, as lists of equal length, which can be taken part by part."""
+    """Log-probabilities of the tokens of one text, as lists of equal length. They can be read in parts."""
 
     def __init__(self, names: TokenText, top: int, before: int | None = None) -> None:
         """
         Args:
-            names: of the tokens.
-            top: how many of the likeliest tokens to name at each place.
-            before: the token that the text goes on from; None where a text begins.
+            names: the names of the tokens.
+            top: how many of the likeliest tokens to report at each position.
+            before: the token that the text continues; None at the start of a text.
         """
         self._names, self._top, self._before = names, top, before
         self._text_places = TokenPlaces(names, 0, before)
         self._places: list[tuple[str, float | None, dict[str, float] | None, int]] = []
 
     def add_prompt(self, text: str, tokens: Sequence[int], scores: TokenScores | None) -> None:
-        """The prompt, which is before all else. Nothing predicts its first token, which alone has no scores."""
+        """Add the prompt, before anything else. Its first token has no log-probability, since nothing predicts it.
+
+        `scores`: None for a prompt of one token.
+        """
         offsets = self._names.offsets(text, tokens)
         self._add(tokens[0], None, (), offsets[0])
         if scores is not None:
@@ -41,7 +44,7 @@ class Logprobs:
         self._text_places = TokenPlaces(self._names, len(text), self._before)
 
     def add(self, found: Sequence[TokenLogprob]) -> None:
-        """Generated tokens."""
+        """Add generated tokens."""
         for item in found:
             top = [(token, value) for token, _, value in item.top]
             self._add(item.token, item.logprob, top, self._text_places.add(item.token))
@@ -50,13 +53,13 @@ class Logprobs:
         name, own = self._names.name(token), None if logprob is None else _number(logprob)
         likeliest: dict[str, float] = {}
         for other, value in top[: self._top]:
-            likeliest.setdefault(self._names.name(other), _number(value))  # of tokens with one name, the likeliest
-        if likeliest and own is not None:  # OpenAI names the token itself, too
+            likeliest.setdefault(self._names.name(other), _number(value))  # the likeliest of tokens with the same name
+        if likeliest and own is not None:  # OpenAI includes the token itself
             likeliest.setdefault(name, own)
         self._places.append((name, own, likeliest or None, offset))
 
     def take(self) -> dict[str, Any]:
-        """The JSON of what was added since the last call. `top_logprobs` is null if no alternatives were asked for."""
+        """The JSON of what was added since the last call. `top_logprobs` is null if no alternatives were requested."""
         keys = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
         columns: dict[str, Any] = {key: [place[column] for place in self._places] for column, key in enumerate(keys)}
         if not self._top:
@@ -66,7 +69,7 @@ class Logprobs:
 
 
 def _number(logprob: float) -> float:
-    """JSON has no infinity: a probability that rounds to 0 is given as OpenAI gives it."""
+    """JSON has no infinity: OpenAI reports a probability that rounds to 0 as -9999."""
     return float(logprob) if math.isfinite(logprob) else -9999.0
 
 
@@ -87,13 +90,13 @@ class Text:
 
     @property
     def likelihood(self) -> float:
-        """Mean log-probability of its tokens: what `best_of` goes by."""
+        """Mean log-probability of its tokens, by which `best_of` ranks completions."""
         values = [item.logprob for item in self.logprobs]
         return sum(values) / len(values) if values else -math.inf
 
 
 class Answer:
-    """What all parts of an answer share."""
+    """The fields that all parts of a response share."""
 
     def __init__(self, model: str, fingerprint: str) -> None:
         self._head = {
@@ -105,7 +108,7 @@ class Answer:
         }
 
     def whole(self, choices: Sequence[dict[str, Any]], usage: dict[str, int]) -> dict[str, Any]:
-        """The JSON of an answer in one piece."""
+        """The JSON of a complete response."""
         return {**self._head, "choices": list(choices), "usage": usage}
 
     def part(self, choices: Sequence[dict[str, Any]], **more: Any) -> bytes:
@@ -133,4 +136,4 @@ def sse(values: dict[str, Any]) -> bytes:
 
 
 DONE = b"data: [DONE]\n\n"
-ALIVE = b": waiting\n\n"  # a comment, which clients pass over
+KEEP_ALIVE = b": waiting\n\n"  # a comment, which clients ignore

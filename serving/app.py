@@ -27,9 +27,9 @@ from gpt_mesh.config import GenerationSettings
 from gpt_mesh.data.encoders import Encoder
 from gpt_mesh.serving.access import Hosts, is_key
 from gpt_mesh.serving.answers import Answer
-from gpt_mesh.serving.completions import CompletionRequest, Limits, parse, read_json
+from gpt_mesh.serving.completions import CompletionRequest, PromptLimits, parse, read_json
 from gpt_mesh.serving.errors import ApiError, queue_full
-from gpt_mesh.serving.jobs import Job, Prompts
+from gpt_mesh.serving.jobs import CompletionJob, Prompts
 from gpt_mesh.serving.token_text import TokenText
 from gpt_mesh.serving.worker import Worker
 from gpt_mesh.storage.progress import log
@@ -48,7 +48,7 @@ HEADERS = {  # of every answer
     "cross-origin-resource-policy": "same-origin",
 }
 BODIES = 4  # of the greatest length that may be held, and parsed, at the same time
-CLIENT_GONE = 499  # nginx's number for it
+CLIENT_GONE = 499  # nginx's status code for it
 
 
 @dataclass(frozen=True)
@@ -56,16 +56,16 @@ class Served:
     """The model as clients see it.
 
     Attributes:
-        name: its id in the interface.
-        created: Unix time of its weights.
-        step: of training, which with a request's seed makes an answer repeatable.
-        defaults: settings of what a request leaves out.
+        name: its id in the API.
+        created: Unix time at which its weights were saved.
+        step: training step of its weights. With the seed of a request it makes the response reproducible.
+        defaults: settings that apply where a request has none.
     """
 
     name: str
     created: int
     step: int
-    limits: Limits
+    limits: PromptLimits
     defaults: GenerationSettings
     encoder: Encoder
     eos_id: int | None
@@ -95,7 +95,7 @@ class App:
         self._policy = POLICY.format(script=_digest(self._page))
 
     def asgi(self) -> ASGIApp:
-        """The application."""
+        """The ASGI application."""
         routes = [
             Route("/", self.page),
             Route("/health", self.health),
@@ -143,7 +143,7 @@ class App:
     async def completions(self, request: Request) -> Response:
         self._authorize(request)
         if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
-            # A web page of another origin can send anything else without being asked whether it may.
+            # Browsers let web pages of other origins send any other type without a CORS preflight.
             raise ApiError(415, "send the header Content-Type: application/json", code="unsupported_media_type")
         with self._body_space() as space:
             try:
@@ -152,12 +152,12 @@ class App:
                 message = f"the body did not arrive in {self._body_seconds:.0f} s"
                 raise ApiError(408, message, code="timeout", headers={"connection": "close"}) from None
             asked, prompts = await run_in_threadpool(self._understand, body)
-        job = Job(asked, prompts, self.worker, self.served.names)
+        job = CompletionJob(asked, prompts, self.worker, self.served.names)
         answer = Answer(self.served.name, f"step-{self.served.step}")
         job.start()
         request.state.job = job
         if asked.stream:
-            return EventStream(job, answer)
+            return EventStreamResponse(job, answer)
         try:
             return JSONResponse(await _unless_gone(job.whole(answer), request))
         finally:
@@ -182,7 +182,7 @@ class App:
             elif length > 16 * self._body_bytes:
                 break
         if length > self._body_bytes:
-            message = f"the body has more than the {self._body_bytes} bytes that this server takes"
+            message = f"the body is longer than {self._body_bytes} bytes, the maximum of this server"
             raise ApiError(413, message, code="body_too_large", headers={"connection": "close"})
         return b"".join(parts)
 
@@ -211,12 +211,12 @@ class App:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not is_key(key.strip(), self._api_key):
             headers = {"www-authenticate": "Bearer"}
-            raise ApiError(401, "this server asks for its API key", code="invalid_api_key", headers=headers)
+            raise ApiError(401, "this server requires its API key", code="invalid_api_key", headers=headers)
 
     def _check_model(self, name: str) -> None:
         if name != self.served.name:
             shown = name if len(name) <= 60 else name[:60] + "…"
-            message = f"the model {shown!r} is not here; this server has {self.served.name!r}"
+            message = f"there is no model {shown!r}; this server has {self.served.name!r}"
             raise ApiError(404, message, param="model", code="model_not_found")
 
     def _described(self) -> dict[str, Any]:
@@ -230,12 +230,12 @@ class App:
         }
 
 
-class EventStream(StreamingResponse):
-    """A job's answer as server-sent events. The job ends with it, also where the client has gone before it began."""
+class EventStreamResponse(StreamingResponse):
+    """A job's response as server-sent events. The job ends with it, even if the client disconnects before it starts."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, job: Job, answer: Answer) -> None:
+    def __init__(self, job: CompletionJob, answer: Answer) -> None:
         super().__init__(job.parts(answer), headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         self._job = job
 
@@ -247,10 +247,10 @@ class EventStream(StreamingResponse):
 
 
 async def _unless_gone(result: Awaitable[dict[str, Any]], request: Request) -> dict[str, Any]:
-    """The result, while the client waits for it.
+    """The result, if the client waits for it.
 
     Raises:
-        ClientDisconnect: it does not any more.
+        ClientDisconnect: the client disconnected first.
     """
 
     async def gone() -> None:
@@ -273,23 +273,23 @@ async def _refused(request: Request, error: ApiError) -> Response:
 
 
 async def _gone(request: Request, error: ClientDisconnect) -> Response:
-    """Nobody reads the answer; the log has its status."""
+    """Nobody reads the response, but its status is logged."""
     return Response(status_code=CLIENT_GONE)
 
 
 async def _not_routed(request: Request, error: HTTPException) -> Response:
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
-        message = f"{request.method} does not go with {_path(request.scope)}; it takes {allowed}"
+        message = f"{_path(request.scope)} does not accept {request.method}; use {allowed}"
         refusal = ApiError(405, message, code="method_not_allowed", headers={"allow": allowed})
     else:
-        message = f"there is nothing at {_path(request.scope)}; the interface is /v1/completions and /v1/models"
+        message = f"{_path(request.scope)} does not exist; use /v1/completions or /v1/models"
         refusal = ApiError(error.status_code, message, code="not_found")
     return await _refused(request, refusal)
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    """The answer to a defect, which is logged where it is raised again."""
+    """The response to an unexpected exception, which Starlette raises again and uvicorn logs."""
     return await _refused(request, ApiError(500, "the server failed; its log says more", code="internal_error"))
 
 
@@ -321,7 +321,7 @@ class Guard:
 
 
 class AccessLog:
-    """One line on standard error for each request, when its answer has ended."""
+    """Logs one line for each request, when its response has ended."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -341,17 +341,17 @@ class AccessLog:
         try:
             await self._app(scope, receive, watched)
         finally:
-            if scope["path"] != "/health" or status != 200:  # who watches the server asks every few seconds
+            if scope["path"] != "/health" or status != 200:  # health checks come every few seconds
                 self._write(scope, status, whole, time.monotonic() - begin)
 
     def _write(self, scope: Scope, status: int, whole: bool, seconds: float) -> None:
         host, port = scope.get("client") or ("-", 0)
         tokens = scope["state"]["job"].usage() if "job" in scope["state"] else None
         work = f", {tokens['prompt_tokens']} + {tokens['completion_tokens']} tokens" if tokens else ""
-        cut = "" if whole else ", the client has gone"
+        cut = "" if whole else ", the client disconnected"
         log.info('%s:%d "%s %s" %d, %.3f s%s%s', host, port, scope["method"], _path(scope), status, seconds, work, cut)
 
 
 def _path(scope: Scope) -> str:
-    """The path as it can stand in a log line: without control characters."""
+    """The path for a log line, without control characters."""
     return quote(scope["path"], safe="/:@!$&'()*+,;=~-._")[:200]

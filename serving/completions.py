@@ -1,8 +1,7 @@
-"""A request for completions: read from JSON and checked, before anything is computed.
+"""Completion requests: parsed from JSON and validated before anything is computed.
 
-The form is that of OpenAI's `/v1/completions`, with three keys of other servers: `top_k`, `repetition_penalty` and
-`min_tokens`. A key that is not known, or asks for what is not built, is refused: to ignore it would change the answer
-without a word.
+The format is that of OpenAI's `/v1/completions`, with three keys of other servers: `top_k`, `repetition_penalty` and
+`min_tokens`. Unknown and unsupported keys are errors: ignoring them would silently change the response.
 """
 
 from __future__ import annotations
@@ -24,28 +23,29 @@ from gpt_mesh.config.reading import reason
 from gpt_mesh.generation.requests import HALF, half_character
 from gpt_mesh.serving.errors import ApiError, invalid
 
-DEFAULT_MAX_TOKENS = 16  # as OpenAI's interface has it
-MOST_LOGPROBS = 5
-MOST_STOPS = 4
+DEFAULT_MAX_TOKENS = 16  # OpenAI's default
+MAX_LOGPROBS = 5
+MAX_STOPS = 4
 ANY = 2**31 - 1
-MOST_SEQUENCES = 128  # of one request: prompts times the larger of n and best_of
+MAX_SEQUENCES = 128  # per request: prompts times the larger of n and best_of
 
 Prompt = str | tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class CompletionRequest:
-    """What a client asks for.
+    """What a client requests.
 
     Attributes:
-        model: the name it gave; None: none.
+        model: the requested name, or None.
         prompts: texts or token ids, at least one.
-        max_tokens: None: the client left it to the server.
+        max_tokens: None for the server's default.
         n: completions of each prompt; the likeliest of `best_of`.
-        logprobs: how many of the likeliest tokens to report at each place; None: no log-probabilities.
+        logprobs: how many of the likeliest tokens to report at each position; None for no log-probabilities.
         echo: put the prompt before the completion.
-        stream: send the text as it comes; `include_usage`: and the number of tokens at the end.
-        settings: of the first completion of a prompt; the next has `seed` + 1.
+        stream: send the text as it is generated.
+        include_usage: end the stream with the number of tokens.
+        settings: settings of each prompt's first completion; `seed` increases by 1 for each further one.
     """
 
     model: str | None
@@ -61,15 +61,15 @@ class CompletionRequest:
 
     @property
     def sequences(self) -> int:
-        """How many texts have to be generated."""
+        """How many texts to generate."""
         return len(self.prompts) * self.best_of
 
     def settings_of(self, choice: int, max_tokens: int) -> GenerationSettings:
-        """The settings of a prompt's completion number `choice`. At most so many tokens, at least 1."""
+        """The settings of completion number `choice` of a prompt. `max_tokens` must be at least 1."""
         assert self.settings.seed is not None
-        # As many as anyone may ask for: another number is compiled anew. And which of several texts is the likeliest is
-        # told by them, asked for or not.
-        logprobs = MOST_LOGPROBS if self.logprobs is not None or self.best_of > self.n else None
+        # Always the maximum, since each other number would be compiled separately. `best_of` needs them for its ranking
+        # even if they are not requested.
+        logprobs = MAX_LOGPROBS if self.logprobs is not None or self.best_of > self.n else None
         own = {"seed": self.settings.seed + choice, "max_new_tokens": max_tokens, "logprobs": logprobs}
         return self.settings.model_copy(update=own)
 
@@ -78,7 +78,7 @@ def read_json(body: bytes) -> dict[str, Any]:
     """The JSON object of a request's body.
 
     Raises:
-        ApiError: it is none.
+        ApiError: it is not a JSON object.
     """
 
     def finite(text: str) -> float:
@@ -97,14 +97,14 @@ def read_json(body: bytes) -> dict[str, Any]:
 
 
 def parse(values: Mapping[str, Any], defaults: GenerationSettings) -> CompletionRequest:
-    """A request for completions.
+    """Validate a completion request.
 
     Args:
-        values: the JSON object. null means that a key is left out.
-        defaults: the settings of the keys left out.
+        values: the JSON object. A null value means that the key is absent.
+        defaults: settings for absent keys.
 
     Raises:
-        ApiError: naming the key that is wrong.
+        ApiError: a key is invalid; the message names it.
     """
     values = {name: value for name, value in values.items() if value is not None}
     for name in values:
@@ -135,26 +135,26 @@ def parse(values: Mapping[str, Any], defaults: GenerationSettings) -> Completion
 
 
 def _check_together(request: CompletionRequest, values: Mapping[str, Any]) -> None:
-    if request.sequences > MOST_SEQUENCES:
+    if request.sequences > MAX_SEQUENCES:
         raise invalid(
-            "prompt", f"asks for {request.sequences} completions; the most for one request are {MOST_SEQUENCES}"
+            "prompt", f"asks for {request.sequences} completions; the maximum for one request is {MAX_SEQUENCES}"
         )
     if request.stream and request.best_of > request.n:
         raise invalid("best_of", "does not go with stream: the best is known at the end; leave out one of the two")
     if "stream_options" in values and not request.stream:
         raise invalid("stream_options", "goes with stream = true only")
-    least, most = request.settings.min_new_tokens, request.max_tokens
-    if least > (DEFAULT_MAX_TOKENS if most is None else most):
-        raise invalid("min_tokens", f"{least} is more than max_tokens ({DEFAULT_MAX_TOKENS if most is None else most})")
+    max_tokens = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
+    if (min_tokens := request.settings.min_new_tokens) > max_tokens:
+        raise invalid("min_tokens", f"{min_tokens} is more than max_tokens ({max_tokens})")
 
 
 def _settings(body: _Body, defaults: GenerationSettings) -> GenerationSettings:
-    """What the client says, else what the config says of how text is drawn and where it stops."""
+    """The client's sampling settings and stop strings, with the config's as defaults."""
     own = ("temperature", "top_p", "top_k", "repetition_penalty", "seed", "stop")
     given = {name: getattr(body, name) for name in own if name in body.model_fields_set}
     others = {"num_beams": 1, "num_samples": None, "max_new_tokens": None, "logprobs": None}
-    begin = {"seed": secrets.randbits(31), "min_new_tokens": body.min_tokens}
-    return defaults.model_copy(update=others | begin | given)
+    fresh = {"seed": secrets.randbits(31), "min_new_tokens": body.min_tokens}
+    return defaults.model_copy(update=others | fresh | given)
 
 
 def _prompts(value: Any) -> tuple[Prompt, ...]:
@@ -162,8 +162,8 @@ def _prompts(value: Any) -> tuple[Prompt, ...]:
     if isinstance(value, str):
         return (_unicode(value),)
     if isinstance(value, list) and value:
-        if len(value) > MOST_SEQUENCES and isinstance(value[0], str | list):
-            raise Refused(f"has {len(value)} prompts; the most for one request are {MOST_SEQUENCES}")
+        if len(value) > MAX_SEQUENCES and isinstance(value[0], str | list):
+            raise Refused(f"has {len(value)} prompts; the maximum for one request is {MAX_SEQUENCES}")
         if all(isinstance(item, str) for item in value):
             return tuple(_unicode(item) for item in value)
         if _are_ids(value):
@@ -178,23 +178,23 @@ def _are_ids(items: Sequence[Any]) -> bool:
 
 
 def _stop(value: Any) -> tuple[str, ...]:
-    """An empty list: nothing stops the text."""
-    problem = f"must be a string or a list of at most {MOST_STOPS} strings, none empty"
+    """The stop strings; an empty list means that nothing stops the text."""
+    problem = f"must be a string or a list of at most {MAX_STOPS} strings, none empty"
     found = strings(value, problem)
-    if len(found) > MOST_STOPS:
+    if len(found) > MAX_STOPS:
         raise Refused(problem)
     return tuple(_unicode(item) for item in found)
 
 
 def _unicode(text: str) -> str:
-    """The text, if it can be written in UTF-8: JSON can name half a character."""
+    """The text, if it is valid Unicode: JSON can contain lone surrogates."""
     if (place := half_character(text)) is not None:
         raise Refused(f"{HALF} at character {place}; send whole characters")
     return text
 
 
 def _between(value: Any, low: int, high: int) -> int:
-    """The value, if it is a whole number in this range."""
+    """The value, if it is an integer in this range."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if type(value) is not int or not low <= value <= high:
@@ -207,11 +207,11 @@ def _whole(low: int, high: int = ANY) -> BeforeValidator:
 
 
 def _best_of(value: Any, info: ValidationInfo) -> int:
-    return _between(value, info.data.get("n", 1), MOST_SEQUENCES)
+    return _between(value, info.data.get("n", 1), MAX_SEQUENCES)
 
 
 def _only(harmless: Any) -> BeforeValidator:
-    """A key of the interface that is accepted only at the value that asks for nothing."""
+    """A key of OpenAI's API that is not supported: only the value that has no effect is accepted."""
 
     def check(value: Any) -> Any:
         if isinstance(value, bool) or value != harmless:
@@ -229,21 +229,21 @@ class _StreamOptions(Group):
 
 
 class _Body(Group):
-    """The keys of a request, each checked by itself."""
+    """The keys of a request, each validated on its own."""
 
     model: Annotated[str, Strict()] | None = None
     prompt: Annotated[tuple[Prompt, ...], PlainValidator(_prompts)]
     max_tokens: Annotated[int, _whole(0)] | None = None
     min_tokens: Annotated[int, _whole(0)] = 0
-    n: Annotated[int, _whole(1, MOST_SEQUENCES)] = 1
+    n: Annotated[int, _whole(1, MAX_SEQUENCES)] = 1
     best_of: Annotated[int, BeforeValidator(_best_of)] | None = None
     stream: Flag = False
     stream_options: _StreamOptions = _StreamOptions()
-    logprobs: Annotated[int, _whole(0, MOST_LOGPROBS)] | None = None
+    logprobs: Annotated[int, _whole(0, MAX_LOGPROBS)] | None = None
     echo: Flag = False
     stop: Annotated[tuple[str, ...], PlainValidator(_stop)] = ()
-    user: Annotated[str, Strict()] | None = None  # whose request it is says nothing about the answer
-    temperature: Temperature = 0.0  # only what a client gives is read of these five
+    user: Annotated[str, Strict()] | None = None  # has no effect on the response
+    temperature: Temperature = 0.0  # of these five, only values that the client sets are used
     top_p: TopP = 1.0
     top_k: Natural = 0
     repetition_penalty: RepetitionPenalty = 1.0
@@ -259,33 +259,35 @@ def _shortened(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a prompt has to keep to: the model's context, its vocabulary, and how many bytes its longest token has."""
+class PromptLimits:
+    """Limits of prompts: the model's context, its vocabulary, and the length of its longest token in bytes."""
 
     n_ctx: int
     n_vocab: int
     longest_token: int
 
 
-def encode(prompt: Prompt, request: CompletionRequest, limits: Limits, ids_of: Callable[[str], list[int]]) -> list[int]:
-    """The token ids of a prompt that leaves room for what is asked for.
+def encode(
+    prompt: Prompt, request: CompletionRequest, limits: PromptLimits, ids_of: Callable[[str], list[int]]
+) -> list[int]:
+    """The token ids of a prompt.
 
     Raises:
-        ApiError: it is too long, or has an id that the model does not know.
+        ApiError: the prompt and the requested tokens exceed the context, or an id is not in the vocabulary.
     """
     asked = request.max_tokens
     if isinstance(prompt, str):
-        # A megabyte is refused without being encoded.
-        least = -(-len(prompt.encode()) // limits.longest_token)
-        tokens = [] if least > limits.n_ctx else ids_of(prompt)
-        length = max(least, len(tokens))
+        # Rejects a prompt of a megabyte without encoding it.
+        min_length = -(-len(prompt.encode()) // limits.longest_token)
+        tokens = [] if min_length > limits.n_ctx else ids_of(prompt)
+        length = max(min_length, len(tokens))
     else:
         tokens, length = list(prompt), len(prompt)
         if (wrong := next((token for token in prompt if not 0 <= token < limits.n_vocab), None)) is not None:
             raise invalid("prompt", f"token id {str(wrong)[:20]}: ids are from 0 to {limits.n_vocab - 1}")
     if length + (1 if asked is None else asked) > limits.n_ctx:
         counted = f"{length} tokens" if tokens else f"at least {length} tokens"
-        room = f"{asked} more are asked for" if asked else "they leave room for none"
+        room = f"{asked} more are requested" if asked else "there is no room for another"
         raise ApiError(
             400,
             f"the context of this model is {limits.n_ctx} tokens; the prompt has {counted}, and {room}: shorten the "

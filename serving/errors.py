@@ -1,4 +1,4 @@
-"""What a client is told when its request cannot be answered."""
+"""The errors that clients receive."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Any
 
 
 class ApiError(Exception):
-    """A refusal, in the form that OpenAI's clients read.
+    """An error, in the format that OpenAI's clients expect.
 
     Attributes:
-        status: of the HTTP answer.
+        status: HTTP status code.
         message: one sentence for a person, with the remedy.
-        param: the key of the request that is wrong, if it is one.
-        code: a word for a program.
-        headers: of the HTTP answer.
+        param: the invalid key of the request, if there is one.
+        code: an identifier for programs.
+        headers: HTTP headers of the response.
     """
 
     def __init__(
@@ -30,17 +30,17 @@ class ApiError(Exception):
 
     @property
     def type(self) -> str:
-        """Whose fault it is, in OpenAI's words."""
+        """The error's type, as OpenAI names it."""
         named = {401: "authentication_error", 429: "rate_limit_error"}
         return named.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
 
     def body(self) -> dict[str, Any]:
-        """The JSON of the answer."""
+        """The JSON of the response."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
 
 def invalid(param: str, message: str, *, code: str | None = None, status: int = 400) -> ApiError:
-    """The refusal of one key."""
+    """The error for an invalid key."""
     return ApiError(status, f"{param}: {message}", param=param, code=code)
 
 

@@ -1,4 +1,4 @@
-"""A request for completions as tasks of the worker, and their news as an answer: whole, or part by part."""
+"""A completion request as tasks of the worker, and their results as a response: complete or streamed."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from gpt_mesh.evaluation.scoring import TokenScores
 from gpt_mesh.generation.requests import GenerationRequest
 from gpt_mesh.serving import answers
 from gpt_mesh.serving.answers import Answer, Logprobs, Text
-from gpt_mesh.serving.completions import DEFAULT_MAX_TOKENS, CompletionRequest, Limits, encode
+from gpt_mesh.serving.completions import DEFAULT_MAX_TOKENS, CompletionRequest, PromptLimits, encode
 from gpt_mesh.serving.errors import ApiError, invalid
 from gpt_mesh.serving.token_text import TokenText
-from gpt_mesh.serving.worker import News, Task, Worker
+from gpt_mesh.serving.worker import SequenceTask, TaskUpdate, Worker
 
-ALIVE_SECONDS = 15.0  # a stream without news says so this often, or a proxy may close it
+KEEP_ALIVE_SECONDS = 15.0  # an idle stream sends a comment this often, or a proxy may close it
 
 
 class Prompts:
-    """The prompts of a request as the model reads them.
+    """The prompts of a request, as token ids.
 
     Attributes:
-        tokens: ids of each, at least one.
-        last: the last of them, which the text goes on from; None where another text begins after it.
-        texts: each as it is echoed.
-        max_tokens: most new tokens of each.
+        tokens: ids of each prompt, at least one.
+        last: the last id of each prompt, which the text continues; None if it ends a text.
+        texts: each prompt as it is echoed.
+        max_tokens: maximum number of new tokens for each prompt.
     """
 
-    def __init__(self, request: CompletionRequest, limits: Limits, encoder: Encoder, eos_id: int | None) -> None:
+    def __init__(self, request: CompletionRequest, limits: PromptLimits, encoder: Encoder, eos_id: int | None) -> None:
         """
         Raises:
-            ApiError: a prompt that is too long, empty where nothing can begin, or not of this vocabulary.
+            ApiError: a prompt is too long, has unknown ids, or is empty without an end-of-text token to start from.
         """
         self.tokens, self.texts, self.last = [], [], []
         for prompt in request.prompts:
             tokens = encode(prompt, request, limits, encoder.encode)
             if not tokens:
                 if eos_id is None:
-                    raise invalid("prompt", "is empty, and the tokenizer has no end-of-text token to begin from")
+                    raise invalid("prompt", "is empty, and the tokenizer has no end-of-text token to start from")
                 tokens = [eos_id]
             self.tokens.append(tokens)
             self.last.append(None if tokens[-1] == eos_id else tokens[-1])
@@ -48,19 +48,19 @@ class Prompts:
         self.max_tokens = [min(wanted, limits.n_ctx - len(tokens)) for tokens in self.tokens]
 
 
-class Job:
-    """One request on its way, in one event loop. Whatever becomes of it, `cancel` ends it.
+class CompletionJob:
+    """A request that is being processed, in one event loop. `cancel` must be called at the end, whatever happens.
 
     Attributes:
-        texts: what is generated, `best_of` for each prompt.
-        scores: of the prompts, by their number, as far as they are known.
+        texts: the generated texts, `best_of` for each prompt.
+        scores: log-probabilities of the prompts, by number, as far as known.
     """
 
     def __init__(self, request: CompletionRequest, prompts: Prompts, worker: Worker, names: TokenText) -> None:
         self.request, self.prompts, self._worker, self.names = request, prompts, worker, names
         self._loop = asyncio.get_running_loop()
-        self._news: asyncio.Queue[tuple[int, News]] = asyncio.Queue()
-        self._tasks: list[Task] = []
+        self._updates: asyncio.Queue[tuple[int, TaskUpdate]] = asyncio.Queue()
+        self._tasks: list[SequenceTask] = []
         self._left = 0
         self.texts = [Text() for _ in range(request.sequences)]
         self.scores: dict[int, TokenScores] = {}
@@ -71,25 +71,25 @@ class Job:
                 self._add_text(prompt, choice)
 
     def is_scored(self, prompt: int) -> bool:
-        """Whether log-probabilities of a prompt are asked for, and there are any."""
+        """Whether log-probabilities of a prompt are requested, and it has any."""
         return self.request.echo and self.request.logprobs is not None and len(self.prompts.tokens[prompt]) > 1
 
     def _add(self, index: int, work: GenerationRequest | tuple[int, ...]) -> None:
-        def report(news: News) -> None:  # in the worker's thread
+        def report(update: TaskUpdate) -> None:  # in the worker's thread
             if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._news.put_nowait, (index, news))
+                self._loop.call_soon_threadsafe(self._updates.put_nowait, (index, update))
 
-        self._tasks.append(Task(work, report))
+        self._tasks.append(SequenceTask(work, report))
 
     def _add_text(self, prompt: int, choice: int) -> None:
-        index, most = prompt * self.request.best_of + choice, self.prompts.max_tokens[prompt]
-        if most == 0:  # an echo, or a score
+        index, max_tokens = prompt * self.request.best_of + choice, self.prompts.max_tokens[prompt]
+        if max_tokens == 0:  # only echoed or scored
             self.texts[index].finish_reason = "length"
             return
-        self._add(index, GenerationRequest(self.prompts.tokens[prompt], self.request.settings_of(choice, most)))
+        self._add(index, GenerationRequest(self.prompts.tokens[prompt], self.request.settings_of(choice, max_tokens)))
 
     def start(self) -> None:
-        """Queue it.
+        """Submit it to the worker.
 
         Raises:
             ApiError: the queue is full, or the server is shutting down.
@@ -98,7 +98,7 @@ class Job:
         self._worker.submit(self._tasks)
 
     def cancel(self) -> None:
-        """Nobody listens any more, or all is done."""
+        """Cancel the tasks that are not finished."""
         self._worker.cancel(self._tasks)
 
     def usage(self) -> dict[str, int]:
@@ -106,24 +106,24 @@ class Job:
         return answers.usage(sum(map(len, self.prompts.tokens)), sum(len(text.tokens) for text in self.texts))
 
     async def _next(self) -> list[int]:
-        """Wait for the next piece of news; the texts that it is about.
+        """Wait for the next update; returns the indices of the texts that it concerns.
 
         Raises:
-            ApiError: there will be no more.
+            ApiError: a task failed.
         """
-        index, news = await self._news.get()
-        if isinstance(news, ApiError):
-            raise news
-        if isinstance(news, TokenScores):
-            self.scores[index] = news
+        index, update = await self._updates.get()
+        if isinstance(update, ApiError):
+            raise update
+        if isinstance(update, TokenScores):
+            self.scores[index] = update
             self._left -= 1
             return list(range(index * self.request.best_of, (index + 1) * self.request.best_of))
-        self.texts[index].add(news)
-        self._left -= news.finish_reason is not None
+        self.texts[index].add(update)
+        self._left -= update.finish_reason is not None
         return [index]
 
     async def whole(self, answer: Answer) -> dict[str, Any]:
-        """The answer, when all of it is there."""
+        """The complete response."""
         while self._left:
             await self._next()
         choices: list[dict[str, Any]] = []
@@ -137,7 +137,7 @@ class Job:
         return answer.whole(choices, self.usage())
 
     async def parts(self, answer: Answer) -> AsyncIterator[bytes]:
-        """The answer as server-sent events. What goes wrong on the way is the last of them."""
+        """The response as server-sent events. If a task fails, the error is the last of them."""
         try:
             async for event in self._parts(answer):
                 yield event
@@ -150,25 +150,25 @@ class Job:
         more: dict[str, Any] = {"usage": None} if self.request.include_usage else {}
         parts = [_Part(self, index) for index in range(len(self.texts))]
         for part in parts:
-            if part.has_news:  # nothing is to be computed for it
+            if part.has_update:  # nothing has to be computed for it
                 yield answer.part([part.json()], **more)
         while self._left:
             try:
-                changed = await asyncio.wait_for(self._next(), ALIVE_SECONDS)
+                changed = await asyncio.wait_for(self._next(), KEEP_ALIVE_SECONDS)
             except asyncio.TimeoutError:
-                yield answers.ALIVE
+                yield answers.KEEP_ALIVE
                 continue
             for index in changed:
-                if parts[index].has_news:
+                if parts[index].has_update:
                     yield answer.part([parts[index].json()], **more)
         if self.request.include_usage:
             yield answer.part([], usage=self.usage())
 
 
 class _Part:
-    """What of one text was not sent yet."""
+    """The part of one text that has not been sent yet."""
 
-    def __init__(self, job: Job, index: int) -> None:
+    def __init__(self, job: CompletionJob, index: int) -> None:
         self._job, self._index, self._text = job, index, job.texts[index]
         self._prompt = index // job.request.best_of
         self._begun, self._ended, self._sent, self._sent_logprobs = False, False, 0, 0
@@ -176,8 +176,8 @@ class _Part:
         self._logprobs = None if top is None else Logprobs(job.names, top, job.prompts.last[self._prompt])
 
     @property
-    def has_news(self) -> bool:
-        """Whether there is something to send. A text whose prompt is still to be scored waits for that."""
+    def has_update(self) -> bool:
+        """Whether there is something to send. A text waits until its prompt is scored."""
         job, text = self._job, self._text
         if job.is_scored(self._prompt) and self._prompt not in job.scores:
             return False
@@ -188,7 +188,7 @@ class _Part:
         )
 
     def json(self, index: int | None = None) -> dict[str, Any]:
-        """All of it, as the choice of that number."""
+        """The JSON of this part; `index` replaces the number of the choice."""
         text, prompt = self._text, self._job.prompts.texts[self._prompt]
         fresh = text.text[self._sent :]
         if self._job.request.echo and not self._begun:

@@ -1,4 +1,4 @@
-"""`main.py --serve`: the address, the web server around the application, and its end."""
+"""`main.py --serve`: runs the web server and shuts it down."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from gpt_mesh.generation.generator import Generator
 from gpt_mesh.generation.requests import Event, GenerationRequest
 from gpt_mesh.serving.access import API_KEY, Hosts
 from gpt_mesh.serving.address import is_loopback, url
-from gpt_mesh.serving.completions import MOST_LOGPROBS, Limits
+from gpt_mesh.serving.completions import MAX_LOGPROBS, PromptLimits
 from gpt_mesh.serving.token_text import TokenText
-from gpt_mesh.serving.worker import Stream, Worker
+from gpt_mesh.serving.worker import EventStream, Worker
 from gpt_mesh.storage.progress import alive, log
 
 try:
@@ -39,8 +39,8 @@ except ModuleNotFoundError as missing:
         raise
     raise InputError(f"--serve needs {missing.name}: pip install starlette uvicorn") from None
 
-CACHE_BYTES = 4 * 2**30  # most that the keys and values of a batch may take by default
-LARGEST_BATCH = 32
+CACHE_BYTES = 4 * 2**30  # default limit for the keys and values of a batch
+MAX_BATCH = 32
 MIDDLE_BATCH = 8
 
 
@@ -49,10 +49,10 @@ class ServerSettings:
     """Limits of the server.
 
     Attributes:
-        max_batch: most sequences that are generated together.
-        max_waiting: most sequences that wait for a batch.
+        max_batch: maximum number of sequences that are generated together.
+        max_waiting: maximum number of sequences that wait for a batch.
         max_wait: seconds that a sequence waits for others to share its batch.
-        body_bytes: longest body of a request.
+        body_bytes: maximum size of a request's body.
         body_seconds: in which it has to arrive.
         grace_seconds: in which requests may finish when the server is asked to end.
         client_connections: most connections of one client; all clients together may have four times as many.
@@ -79,7 +79,7 @@ def default_batch(model: api.Model) -> int:
     shape = model.config.model
     number = 2 if model.config.training.precision == "bfloat16" else 4
     one = 2 * shape.n_layer * shape.n_ctx * shape.n_embd * number
-    fitting = max(1, min(LARGEST_BATCH, CACHE_BYTES // one))
+    fitting = max(1, min(MAX_BATCH, CACHE_BYTES // one))
     return 1 << (fitting.bit_length() - 1)
 
 
@@ -94,7 +94,7 @@ def run(model: api.Model, bound: socket.socket, settings: ServerSettings) -> Non
 
 
 class Batches:
-    """A model that generates in batches of a few sizes, since each size is compiled, and that scores."""
+    """A model that scores, and that generates in batches of a few fixed sizes, since each size is compiled."""
 
     def __init__(self, generator: Generator, scorer: Scorer, largest: int) -> None:
         generator.max_batch = largest
@@ -102,12 +102,12 @@ class Batches:
         self.sizes = sorted({1, min(MIDDLE_BATCH, largest), largest})
 
     def compile(self) -> None:
-        """Compile what most requests need."""
+        """Compile the functions that most requests need."""
         for size in self.sizes:
             self._generator.warm_up(size)
 
     def stream(self, requests: Sequence[GenerationRequest]) -> FilledStream:
-        """Continue prompts, beside others that nobody asked for up to the next size."""
+        """Continue prompts. The batch is padded with dummy requests up to the next size."""
         size = next(size for size in self.sizes if size >= len(requests))
         filler = GenerationRequest(requests[0].prompt, GenerationSettings(max_new_tokens=1))
         filled = [*requests, *[filler] * (size - len(requests))]
@@ -115,9 +115,9 @@ class Batches:
 
 
 class FilledStream:
-    """The events of the first requests of a stream."""
+    """A stream without the events of its dummy requests."""
 
-    def __init__(self, stream: Stream, count: int) -> None:
+    def __init__(self, stream: EventStream, count: int) -> None:
         self._stream, self._count, self.cancel = stream, count, stream.cancel
 
     def __iter__(self) -> Iterator[Event]:
@@ -125,11 +125,11 @@ class FilledStream:
 
 
 class WebServer(uvicorn.Server):
-    """A model's web server, which ends when what was accepted is answered."""
+    """A model's web server. At shutdown it finishes the requests that it has accepted."""
 
     def __init__(self, model: api.Model, settings: ServerSettings, bound: socket.socket) -> None:
         grace = settings.grace_seconds
-        batches = Batches(model.generator(), model.scorer(MOST_LOGPROBS), settings.max_batch)
+        batches = Batches(model.generator(), model.scorer(MAX_LOGPROBS), settings.max_batch)
         self.compile = batches.compile
         self._worker = Worker(batches, settings.max_batch, settings.max_waiting, settings.max_wait)
         self._grace, self._served = grace, _served(model)
@@ -148,7 +148,7 @@ class WebServer(uvicorn.Server):
 
     def run_until_signal(self, bound: socket.socket) -> None:
         """Serve; returns when everything has ended."""
-        # uvicorn raises the signal again, once it has ended, for whoever handled it before: nobody minds.
+        # After shutdown uvicorn raises the signal again for the previous handler; these handlers ignore it.
         before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             self.run(sockets=[bound])
@@ -159,19 +159,19 @@ class WebServer(uvicorn.Server):
         if self._worker.join(5.0):
             log.info("ended")
             return
-        log.warning("the model is still busy and is left: nothing is lost by it")
+        log.warning("the model is still busy; exiting anyway (nothing is lost)")
         os._exit(0)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept connections, and say so."""
+        """Accept connections, and log the address."""
         self._worker.start()
         await super().startup(sockets)
         for bound in sockets or []:
-            log.info("serving %s at %s (Ctrl-C ends)", self._served.name, url(bound))
+            log.info("serving %s at %s (Ctrl-C stops it)", self._served.name, url(bound))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Refuse what is new, finish what was accepted; after the grace period, tell who still waits."""
-        log.info("ending: what was accepted is finished first, in at most %.0f s; Ctrl-C ends at once", self._grace)
+        """Reject new requests and finish accepted ones; after the grace period, fail those that are left."""
+        log.info("shutting down: finishing accepted requests, for up to %.0f s; Ctrl-C stops immediately", self._grace)
         self._worker.close()
         late = asyncio.get_running_loop().call_later(self._grace, self._worker.abandon)
         await super().shutdown(sockets)
@@ -185,7 +185,7 @@ def _served(model: api.Model) -> Served:
         name=os.path.splitext(os.path.basename(config.source))[0],
         created=_modified(model.checkpoint),
         step=model.step,
-        limits=Limits(config.model.n_ctx, config.model.n_vocab, names.longest),
+        limits=PromptLimits(config.model.n_ctx, config.model.n_vocab, names.longest),
         defaults=config.training.generation,
         encoder=encoder,
         eos_id=model.eos_id,
@@ -194,7 +194,7 @@ def _served(model: api.Model) -> Served:
 
 
 def _modified(checkpoint: str) -> int:
-    """When a checkpoint was written, in Unix time; now, where that is not known."""
+    """Unix time at which a checkpoint was written; the current time if that is unknown."""
     try:
         return int(tf.io.gfile.stat(f"{checkpoint}.index").mtime_nsec / 1e9)
     except (tf.errors.OpError, OSError):

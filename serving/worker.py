@@ -1,4 +1,4 @@
-"""The one thread that uses the model: it takes what waits together as a batch, and hands on news of each part."""
+"""The one thread that uses the model: it combines waiting tasks into batches and reports their results."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from gpt_mesh.serving.errors import ApiError, queue_full, shutting_down
 from gpt_mesh.storage.progress import log
 
 
-class Stream(Protocol):
-    """Events of a batch, as they come."""
+class EventStream(Protocol):
+    """Events of a batch, as they are generated."""
 
     def __iter__(self) -> Iterator[Event]: ...
 
     def cancel(self, index: int) -> None:
-        """End one request of the batch; from any thread."""
+        """Cancel one request of the batch. Callable from any thread."""
 
 
-class Model(Protocol):
-    """What the worker needs of a model."""
+class ServedModel(Protocol):
+    """The methods of a model that the worker uses."""
 
-    def stream(self, requests: Sequence[GenerationRequest]) -> Stream:
+    def stream(self, requests: Sequence[GenerationRequest]) -> EventStream:
         """Continue prompts."""
 
     def score(self, rows: Sequence[Sequence[int]]) -> Iterable[TokenScores]:
         """Score given tokens."""
 
 
-News = Event | TokenScores | ApiError
+TaskUpdate = Event | TokenScores | ApiError
 
 
 @dataclass(eq=False)
-class Task:
+class SequenceTask:
     """One sequence to generate or to score.
 
     Attributes:
         work: a prompt with its settings, or tokens to score.
-        report: takes each event, or the scores, or why there will be none; called in the worker's thread.
+        report: called in the worker's thread with each event, with the scores, or with the error that ends the task.
     """
 
     work: GenerationRequest | tuple[int, ...]
-    report: Callable[[News], None]
+    report: Callable[[TaskUpdate], None]
     since: float = field(default_factory=time.monotonic)
     cancelled: bool = False
 
@@ -58,20 +58,20 @@ class Task:
 
 
 class Worker:
-    """A queue of tasks and the thread that works it off."""
+    """A queue of tasks and the thread that processes it."""
 
-    def __init__(self, model: Model, max_batch: int, max_waiting: int, max_wait: float) -> None:
+    def __init__(self, model: ServedModel, max_batch: int, max_waiting: int, max_wait: float) -> None:
         """
         Args:
-            model: used by no one else from now on.
-            max_batch: most sequences at once.
-            max_waiting: most tasks in the queue.
-            max_wait: seconds that the first task waits for others to share its batch.
+            model: used by this thread only from now on.
+            max_batch: maximum number of sequences in a batch.
+            max_waiting: maximum number of tasks in the queue.
+            max_wait: seconds that the first task waits for others to join its batch.
         """
         self._model, self._max_batch, self._max_waiting, self._max_wait = model, max_batch, max_waiting, max_wait
-        self._waiting: deque[Task] = deque()
-        self._running: list[Task] = []
-        self._stream: Stream | None = None
+        self._waiting: deque[SequenceTask] = deque()
+        self._running: list[SequenceTask] = []
+        self._stream: EventStream | None = None
         self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
@@ -85,31 +85,31 @@ class Worker:
 
     @property
     def waiting(self) -> int:
-        """Tasks that nothing has been done for yet."""
+        """Number of tasks in the queue."""
         return len(self._waiting)
 
     @property
     def running(self) -> int:
-        """Tasks of the batch in hand."""
+        """Number of tasks in the current batch."""
         return len(self._running)
 
-    def submit(self, tasks: Sequence[Task]) -> None:
+    def submit(self, tasks: Sequence[SequenceTask]) -> None:
         """Queue the tasks of one request.
 
         Raises:
-            ApiError: there is no room for them, or the server is shutting down.
+            ApiError: the queue is full, or the server is shutting down.
         """
         with self._changed:
             if self._closing:
                 raise shutting_down()
-            # One request may always wait alone, however many sequences it has.
+            # An empty queue accepts a request with any number of sequences.
             if self._waiting and len(self._waiting) + len(tasks) > self._max_waiting:
                 raise queue_full()
             self._waiting.extend(tasks)
             self._changed.notify()
 
-    def cancel(self, tasks: Iterable[Task]) -> None:
-        """Nobody wants these any more: they leave the queue, or the batch at the next opportunity."""
+    def cancel(self, tasks: Iterable[SequenceTask]) -> None:
+        """Remove tasks from the queue, or from the batch at the next opportunity."""
         with self._changed:
             for task in tasks:
                 task.cancelled = True
@@ -118,13 +118,13 @@ class Worker:
             self._waiting = deque(task for task in self._waiting if not task.cancelled)
 
     def close(self) -> None:
-        """Take no more tasks. The thread ends when those it has are done."""
+        """Accept no more tasks. The thread ends when the accepted ones are done."""
         with self._changed:
             self._closing = True
             self._changed.notify()
 
     def abandon(self) -> None:
-        """Tell everyone that nothing more comes, and end as soon as the model lets go."""
+        """Fail all tasks, and end as soon as the model returns."""
         self.close()
         with self._changed:
             left = [task for task in [*self._running, *self._waiting] if not task.cancelled]
@@ -133,7 +133,7 @@ class Worker:
             task.report(shutting_down())
 
     def join(self, seconds: float) -> bool:
-        """Wait for the thread's end; whether it came."""
+        """Wait for the thread to end; returns whether it has."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
@@ -143,15 +143,15 @@ class Worker:
                 self._run(batch)
             except InputError as error:
                 self._fail(batch, ApiError(400, str(error)))
-            except Exception as error:  # one batch's failure is not the server's
+            except Exception as error:  # the failure of a batch must not end the server
                 log.exception("a batch of %d failed", len(batch))
                 self._fail(batch, ApiError(500, f"the model failed ({type(error).__name__}); its log says more"))
             finally:
                 with self._changed:
                     self._running, self._stream = [], None
 
-    def _next_batch(self) -> list[Task]:
-        """The tasks that have waited longest and can run together; none when the worker is closed."""
+    def _next_batch(self) -> list[SequenceTask]:
+        """The tasks that have waited longest and can run together; empty when the worker is closed."""
         with self._changed:
             while True:
                 if not self._waiting:
@@ -164,7 +164,7 @@ class Worker:
                     return self._take()
                 self._changed.wait(left)
 
-    def _take(self) -> list[Task]:
+    def _take(self) -> list[SequenceTask]:
         first = self._waiting[0]
         alike = [task for task in self._waiting if task.generates == first.generates]
         self._running = alike[: self._max_batch]
@@ -172,25 +172,25 @@ class Worker:
         self._waiting = deque(task for task in self._waiting if id(task) not in taken)
         return self._running
 
-    def _run(self, batch: Sequence[Task]) -> None:
+    def _run(self, batch: Sequence[SequenceTask]) -> None:
         if not batch[0].generates:
             rows = [task.work for task in batch if not isinstance(task.work, GenerationRequest)]
             for task, scores in zip(batch, self._model.score(rows), strict=True):
-                self._tell(task, scores)
+                self._report(task, scores)
             return
         stream = self._model.stream([task.work for task in batch if isinstance(task.work, GenerationRequest)])
         with self._changed:
             self._stream = stream
             for index, task in enumerate(batch):
-                if task.cancelled:  # since the batch was taken
+                if task.cancelled:  # after the batch was formed
                     stream.cancel(index)
         for event in stream:
-            self._tell(batch[event.index], event)
+            self._report(batch[event.index], event)
 
-    def _fail(self, batch: Sequence[Task], error: ApiError) -> None:
+    def _fail(self, batch: Sequence[SequenceTask], error: ApiError) -> None:
         for task in batch:
-            self._tell(task, error)
+            self._report(task, error)
 
-    def _tell(self, task: Task, news: News) -> None:
+    def _report(self, task: SequenceTask, update: TaskUpdate) -> None:
         if not task.cancelled:
-            task.report(news)
+            task.report(update)

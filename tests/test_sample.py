@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from gpt_mesh.meshes import products
+from gpt_mesh.meshes import cpu_matmul
 from gpt_mesh.models import next_token
 from gpt_mesh.models.next_token import CONTROL_TYPES, Controls, choose
 from gpt_mesh.sample import Batch, Row, fit_prompt
@@ -75,8 +75,8 @@ def test_compiled_or_on_a_mesh_the_tokens_are_the_same(keys):
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_the_same_seed_draws_the_same_text_wherever_it_sits(compiled, monkeypatch):
-    for threshold in ("LEAST_ELEMENTS", "LEAST_OF_ALL"):  # products of a few rows of any size
-        monkeypatch.setattr(products, threshold, 1)
+    for threshold in ("MIN_ELEMENTS", "MIN_ELEMENTS_BATCHED"):  # products of a few rows of any size
+        monkeypatch.setattr(cpu_matmul, threshold, 1)
     engine = make_engine(tiny_config(n_ctx=N_CTX), compiled=compiled)
     engine.create_variables(training=False)
     enlarge_weights(engine)

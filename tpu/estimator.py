@@ -15,7 +15,7 @@ from gpt_mesh.meshes.devices import MeshPlan
 from gpt_mesh.models.dropout import step_seed
 from gpt_mesh.objectives.registry import objective_of
 from gpt_mesh.tpu.devices import Tpu
-from gpt_mesh.tpu.session import AccountHook, SaveHook, Saver, State
+from gpt_mesh.tpu.session import SaveHook, Saver, State, StepRecorderHook
 
 v1 = tf.compat.v1
 Build = Callable[[Sequence[tf.Tensor], Any], Sequence[tf.Tensor]]
@@ -85,7 +85,7 @@ class Training(Host):
         config: Config,
         plan: MeshPlan,
         tpu: Tpu,
-        account: AccountHook,
+        account: StepRecorderHook,
         every: int,
         state: State,
         hooks: Sequence[Any],

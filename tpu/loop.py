@@ -22,7 +22,7 @@ from gpt_mesh.storage.progress import alive, log
 from gpt_mesh.tpu.devices import Tpu
 from gpt_mesh.tpu.engine import TpuEngine
 from gpt_mesh.tpu.estimator import Training
-from gpt_mesh.tpu.session import AccountHook, EndHook, Figures
+from gpt_mesh.tpu.session import EndHook, Figures, StepRecorderHook
 from gpt_mesh.training import report
 from gpt_mesh.training.interrupts import Interrupts
 from gpt_mesh.training.interval import Interval
@@ -134,7 +134,7 @@ class TpuTrainer:
         return min(last, (self.step // every + 1) * every)
 
     def _train_to(self, stop: int) -> None:
-        account = AccountHook(self, self.log_every, self.config.training.train_steps)
+        account = StepRecorderHook(self, self.log_every, self.config.training.train_steps)
 
         def state(session: Any, step: int) -> dict[str, Any]:
             account.before_save(session)
@@ -154,14 +154,14 @@ class TpuTrainer:
         self.step = checkpoints.step_of(self.checkpoint)
 
     def starts(self, step: int) -> None:
-        """See `Account`."""
+        """See `StepRecorder`."""
         self.step = step
         path = tf.io.gfile.join(self.directory, f"model.ckpt-{step}")
         self.interval = Interval.of(checkpoints.restore_state(path).get("interval", {})) if step else Interval()
         self.metrics.rewind(step)
 
     def add(self, steps: int, sums: Figures, newest: Figures) -> None:
-        """See `Account`."""
+        """See `StepRecorder`."""
         heartbeat.worked()
         self.step += steps
         self.interval.add(steps, sums, newest)
@@ -169,7 +169,7 @@ class TpuTrainer:
             raise report.diverged(self.config, newest["loss"], self.step, checkpoints.latest(self.directory))
 
     def log(self, step: int, rate: float | None) -> None:
-        """See `Account`."""
+        """See `StepRecorder`."""
         tokens_per_second = rate * self.config.training.train_batch_size * self.config.model.n_ctx if rate else None
         row = report.metrics_row(step, self.interval.values(), tokens_per_second, None)
         self.metrics.append(row)

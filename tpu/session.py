@@ -117,7 +117,7 @@ class _StateListener(tf.compat.v1.train.CheckpointSaverListener):
         log.info("saved %s", tf.io.gfile.join(self._directory, f"model.ckpt-{int(global_step_value)}"))
 
 
-class Account(Protocol):
+class StepRecorder(Protocol):
     """Who keeps the figures of a run's steps."""
 
     def starts(self, step: int) -> None:
@@ -130,10 +130,10 @@ class Account(Protocol):
         """It is time to log. `rate`: steps a second, where it is known."""
 
 
-class AccountHook(tf.compat.v1.train.SessionRunHook):
+class StepRecorderHook(tf.compat.v1.train.SessionRunHook):
     """Sums up the figures of steps where the steps are done (a run of a TPU is many of them), and tells an account."""
 
-    def __init__(self, account: Account, every: int, last: int) -> None:
+    def __init__(self, account: StepRecorder, every: int, last: int) -> None:
         """To be logged after `every` steps and at the step `last`."""
         self._account, self._every, self._last = account, every, last
 

@@ -132,8 +132,8 @@ def warnings(config: Config, plan: MeshPlan) -> list[str]:
     width, on_cpu = config.model.n_embd, len(plan.devices) == 1 and "CPU" in plan.devices[0]
     if config.training.precision != "bfloat16" or not on_cpu or processor.bfloat16_wins(width) is not False:
         return []
-    fast = processor.bfloat16_wins(processor.LEAST_WIDTH)
-    why = f"at n_embd = {width}, less than {processor.LEAST_WIDTH}" if fast else "on this CPU"
+    fast = processor.bfloat16_wins(processor.MIN_BFLOAT16_WIDTH)
+    why = f"at n_embd = {width}, less than {processor.MIN_BFLOAT16_WIDTH}" if fast else "on this CPU"
     return [f"{config.source}: precision = bfloat16: is slower than float32 {why}; leave the key out to train here"]
 
 

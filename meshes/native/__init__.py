@@ -1,8 +1,8 @@
-"""What of this project is written in C: compiled on the machine where it runs, for its processor, and told to XLA.
+"""CPU kernels in C: compiled on the machine where they run, for its processor, and registered with XLA.
 
-Products of a few rows (few_rows.c) and of many (matmul.c), attention (attention.c), layer norm, GELU, the vocabulary's
-loss (vocabulary_loss.c), the optimizer's steps. There must be a C compiler (`CC`, else cc, gcc or clang), and a
-TensorFlow that XLA's foreign function interface comes with. Where one is missing, all works, slower.
+Matmuls of a few rows (few_rows.c) and of many rows (matmul.c), attention (attention.c), layer norm, GELU, the loss over
+the vocabulary (vocabulary_loss.c) and optimizer updates. They need a C compiler (`CC`, else cc, gcc or clang) and a
+TensorFlow with XLA's foreign function interface. Without these everything works, but slower.
 """
 
 from __future__ import annotations
@@ -32,31 +32,31 @@ FOLDER = Path(__file__).parent
 SOURCES, HEADERS = sorted(FOLDER.glob("*.c")), sorted(FOLDER.glob("*.h"))
 NAME = "gpt_mesh"
 # The compilers' names for "this processor": -march on x86 and for GCC everywhere, -mcpu for Clang on ARM. For some
-# processors GCC takes fused products and sums apart again in loops that it finds to be chains of them, so that a row's
-# rounding would depend on how many are beside it.
+# processors GCC splits fused multiply-adds again in loops that are chains of them, so that the rounding of a row would
+# depend on the number of rows.
 TUNED: tuple[list[str], ...] = (
     ["-march=native", "--param=avoid-fma-max-bits=0"],
     ["-march=native"],
     ["-mcpu=native"],
     [],
 )
-# ISO C, which keeps products and sums apart unless told otherwise: half of what a processor can do.
+# ISO C does not fuse multiplications and additions by default, which halves the throughput.
 COMMON = ["-O3", "-std=c11", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden", "-fPIC", "-shared"]
-SECONDS = 120  # in which a compiler has to be done
+SECONDS = 120  # time limit of the compiler
 
 log = logging.getLogger("gpt")
 _one_at_a_time = threading.Lock()
 
 
 def known() -> bool:
-    """Whether XLA knows the targets in this process. Compiles them, unless an earlier process has."""
+    """Whether the targets are registered with XLA. The first call compiles them, if no earlier process has."""
     with _one_at_a_time:
         return not _reason()
 
 
 @functools.cache
 def _reason() -> str:
-    """`_make_known`, told in the log."""
+    """The result of `_make_known`, which is also logged."""
     reason = _make_known()
     if reason:
         log.info("this CPU is slower than it could be: %s", reason)
@@ -64,11 +64,11 @@ def _reason() -> str:
 
 
 def _make_known() -> str:
-    """Nothing, or why they are not known."""
+    """Register the targets; returns why that failed, or "" if it did not."""
     header = Path(tf.sysconfig.get_include()) / "xla/ffi/api/c_api.h"
     framework = next(Path(tf.sysconfig.get_lib()).glob("libtensorflow_framework.*"), None)
     if framework is None or not header.exists():
-        return f"TensorFlow {tf.__version__} has no interface for it"
+        return f"TensorFlow {tf.__version__} has no foreign function interface of XLA"
     try:
         compiler = find_compiler()
         if not compiler:
@@ -76,14 +76,14 @@ def _make_known() -> str:
         library = load(compiler, header)
         interface = ctypes.CDLL(str(framework)).XLA_FFI_GetApi
     except (OSError, AttributeError, ValueError, subprocess.SubprocessError) as error:
-        return f"what is written in C could not be compiled and loaded: {_last_line(error)}"
+        return f"the C sources could not be compiled and loaded: {_last_line(error)}"
     interface.restype = ctypes.c_void_p
     library.gpt_mesh_register.argtypes, library.gpt_mesh_register.restype = [ctypes.c_void_p], ctypes.c_bool
-    return "" if library.gpt_mesh_register(interface()) else f"TensorFlow {tf.__version__} does not take it"
+    return "" if library.gpt_mesh_register(interface()) else f"TensorFlow {tf.__version__} rejects them"
 
 
 def find_compiler() -> list[str]:
-    """The command, or nothing."""
+    """The compiler's command; empty if there is none."""
     named = shlex.split(os.environ.get("CC", ""))
     for command in [named] if named else [["cc"], ["gcc"], ["clang"]]:
         found = shutil.which(command[0])
@@ -93,7 +93,7 @@ def find_compiler() -> list[str]:
 
 
 def load(compiler: list[str], header: Path) -> ctypes.CDLL:
-    """What an earlier process compiled from the same source in the same way, else what is compiled now."""
+    """The library that an earlier process compiled from the same sources with the same compiler; else compile it."""
     version = subprocess.run([*compiler, "--version"], capture_output=True, check=True, timeout=SECONDS).stdout
     sources = [path.read_bytes() for path in [*SOURCES, *HEADERS, header]]
     facts = [*sources, version, os.fsencode("\n".join([*compiler, *COMMON]))]
@@ -101,7 +101,7 @@ def load(compiler: list[str], header: Path) -> ctypes.CDLL:
     name = f"{NAME}-{hashlib.sha256(b'|'.join(facts)).hexdigest()[:16]}.so"
     kept = _folder()
     if kept:
-        with contextlib.suppress(OSError):  # there is none, it is damaged, the folder is not for writing or running
+        with contextlib.suppress(OSError):  # missing, damaged, or in a folder mounted noexec
             return ctypes.CDLL(str(_own(kept / name)))
         with contextlib.suppress(OSError):
             kept.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ def load(compiler: list[str], header: Path) -> ctypes.CDLL:
 
 
 def _folder() -> Path | None:
-    """Where libraries are kept on this machine; None: nowhere."""
+    """Where compiled libraries are cached; None if the cache is off."""
     if os.environ.get("GPT_MESH_CACHE") == "off":
         return None
     return Path(compiled_cache.cache_root(os.environ)).absolute() / "native"
@@ -123,7 +123,7 @@ def _own(library: Path) -> Path:
     """The same path.
 
     Raises:
-        OSError: there is no such file, or another user has put it there.
+        OSError: there is no such file, or it belongs to another user.
     """
     if library.stat().st_uid != os.getuid():
         raise PermissionError(f"{library} belongs to another user")
@@ -131,10 +131,10 @@ def _own(library: Path) -> Path:
 
 
 def _compile(compiler: list[str], library: Path) -> None:
-    """Write `library`, under another name first: another process may be looking for it.
+    """Write `library`. It gets a temporary name first, since other processes may be looking for it.
 
     Raises:
-        OSError: it cannot be written; with the compiler's words, that it cannot be compiled.
+        OSError: it cannot be compiled (with the compiler's message) or written.
     """
     descriptor, unfinished = tempfile.mkstemp(dir=library.parent, prefix=f"{NAME}-")
     os.close(descriptor)
@@ -162,18 +162,19 @@ def call(
     attributes: Mapping[str, int | float] | None = None,
     in_place: Mapping[int, int] | None = None,
 ) -> list[tf.Tensor]:
-    """The results of a target, in a function that XLA compiles for a CPU, where `known`.
+    """Call a target, inside a function that XLA compiles for a CPU. Requires `known()`.
 
     Args:
-        target: its name, without the prefix that all have.
-        results: of known shapes, as the operands'; with contents row by row.
-        attributes: what else the target is told, by name.
-        in_place: which results, by number, take the places of which operands.
+        target: its name, without the common prefix.
+        operands: with static shapes.
+        results: their specs, with static shapes; the memory layout is row-major.
+        attributes: numbers that the target gets, by name.
+        in_place: the indices of results that reuse the memory of operands, with the indices of those.
     """
     module = stablehlo.Module(operands)
-    told = {
+    settings = {
         "api_version": "4 : i32",
         "output_operand_aliases": stablehlo.aliases(in_place or {}),
         "backend_config": stablehlo.dictionary(attributes or {}),
     }
-    return module.run(module.custom_call(f"gpt_mesh_{target}", module.arguments, results, told), platform="CPU")
+    return module.run(module.custom_call(f"gpt_mesh_{target}", module.arguments, results, settings), platform="CPU")

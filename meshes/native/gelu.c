@@ -1,5 +1,5 @@
-/* A bias and GELU after it, in float32, for programs that XLA compiles for a CPU: each row is read once, and nothing is
- * kept for the backward pass but what the bias was added to.
+/* Bias and GELU in one pass, in float32, for programs that XLA compiles for a CPU. Each row is read once, and only the
+ * input is kept for the backward pass.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -7,14 +7,14 @@
 #include "host.h"
 #include "vectors.h"
 
-#define ROWS 64 /* of a task: sums over rows are taken task by task, whatever the number of threads */
+#define ROWS 64 /* of a task: each task sums over its rows, so sums do not depend on the number of threads */
 
-/* x and what has its shape are [rows, width], bias [width]. */
+/* x, and everything of its shape, is [rows, width]; bias is [width]. */
 struct gelu {
   long rows, width;
   const float *x, *bias, *upstream;
   float *y, *dx;
-  float *sums; /* of a task's rows, [tasks, width]: the bias's gradient */
+  float *sums; /* [tasks, width]: the bias's gradient, summed over each task's rows */
 };
 
 /* x times sigmoid(z) with z = 2 √(2/π) (x + 0.044715 x³): the tanh form of Hendrycks and Gimpel (2016,
@@ -22,7 +22,7 @@ struct gelu {
 #define LINEAR 1.5957691216f
 #define CUBIC 0.0713548163f
 
-/* sigmoid(z) and sigmoid(-z), without the loss of one beside the other. */
+/* sigmoid(z) and sigmoid(-z), both to full precision. */
 struct sigmoids {
   vector of_z, of_minus_z;
 };
@@ -54,7 +54,7 @@ INLINE vector part(const float *x, long count) {
 static void activate(const void *what, long task) {
   const struct gelu *p = what;
   const long width = p->width, whole = width - width % LANES;
-  for (long row = task * ROWS; row < least((task + 1) * ROWS, p->rows); row++) {
+  for (long row = task * ROWS; row < min_of((task + 1) * ROWS, p->rows); row++) {
     const float *x = p->x + row * width;
     float *y = p->y + row * width;
     for (long i = 0; i < whole; i += LANES)
@@ -71,7 +71,7 @@ static void differentiate(const void *what, long task) {
   const long width = p->width, whole = width - width % LANES, rest = width - whole;
   float *sums = p->sums + task * width;
   memset(sums, 0, sizeof(float) * width);
-  for (long row = task * ROWS; row < least((task + 1) * ROWS, p->rows); row++) {
+  for (long row = task * ROWS; row < min_of((task + 1) * ROWS, p->rows); row++) {
     const float *x = p->x + row * width, *dy = p->upstream + row * width;
     float *dx = p->dx + row * width;
     for (long i = 0; i < whole; i += LANES) {
@@ -87,10 +87,10 @@ static void differentiate(const void *what, long task) {
   }
 }
 
-/* GELU of x plus bias. */
+/* gelu(x + bias). */
 static XLA_FFI_Error *gelu(XLA_FFI_CallFrame *frame) {
   if (asked_for_version(frame)) return NULL;
-  if (!has(frame, 2, 1)) return invalid(frame, "another number of tensors");
+  if (!has(frame, 2, 1)) return invalid(frame, "unexpected number of tensors");
   const XLA_FFI_Buffer *x = operand(frame, 0), *bias = operand(frame, 1);
   if (!is_float(x, 2) || !is_row_of(x, bias) || !is_like(x, result(frame, 0)))
     return invalid(frame, "these are no rows in float32 with a bias");
@@ -100,10 +100,10 @@ static XLA_FFI_Error *gelu(XLA_FFI_CallFrame *frame) {
   return NULL;
 }
 
-/* The gradients of x and bias, from both and that of the result. */
+/* x, bias, gradient of the result -> gradients of x and bias. */
 static XLA_FFI_Error *gradient(XLA_FFI_CallFrame *frame) {
   if (asked_for_version(frame)) return NULL;
-  if (!has(frame, 3, 2)) return invalid(frame, "another number of tensors");
+  if (!has(frame, 3, 2)) return invalid(frame, "unexpected number of tensors");
   const XLA_FFI_Buffer *x = operand(frame, 0), *bias = operand(frame, 1), *upstream = operand(frame, 2);
   if (!is_float(x, 2) || !is_row_of(x, bias) || !is_like(x, upstream) || !is_like(x, result(frame, 0)) ||
       !is_row_of(x, result(frame, 1)))

@@ -89,7 +89,7 @@ static bool failed(const XLA_FFI_Api *api, XLA_FFI_Error *error) {
 long thread_count(const XLA_FFI_CallFrame *frame) {
   int64_t count = 1;
   XLA_FFI_ThreadPool_NumThreads_Args asked = {.struct_size = sizeof asked, .ctx = frame->ctx, .num_threads = &count};
-  return failed(frame->api, frame->api->XLA_FFI_ThreadPool_NumThreads(&asked)) ? 1 : most(1, (long)count);
+  return failed(frame->api, frame->api->XLA_FFI_ThreadPool_NumThreads(&asked)) ? 1 : max_of(1, (long)count);
 }
 
 struct job {
@@ -115,10 +115,10 @@ static void help(void *job) {
   leave(job);
 }
 
-/* This thread takes tasks like the others, and waits only for those that were begun: it ends even where no other
- * thread is free. One that comes later finds none left. */
+/* This thread takes tasks like the others, and waits only for tasks that have started. So it finishes even if no other
+ * thread is free; a thread that starts later finds no tasks left. */
 void share_out(const XLA_FFI_CallFrame *frame, long tasks, void (*work)(const void *, long), const void *what) {
-  const long threads = tasks > 1 ? least(thread_count(frame), tasks) : 1;
+  const long threads = tasks > 1 ? min_of(thread_count(frame), tasks) : 1;
   struct job *job = threads > 1 ? malloc(sizeof *job) : NULL;
   if (!job) {
     for (long task = 0; task < tasks; task++) work(what, task);

@@ -6,15 +6,15 @@
 #include "host.h"
 #include "vectors.h"
 
-#define ROWS 64 /* of a task: sums over rows are taken task by task, whatever the number of threads */
+#define ROWS 64 /* of a task: each task sums over its rows, so sums do not depend on the number of threads */
 
-/* x and what has its shape are [rows, width], gain and bias [width]. */
+/* x, and everything of its shape, is [rows, width]; gain and bias are [width]. */
 struct norm {
   long rows, width;
   float epsilon;
   const float *x, *gain, *bias, *upstream;
   float *y, *dx;
-  float *sums; /* of a task's rows, [tasks, 2, width]: the gradients of gain and bias */
+  float *sums; /* [tasks, 2, width]: the gradients of gain and bias, summed over each task's rows */
 };
 
 struct moments {
@@ -38,7 +38,7 @@ INLINE struct moments moments_of(const float *x, long width, float epsilon) {
 
 static void normalize(const void *what, long task) {
   const struct norm *p = what;
-  for (long row = task * ROWS; row < least((task + 1) * ROWS, p->rows); row++) {
+  for (long row = task * ROWS; row < min_of((task + 1) * ROWS, p->rows); row++) {
     const float *restrict x = p->x + row * p->width, *restrict gain = p->gain, *restrict bias = p->bias;
     float *restrict y = p->y + row * p->width;
     const struct moments m = moments_of(x, p->width, p->epsilon);
@@ -46,7 +46,7 @@ static void normalize(const void *what, long task) {
   }
 }
 
-/* The gradient of a row, and its part of the gain's and the bias's. */
+/* The gradient of a row, and its contribution to the gradients of gain and bias. */
 static void differentiate_row(const struct norm *p, long row, float *restrict dgain, float *restrict dbias) {
   const float *restrict x = p->x + row * p->width, *restrict dy = p->upstream + row * p->width;
   const float *restrict gain = p->gain;
@@ -79,15 +79,14 @@ static void differentiate(const void *what, long task) {
   const struct norm *p = what;
   float *dgain = p->sums + task * 2 * p->width;
   memset(dgain, 0, sizeof(float) * 2 * p->width);
-  for (long row = task * ROWS; row < least((task + 1) * ROWS, p->rows); row++)
+  for (long row = task * ROWS; row < min_of((task + 1) * ROWS, p->rows); row++)
     differentiate_row(p, row, dgain, dgain + p->width);
 }
 
-/* x times the inverse of its standard deviation, once its mean is taken off, times gain, plus bias; `epsilon` is added
- * to the variance. */
+/* (x - mean) / sqrt(variance + epsilon) * gain + bias, for each row. */
 static XLA_FFI_Error *layer_norm(XLA_FFI_CallFrame *frame) {
   if (asked_for_version(frame)) return NULL;
-  if (!has(frame, 3, 1)) return invalid(frame, "another number of tensors");
+  if (!has(frame, 3, 1)) return invalid(frame, "unexpected number of tensors");
   const XLA_FFI_Buffer *x = operand(frame, 0), *gain = operand(frame, 1), *bias = operand(frame, 2);
   if (!is_float(x, 2) || !is_row_of(x, gain) || !is_row_of(x, bias) || !is_like(x, result(frame, 0)))
     return invalid(frame, "these are no rows in float32 with a gain and a bias");
@@ -98,10 +97,10 @@ static XLA_FFI_Error *layer_norm(XLA_FFI_CallFrame *frame) {
   return NULL;
 }
 
-/* The gradients of x, gain and bias, from x, gain and that of the result. */
+/* x, gain, gradient of the result -> gradients of x, gain and bias. */
 static XLA_FFI_Error *gradient(XLA_FFI_CallFrame *frame) {
   if (asked_for_version(frame)) return NULL;
-  if (!has(frame, 3, 3)) return invalid(frame, "another number of tensors");
+  if (!has(frame, 3, 3)) return invalid(frame, "unexpected number of tensors");
   const XLA_FFI_Buffer *x = operand(frame, 0), *gain = operand(frame, 1), *upstream = operand(frame, 2);
   if (!is_float(x, 2) || !is_row_of(x, gain) || !is_like(x, upstream) || !is_like(x, result(frame, 0)) ||
       !is_row_of(x, result(frame, 1)) || !is_row_of(x, result(frame, 2)))

@@ -1,8 +1,8 @@
-/* Products of matrices, in float32, for programs that XLA compiles for a CPU: training, and reading prompts.
+/* Matmuls in float32, for programs that XLA compiles for a CPU: training, and prefill.
  *
  * After Goto and van de Geijn (2008, doi:10.1145/1356052.1356053): a tile of the result stays in registers while a panel
- * of each factor goes by, from copies in which elements follow each other as they are used. The copies cost the same
- * whether a factor is turned or not, where XLA's products take longer for turned ones, as gradients of weights have.
+ * of each factor passes by, from copies whose elements are in the order of their use. The copies cost the same whether
+ * a factor is transposed or not; XLA's own matmuls are slower for transposed factors, which gradients of weights have.
  */
 #include "matmul.h"
 
@@ -18,15 +18,15 @@
 #endif
 #define WIDTH PANEL                   /* of a tile, HEIGHT × WIDTH */
 #define VECTORS (PANEL / LANES)
-#define DEPTH 256                     /* of a panel: one of b lies in the first cache */
-#define BLOCK (HEIGHT * (528 / HEIGHT)) /* rows of a whose panels lie in the second cache */
-#define PANELS 4                      /* of a that are copied side by side */
-#define NEAR 65536                    /* floats over which columns of a or rows of b may be spread to be read there */
-#define ALIKE 1024                    /* floats between two that stand for the same line of the first cache */
-#define LINE 64                       /* bytes of the caches */
-#define WIDE 1024                     /* columns of a task at most */
-#define SMALL 128                     /* rows and columns of a task that is not cut further */
-#define LEAST_WORK 262144             /* multiplications for which further threads pay */
+#define DEPTH 256                     /* of a panel: one panel of b fits the L1 cache */
+#define BLOCK (HEIGHT * (528 / HEIGHT)) /* rows of a whose panels fit the L2 cache */
+#define PANELS 4                      /* of a that are copied together */
+#define NEAR 65536                    /* floats over which columns of a or rows of b may spread to be read in place */
+#define ALIKE 1024                    /* distance in floats of elements that map to the same set of the L1 cache */
+#define LINE 64                       /* bytes of a cache line */
+#define WIDE 1024                     /* maximum columns of a task */
+#define SMALL 128                     /* rows and columns of a task that is not divided further */
+#define MIN_WORK 262144               /* multiplications from which on further threads pay off */
 
 typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
 typedef int32_t places __attribute__((vector_size(16)));
@@ -38,8 +38,8 @@ typedef int32_t places __attribute__((vector_size(16)));
 
 static _Thread_local _Alignas(64) float left[BLOCK * DEPTH], right[WIDTH * DEPTH];
 
-/* to [depth, width] from 4 rows of `depth` elements, each `step` from the next. */
-INLINE void turn_four(float *restrict to, const float *from, long step, long depth, const long width) {
+/* to [depth, width] = the transpose of 4 rows of `depth` elements with a stride of `step`. */
+INLINE void transpose_four(float *restrict to, const float *from, long step, long depth, const long width) {
   long k = 0;
   for (; k + 4 <= depth; k += 4, from += 4, to += 4 * width) {
     const four a = *(const four *)from, b = *(const four *)(from + step);
@@ -55,24 +55,25 @@ INLINE void turn_four(float *restrict to, const float *from, long step, long dep
     for (long i = 0; i < 4; i++) to[i] = from[i * step];
 }
 
-/* `panels` panels [depth, width], one after the other, from rows (columns) that are neighbours in memory: read side by
- * side, as a line of a cache holds parts of several. */
-INLINE void pack_side_by_side(float *restrict to, const float *from, long on, long panels, long depth, const long width) {
+/* Consecutive panels [depth, width] from rows (columns) that are contiguous in memory. They are read together, as a
+ * cache line holds parts of several. */
+INLINE void pack_together(
+    float *restrict to, const float *from, long on, long panels, long depth, const long width) {
   for (long k = 0; k < depth; k++, from += on)
     for (long i = 0; i < panels; i++)
       memcpy(to + (i * depth + k) * width, from + i * width, sizeof(float) * width);
 }
 
-/* to [depth, width]: a panel of `count` rows of a, or columns of b, then zeros. `step`: from one of them to the next;
- * `on`: from one of their elements to the next. */
+/* to [depth, width]: a panel of `count` rows of a, or columns of b, padded with zeros. `step`: stride between them;
+ * `on`: stride between their elements. */
 INLINE void pack(float *restrict to, const float *from, long step, long on, long count, long depth, const long width) {
   if (step == 1 && count >= width) {
-    pack_side_by_side(to, from, on, 1, depth, width);
+    pack_together(to, from, on, 1, depth, width);
     return;
   }
   for (long i = 0; i < width; i += 4) {
     if (on == 1 && count - i >= 4) {
-      turn_four(to + i, from + i * step, step, depth, width);
+      transpose_four(to + i, from + i * step, step, depth, width);
       continue;
     }
     for (long k = 0; k < depth; k++)
@@ -80,9 +81,9 @@ INLINE void pack(float *restrict to, const float *from, long step, long on, long
   }
 }
 
-/* A block of rows of a, [rows, depth], as tiles take it. Where all that a tile reads at a time has room in the first
- * cache, whole panels are read where they are: rows that are neighbours in memory whose columns are not far apart, and
- * rows that do not all stand for the same lines of the cache. */
+/* A block of rows of a, [rows, depth], as tiles read it. Whole panels are read in place if what a tile reads at a time
+ * fits the L1 cache: contiguous rows whose columns are near each other, and rows that do not all map to the same cache
+ * sets. */
 struct rows {
   long count, depth, in_place;
   struct matrix a;
@@ -95,7 +96,7 @@ static struct rows pack_rows(struct matrix a, long count, long depth) {
     float *to = left + i * depth;
     const float *from = a.data + i * a.down;
     if (a.down == 1 && count - i >= PANELS * HEIGHT) {
-      pack_side_by_side(to, from, a.across, PANELS, depth, HEIGHT);
+      pack_together(to, from, a.across, PANELS, depth, HEIGHT);
       i += PANELS * HEIGHT;
     } else {
       pack(to, from, a.down, a.across, count - i, depth, HEIGHT);
@@ -105,17 +106,17 @@ static struct rows pack_rows(struct matrix a, long count, long depth) {
   return rows;
 }
 
-/* WIDTH columns of b, [depth, WIDTH]: row after row, packed, or where they are: from the second cache, if tiles are so
- * high that they do not wait for it. */
+/* WIDTH columns of b, [depth, WIDTH], row by row: packed or, if tiles are high enough to hide the latency of the L2
+ * cache, in place. */
 static struct matrix pack_panel(struct matrix b, long columns, long depth) {
   if (HEIGHT >= 12 && b.across == 1 && b.down * depth <= NEAR && columns >= WIDTH) return b;
   pack(right, b.data, b.across, b.down, columns, depth, WIDTH);
   return (struct matrix){right, WIDTH, 1};
 }
 
-/* sum [height, WIDTH] grows by a [height, depth] times b [depth, WIDTH]. Of a, one row in `reach` has a pointer of its
- * own: from one pointer an instruction reaches many neighbours in memory, but of rows that are apart only 0, 1 and 2. */
-INLINE void add_products(
+/* sum [height, WIDTH] += a [height, depth] · b [depth, WIDTH]. One in `reach` rows of a has its own pointer: an
+ * instruction can address many contiguous elements from one pointer, but only 3 rows with a stride. */
+INLINE void add_outer_products(
     vector (*sum)[VECTORS], const int height, const int reach, long depth, const float *a, long down, long across,
     const float *b, long under) {
   const float *rows[HEIGHT];
@@ -129,25 +130,25 @@ INLINE void add_products(
   }
 }
 
-/* The same for any a one of whose steps is 1. */
+/* The same for any a with a stride of 1 along one dimension. */
 INLINE void multiply_rows(
     vector (*sum)[VECTORS], const int height, long depth, const float *a, long down, long across, const float *b,
     long under) {
   if (down == 1)
-    add_products(sum, height, HEIGHT, depth, a, 1, across, b, under);
+    add_outer_products(sum, height, HEIGHT, depth, a, 1, across, b, under);
   else
-    add_products(sum, height, 3, depth, a, down, 1, b, under);
+    add_outer_products(sum, height, 3, depth, a, down, 1, b, under);
 }
 
-/* c [height, WIDTH] of a [height, depth], one of whose steps is 1, and b [depth, WIDTH], whose rows are `under` apart.
- */
+/* c [height, WIDTH] = a [height, depth] · b [depth, WIDTH]. a has a stride of 1 along one dimension; rows of b have a
+ * stride of `under`. */
 INLINE void tile(
     const int height, long depth, const float *a, long down, long across, const float *b, long under, float *c,
     long apart, bool add) {
   vector sum[HEIGHT][VECTORS];
   UNROLLED for (int i = 0; i < height; i++) UNROLLED for (int v = 0; v < VECTORS; v++) sum[i][v] = (vector){0};
   const long piece = depth / 16;
-  for (int i = 0; i < height; i++) { /* c is asked for by and by: all at once would hold up what is read meanwhile */
+  for (int i = 0; i < height; i++) { /* prefetch c gradually: all of it together would delay other reads */
     for (int v = 0; v < VECTORS; v++) __builtin_prefetch(c + i * apart + v * LANES, 1);
     multiply_rows(sum, height, piece, a + i * piece * across, down, across, b + i * piece * under, under);
   }
@@ -160,8 +161,8 @@ INLINE void tile(
   }
 }
 
-/* `tile` for at most HEIGHT rows and WIDTH columns of the result. (Processors take long to read a struct in other
- * pieces than it was just written in.) */
+/* `tile` for at most HEIGHT rows and WIDTH columns of the result. (No struct arguments: processors are slow to read
+ * freshly written memory in pieces of another size.) */
 static void part_of_tile(
     long rows, long columns, long depth, const float *a, long down, long across, const float *b, long under, float *c,
     long apart, bool add) {
@@ -178,26 +179,26 @@ static void part_of_tile(
   }
   if (fits) return;
   for (long i = 0; i < rows; i++)
-    for (long j = 0; j < least(columns, WIDTH); j++)
+    for (long j = 0; j < min_of(columns, WIDTH); j++)
       c[i * apart + j] = whole[i * WIDTH + j] + (add ? c[i * apart + j] : 0);
 }
 
-/* What will be copied next, asked for a little at a time while tiles are computed: `rows` rows of `lines` lines. */
-struct ahead {
+/* What is copied next, `rows` rows of `lines` cache lines, is prefetched gradually while tiles are computed. */
+struct prefetch {
   const char *data;
   long apart, rows, lines, row, line, each;
 };
 
-/* The part of a matrix with those rows and columns, in so many times. */
-static struct ahead ask_for(struct matrix m, long rows, long columns, long times) {
+/* Prefetch this part of a matrix in `times` portions. */
+static struct prefetch prefetch_of(struct matrix m, long rows, long columns, long times) {
   const bool by_row = m.across == 1;
   const long count = by_row ? rows : columns, lines = parts_of((by_row ? columns : rows) * sizeof(float), LINE);
-  return (struct ahead){
+  return (struct prefetch){
       .data = (const char *)m.data, .apart = (by_row ? m.down : m.across) * (long)sizeof(float), .rows = count,
       .lines = lines, .each = parts_of(count * lines, times)};
 }
 
-INLINE void go_ahead(struct ahead *p) {
+INLINE void prefetch_next(struct prefetch *p) {
   for (long i = 0; i < p->each && p->row < p->rows; i++) {
     __builtin_prefetch(p->data + p->row * p->apart + p->line * LINE, 0, 2);
     if (++p->line == p->lines) {
@@ -211,16 +212,16 @@ static struct matrix part_of(struct matrix m, long row, long column) {
   return (struct matrix){m.data + row * m.down + column * m.across, m.down, m.across};
 }
 
-/* c [rows, columns] from a panel of b, of whose columns there are `columns`. */
+/* c [rows, columns] from a panel of b with `columns` columns. */
 static void multiply_panel(
-    struct rows rows, struct matrix panel, float *c, long apart, long columns, bool add, struct ahead *next_a,
-    struct ahead *next_b) {
+    struct rows rows, struct matrix panel, float *c, long apart, long columns, bool add, struct prefetch *next_a,
+    struct prefetch *next_b) {
   for (long i = 0; i < rows.count; i += HEIGHT) {
-    if (next_a) go_ahead(next_a);
-    if (next_b) go_ahead(next_b);
+    if (next_a) prefetch_next(next_a);
+    if (next_b) prefetch_next(next_b);
     const bool in_place = i < rows.in_place;
     part_of_tile(
-        least(HEIGHT, rows.count - i), columns, rows.depth,
+        min_of(HEIGHT, rows.count - i), columns, rows.depth,
         in_place ? rows.a.data + i * rows.a.down : left + i * rows.depth, in_place ? rows.a.down : 1,
         in_place ? rows.a.across : HEIGHT, panel.data, panel.down, c + i * apart, apart, add);
   }
@@ -228,15 +229,17 @@ static void multiply_panel(
 
 void multiply(struct matrix a, struct matrix b, float *c, long apart, long rows, long summed, long columns, bool add) {
   for (long k = 0; k < summed; k += DEPTH) {
-    const long depth = least(DEPTH, summed - k), next_depth = most(0, least(DEPTH, summed - k - DEPTH));
+    const long depth = min_of(DEPTH, summed - k), next_depth = max_of(0, min_of(DEPTH, summed - k - DEPTH));
     for (long i = 0; i < rows; i += BLOCK) {
-      const long height = least(BLOCK, rows - i), tiles = parts_of(height, HEIGHT);
+      const long height = min_of(BLOCK, rows - i), tiles = parts_of(height, HEIGHT);
       const struct rows packed = pack_rows(part_of(a, i, k), height, depth);
-      struct ahead next_a = ask_for(part_of(a, i, k + DEPTH), height, next_depth, tiles * parts_of(columns, WIDTH));
+      struct prefetch next_a =
+          prefetch_of(part_of(a, i, k + DEPTH), height, next_depth, tiles * parts_of(columns, WIDTH));
       for (long j = 0; j < columns; j += WIDTH) {
         const bool last = j + WIDTH >= columns;
-        struct ahead next_b = last ? ask_for(part_of(b, k + DEPTH, 0), next_depth, least(WIDTH, columns), tiles)
-                                   : ask_for(part_of(b, k, j + WIDTH), depth, least(WIDTH, columns - j - WIDTH), tiles);
+        struct prefetch next_b = last ? prefetch_of(part_of(b, k + DEPTH, 0), next_depth, min_of(WIDTH, columns), tiles)
+                                   : prefetch_of(
+                                         part_of(b, k, j + WIDTH), depth, min_of(WIDTH, columns - j - WIDTH), tiles);
         const struct matrix panel = pack_panel(part_of(b, k, j), columns - j, depth);
         multiply_panel(packed, panel, c + i * apart + j, apart, columns - j, add || k, &next_a, &next_b);
       }
@@ -254,7 +257,7 @@ void multiply_packed(
     bool add) {
   for (long k = 0; k < summed; k += DEPTH)
     for (long i = 0; i < rows; i += BLOCK) {
-      const struct rows packed = pack_rows(part_of(a, i, k), least(BLOCK, rows - i), least(DEPTH, summed - k));
+      const struct rows packed = pack_rows(part_of(a, i, k), min_of(BLOCK, rows - i), min_of(DEPTH, summed - k));
       for (long j = 0; j < columns; j += WIDTH)
         multiply_panel(
             packed, (struct matrix){panels + j / WIDTH * apart_panels + k * WIDTH, WIDTH, 1}, c + i * apart + j, apart,
@@ -263,51 +266,53 @@ void multiply_packed(
 }
 
 /* A task is up to `height` rows and `width` columns of the result. */
-struct product {
+struct matmul {
   struct matrix a, b;
   float *c;
   long rows, summed, columns, height, width;
 };
 
 static void do_task(const void *what, long task) {
-  const struct product *p = what;
+  const struct matmul *p = what;
   const long across = parts_of(p->columns, p->width), i = task / across * p->height, j = task % across * p->width;
   multiply(
-      part_of(p->a, i, 0), part_of(p->b, 0, j), p->c + i * p->columns + j, p->columns, least(p->height, p->rows - i), p->summed,
-      least(p->width, p->columns - j), false);
+      part_of(p->a, i, 0), part_of(p->b, 0, j), p->c + i * p->columns + j, p->columns,
+      min_of(p->height, p->rows - i), p->summed,
+      min_of(p->width, p->columns - j), false);
 }
 
-/* Two tasks a thread, so that one that the system holds up has others do its part; but none so small that copying
- * its factors would count. Gives their number. */
-static long cut(const XLA_FFI_CallFrame *frame, struct product *p) {
-  const long threads = p->rows * p->summed * p->columns < LEAST_WORK ? 1 : thread_count(frame);
-  long height = least(p->rows, BLOCK), width = least(p->columns, WIDE);
+/* Two tasks for each thread, so that others can take over from a thread that is held up, but none so small that copying
+ * its factors matters. Returns their number. */
+static long cut(const XLA_FFI_CallFrame *frame, struct matmul *p) {
+  const long threads = p->rows * p->summed * p->columns < MIN_WORK ? 1 : thread_count(frame);
+  long height = min_of(p->rows, BLOCK), width = min_of(p->columns, WIDE);
   while (threads > 1 && parts_of(p->rows, height) * parts_of(p->columns, width) < 2 * threads &&
-         most(height, width) > SMALL) {
+         max_of(height, width) > SMALL) {
     if (height > width)
       height = parts_of(height, 2);
     else
       width = parts_of(width, 2);
   }
-  height = parts_of(p->rows, parts_of(p->rows, height)); /* so that none is smaller than the others by much */
+  height = parts_of(p->rows, parts_of(p->rows, height)); /* so that all have about the same size */
   p->height = parts_of(height, HEIGHT) * HEIGHT;
   p->width = parts_of(width, WIDTH) * WIDTH;
   return parts_of(p->rows, p->height) * parts_of(p->columns, p->width);
 }
 
-/* c [rows, columns] of a [rows, summed] and b [summed, columns]; of `turned_a` and `turned_b`, the other way round. */
+/* a [rows, summed], b [summed, columns] -> c [rows, columns]. `transposed_a`: a is [summed, rows]; `transposed_b`: b is
+ * [columns, summed]. */
 static XLA_FFI_Error *matmul(XLA_FFI_CallFrame *frame) {
   if (asked_for_version(frame)) return NULL;
-  if (!has(frame, 2, 1)) return invalid(frame, "another number of tensors");
+  if (!has(frame, 2, 1)) return invalid(frame, "unexpected number of tensors");
   const XLA_FFI_Buffer *a = operand(frame, 0), *b = operand(frame, 1), *c = result(frame, 0);
-  const bool turned_a = integer(frame, "turned_a", 0), turned_b = integer(frame, "turned_b", 0);
-  if (!is_float(a, 2) || !is_float(b, 2) || !is_float(c, 2) || a->dims[turned_a] != c->dims[0] ||
-      b->dims[!turned_b] != c->dims[1] || a->dims[!turned_a] != b->dims[turned_b])
+  const bool transposed_a = integer(frame, "transposed_a", 0), transposed_b = integer(frame, "transposed_b", 0);
+  if (!is_float(a, 2) || !is_float(b, 2) || !is_float(c, 2) || a->dims[transposed_a] != c->dims[0] ||
+      b->dims[!transposed_b] != c->dims[1] || a->dims[!transposed_a] != b->dims[transposed_b])
     return invalid(frame, "these are no factors of such a product in float32");
-  struct product p = {
-      .a = {a->data, turned_a ? 1 : a->dims[1], turned_a ? a->dims[1] : 1},
-      .b = {b->data, turned_b ? 1 : b->dims[1], turned_b ? b->dims[1] : 1},
-      .c = c->data, .rows = c->dims[0], .summed = a->dims[!turned_a], .columns = c->dims[1]};
+  struct matmul p = {
+      .a = {a->data, transposed_a ? 1 : a->dims[1], transposed_a ? a->dims[1] : 1},
+      .b = {b->data, transposed_b ? 1 : b->dims[1], transposed_b ? b->dims[1] : 1},
+      .c = c->data, .rows = c->dims[0], .summed = a->dims[!transposed_a], .columns = c->dims[1]};
   if (!p.rows || !p.columns) return NULL;
   if (!p.summed) {
     memset(p.c, 0, sizeof(float) * p.rows * p.columns);

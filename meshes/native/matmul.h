@@ -1,4 +1,4 @@
-/* Products of matrices of any size on one thread. */
+/* Matmuls of any size on one thread. */
 #ifndef GPT_MESH_MATMUL_H
 #define GPT_MESH_MATMUL_H
 
@@ -6,29 +6,29 @@
 
 #include "vectors.h"
 
-/* Element (i, j) stands at data[i * down + j * across]; one of the two steps is 1. */
+/* Element (i, j) is data[i * down + j * across]; one of the two strides is 1. */
 struct matrix {
   const float *data;
   long down, across;
 };
 
-/* c [rows, columns], whose rows are `apart` from each other, = a [rows, summed] · b [summed, columns]; with `add`, that
- * is added to it. Sums over more than a few hundred are taken in parts, at places that depend on `summed` alone. */
+/* c [rows, columns], whose rows have a stride of `apart`, = a [rows, summed] · b [summed, columns]; with `add`, +=.
+ * Long sums are computed in parts, which depend on `summed` only. */
 void multiply(struct matrix a, struct matrix b, float *c, long apart, long rows, long summed, long columns, bool add);
 
-/* The same with b packed before: `apart_panels` floats from one panel to the next. */
+/* The same with b already packed; panels have a stride of `apart_panels` floats. */
 void multiply_packed(
     struct matrix a, const float *panels, long apart_panels, float *c, long apart, long rows, long summed, long columns,
     bool add);
 
-/* b [summed, columns] in panels: PANEL columns each, row after row; they follow each other. */
+/* Pack b [summed, columns] into consecutive panels of PANEL columns each, row by row. */
 void pack_columns(struct matrix b, long summed, long columns, float *panels);
 
 /* Columns of a panel. */
 #if defined(__AVX512F__) || !defined(__AVX__)
 #define PANEL (2 * LANES)
 #else
-#define PANEL (3 * LANES) /* of 16 registers most are taken */
+#define PANEL (3 * LANES) /* uses most of 16 registers */
 #endif
 
 #endif

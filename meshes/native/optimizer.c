@@ -1,4 +1,4 @@
-/* What an optimizer does with each weight, in float32, for programs that XLA compiles for a CPU: memory is read once. */
+/* Optimizer updates in float32, for programs that XLA compiles for a CPU: memory is read once. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,33 +8,33 @@
 
 #define PART 16384 /* elements of a task */
 
-/* Before a loop of which no turn reads what another writes. */
+/* Before a loop whose iterations do not depend on each other. */
 #if defined(__clang__)
-#define UNRELATED _Pragma("clang loop vectorize(assume_safety)")
+#define INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
 #else
-#define UNRELATED _Pragma("GCC ivdep")
+#define INDEPENDENT _Pragma("GCC ivdep")
 #endif
 
 struct squares {
   const float *x;
-  double *sums; /* of each task */
+  double *sums; /* one for each task */
   long count;
 };
 
 static void sum_squares(const void *what, long task) {
   const struct squares *p = what;
   const long first = task * PART;
-  p->sums[task] = dot(p->x + first, p->x + first, least(PART, p->count - first));
+  p->sums[task] = dot(p->x + first, p->x + first, min_of(PART, p->count - first));
 }
 
 /* The sum of the squares of all elements. */
 static XLA_FFI_Error *sum_of_squares(XLA_FFI_CallFrame *frame) {
   if (asked_for_version(frame)) return NULL;
-  if (!has(frame, 1, 1)) return invalid(frame, "another number of tensors");
+  if (!has(frame, 1, 1)) return invalid(frame, "unexpected number of tensors");
   const XLA_FFI_Buffer *x = operand(frame, 0);
-  if (!is_float(x, x->rank) || !is_float(result(frame, 0), 0)) return invalid(frame, "these are no numbers in float32");
+  if (!is_float(x, x->rank) || !is_float(result(frame, 0), 0)) return invalid(frame, "expected float32");
   const long count = elements(x), tasks = parts_of(count, PART);
-  struct squares p = {.x = x->data, .sums = malloc(sizeof(double) * most(1, tasks)), .count = count};
+  struct squares p = {.x = x->data, .sums = malloc(sizeof(double) * max_of(1, tasks)), .count = count};
   if (!p.sums) return out_of_memory(frame);
   share_out(frame, tasks, sum_squares, &p);
   double sum = 0;
@@ -53,21 +53,22 @@ struct adam {
 
 static void update(const void *what, long task) {
   const struct adam p = *(const struct adam *)what;
-  const long end = least((task + 1) * PART, p.count);
-  UNRELATED /* what is new may stand in place of what it is made of */
+  const long end = min_of((task + 1) * PART, p.count);
+  INDEPENDENT /* results may overwrite their operands */
   for (long i = task * PART; i < end; i++) {
     const float scaled = p.g[i] * p.scale;
-    const float mean = p.beta1 * p.m[i] + (1 - p.beta1) * scaled, square = p.beta2 * p.v[i] + (1 - p.beta2) * scaled * scaled;
+    const float mean = p.beta1 * p.m[i] + (1 - p.beta1) * scaled;
+    const float square = p.beta2 * p.v[i] + (1 - p.beta2) * scaled * scaled;
     p.new_m[i] = mean;
     p.new_v[i] = square;
     p.new_w[i] = p.w[i] - p.lr * (mean / (sqrtf(square) + p.epsilon) + p.decay * p.w[i]);
   }
 }
 
-/* Weights and both moments after a step, from weights, gradients, moments, and the scalars lr and scale. */
+/* Adam: weights, gradients, both moments, lr, scale -> new weights and moments. */
 static XLA_FFI_Error *adam(XLA_FFI_CallFrame *frame) {
   if (asked_for_version(frame)) return NULL;
-  if (!has(frame, 6, 3)) return invalid(frame, "another number of tensors");
+  if (!has(frame, 6, 3)) return invalid(frame, "unexpected number of tensors");
   const XLA_FFI_Buffer *w = operand(frame, 0), *lr = operand(frame, 4), *scale = operand(frame, 5);
   bool fits = is_float(lr, 0) && is_float(scale, 0);
   for (int64_t i = 0; i < 7 && fits; i++) {

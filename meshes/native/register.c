@@ -1,4 +1,4 @@
-/* What there is for programs that XLA compiles for a CPU. */
+/* All custom-call targets for programs that XLA compiles for a CPU. */
 #include "host.h"
 
 bool add_few_rows(const XLA_FFI_Api *api);
@@ -9,7 +9,7 @@ bool add_attention(const XLA_FFI_Api *api);
 bool add_vocabulary_loss(const XLA_FFI_Api *api);
 bool add_optimizer(const XLA_FFI_Api *api);
 
-/* Makes the targets known to XLA; false: it takes none of this form. */
+/* Register the targets with XLA; false if XLA does not support this interface. */
 __attribute__((visibility("default"))) bool gpt_mesh_register(const XLA_FFI_Api *api) {
   const bool same = api->api_version.major_version == XLA_FFI_API_MAJOR &&
                     api->api_version.minor_version == XLA_FFI_API_MINOR;

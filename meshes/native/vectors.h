@@ -1,4 +1,4 @@
-/* Vectors as wide as the processor's, in the form that GCC and Clang share. */
+/* Vectors of the processor's width, as extensions that GCC and Clang share. */
 #ifndef GPT_MESH_VECTORS_H
 #define GPT_MESH_VECTORS_H
 
@@ -16,26 +16,26 @@ typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alia
 typedef int32_t integers __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 #define INLINE static inline __attribute__((always_inline))
-/* Before a loop over what is to stay in registers. */
+/* Before a loop over values that should stay in registers. */
 #if defined(__clang__)
 #define UNROLLED _Pragma("clang loop unroll(full)")
 #else
 #define UNROLLED _Pragma("GCC unroll 16")
 #endif
 
-INLINE long least(long x, long y) { return x < y ? x : y; }
-INLINE long most(long x, long y) { return x > y ? x : y; }
+INLINE long min_of(long x, long y) { return x < y ? x : y; }
+INLINE long max_of(long x, long y) { return x > y ? x : y; }
 INLINE long parts_of(long count, long size) { return (count + size - 1) / size; }
 
-/* What is far below all scores: its exponential is 0. */
+/* Far below all logits: its exponential is 0. */
 #define MASKED -1e30f
 
-/* e^x for x from -87 to 0, within two units in the last place; 0 for less, and what is no number stays so. After Cephes
+/* e^x for x from -87 to 0, within two units in the last place; 0 below that; NaN stays NaN. After Cephes
  * (Moshier, netlib.org/cephes): a polynomial between -ln 2 / 2 and ln 2 / 2, times a power of two. */
 INLINE vector exponential(vector x) {
   const integers counts = ~(x < -87.0f);
   x = (vector)((integers)x & counts);
-  const float round = 12582912.0f; /* 1.5 · 2^23: what is added to it loses its fraction */
+  const float round = 12582912.0f; /* 1.5 · 2^23: adding to it rounds to an integer */
   const vector shifted = x * 1.44269504f + round, power = shifted - round;
   x = x - power * 0.693359375f + power * 2.12194440e-4f;
   vector y = x * 1.9875691500e-4f + 1.3981999507e-3f;
@@ -59,7 +59,7 @@ INLINE float greatest(vector v) {
   return part[0];
 }
 
-/* So many columns that whole vectors hold `count`. */
+/* `count` rounded up to whole vectors. */
 INLINE long padded(long count) { return parts_of(count, LANES) * LANES; }
 
 INLINE float total(vector v) {
@@ -70,14 +70,14 @@ INLINE float total(vector v) {
   return part[0];
 }
 
-/* Of a row of whole vectors. */
+/* The maximum of a row of whole vectors. */
 INLINE float greatest_of(const float *row, long count) {
   vector found = *(const vector *)row;
   for (long i = LANES; i < count; i += LANES) found = greater(found, *(const vector *)(row + i));
   return greatest(found);
 }
 
-/* The row, of whole vectors, becomes e^(row - shift); gives its sum. */
+/* Replace a row of whole vectors by e^(row - shift); returns its sum. */
 INLINE float exponentials(float *row, long count, float shift) {
   vector sum = {0};
   for (long i = 0; i < count; i += LANES) {

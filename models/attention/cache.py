@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from gpt_mesh.meshes.compat import mtf
 
-from gpt_mesh.models.attention.kind import Heads, Kind, Loop, Place, State
+from gpt_mesh.models.attention.kind import DecodePosition, Heads, Kind, Loop, State
 from gpt_mesh.models.context import Context
 
 import tensorflow as tf  # isort: skip  (after compat, which quiets its start-up)
@@ -48,7 +48,7 @@ class Prefill(FullPass):
 class Decode:
     """One position (a sequence dimension of size 1) after those known; rows may differ in length."""
 
-    def __init__(self, place: Place, loops: Sequence[Loop]) -> None:
+    def __init__(self, place: DecodePosition, loops: Sequence[Loop]) -> None:
         """
         Args:
             place: of the new token.

@@ -71,7 +71,7 @@ class StateTensor:
 
 
 @dataclass(frozen=True)
-class Place:
+class DecodePosition:
     """Where the new token of each row stands.
 
     Attributes:
@@ -106,7 +106,7 @@ class Kind(abc.ABC):
         """
 
     @abc.abstractmethod
-    def step(self, ctx: Context, heads: Heads, place: Place, loop: Loop) -> tuple[mtf.Tensor, State]:
+    def step(self, ctx: Context, heads: Heads, place: DecodePosition, loop: Loop) -> tuple[mtf.Tensor, State]:
         """Attention of one new position of each row (a sequence of size 1), and `Loop.current` with that position."""
 
     @abc.abstractmethod
@@ -118,7 +118,7 @@ class Kind(abc.ABC):
         del ctx
         return Loop((), state)
 
-    def merge(self, ctx: Context, state: State, current: State, place: Place) -> State:
+    def merge(self, ctx: Context, state: State, current: State, place: DecodePosition) -> State:
         """The state after a loop: `state` with its new positions; `place` is that of the next token."""
         del ctx, state, place
         return current

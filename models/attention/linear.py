@@ -13,7 +13,7 @@ from gpt_mesh.meshes.compat import mtf
 
 import tensorflow as tf
 
-from gpt_mesh.models.attention.kind import Heads, Kind, Loop, Place, State, StateTensor
+from gpt_mesh.models.attention.kind import DecodePosition, Heads, Kind, Loop, State, StateTensor
 from gpt_mesh.models.context import Context
 from gpt_mesh.models.dims import Dims
 from gpt_mesh.models.kernels import kernel
@@ -37,7 +37,7 @@ class Linear(Kind):
         v = self._values(ctx, heads)
         return _attend(ctx, heads, v), self._state_before(ctx, heads, v, lengths)
 
-    def step(self, ctx: Context, heads: Heads, place: Place, loop: Loop) -> tuple[mtf.Tensor, State]:
+    def step(self, ctx: Context, heads: Heads, place: DecodePosition, loop: Loop) -> tuple[mtf.Tensor, State]:
         """See `Kind.step`: adds the position's key to the sums, then reads them."""
         dims, dtype, v = ctx.dims, ctx.statistics_dtype, self._values(ctx, heads)
 

@@ -16,7 +16,7 @@ class Native(Backend):
     """In C."""
 
     def supports(self, problem: Problem) -> bool:
-        return problem.ctx.cpu_products and problem.is_bare and problem.on_slices and fits(problem.heads.q.dtype)
+        return problem.ctx.cpu_kernels and problem.is_bare and problem.on_slices and fits(problem.heads.q.dtype)
 
     def attend(self, problem: Problem) -> mtf.Tensor:
         view = problem.view

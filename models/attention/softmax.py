@@ -8,12 +8,12 @@ from gpt_mesh.meshes.compat import mtf
 
 import tensorflow as tf
 
-from gpt_mesh.meshes import products
+from gpt_mesh.meshes import cpu_matmul
 from gpt_mesh.models.attention import slices
 from gpt_mesh.models.attention.backend import MASKED, Backend, Problem, View
 from gpt_mesh.models.attention.blocks import Blocks
 from gpt_mesh.models.attention.cudnn import Cudnn
-from gpt_mesh.models.attention.kind import Heads, Kind, Loop, Place, State, StateTensor
+from gpt_mesh.models.attention.kind import DecodePosition, Heads, Kind, Loop, State, StateTensor
 from gpt_mesh.models.attention.native import Native
 from gpt_mesh.models.attention.plain import OnMesh, Plain
 from gpt_mesh.models.attention.slices import Part
@@ -53,7 +53,7 @@ class Softmax(Kind):
         kept = tuple(mtf.transpose(x, tensor.shape) for x, tensor in state)
         return attend(problem), kept
 
-    def step(self, ctx: Context, heads: Heads, place: Place, loop: Loop) -> tuple[mtf.Tensor, State]:
+    def step(self, ctx: Context, heads: Heads, place: DecodePosition, loop: Loop) -> tuple[mtf.Tensor, State]:
         keys, values = loop.current
         current = (_write(ctx, keys, heads.k, place, axis=3), _write(ctx, values, heads.v, place, axis=2))
         return _attend_once(ctx, heads, Loop(loop.fixed, current), place, self._window(ctx)), current
@@ -70,7 +70,7 @@ class Softmax(Kind):
         new_values = mtf.zeros(ctx.mesh, mtf.Shape([batch, heads, new, features]), values.dtype)
         return Loop((_transposed(keys), values), (new_keys, new_values))
 
-    def merge(self, ctx: Context, state: State, current: State, place: Place) -> State:
+    def merge(self, ctx: Context, state: State, current: State, place: DecodePosition) -> State:
         new_keys, new_values = current
         pairs = zip(state, (_transposed(new_keys), new_values), strict=True)
         return tuple(_merge(ctx, old, new, place) for old, new in pairs)
@@ -84,7 +84,7 @@ class Softmax(Kind):
         return ctx.model.local_attention_radius if self.local else None
 
 
-def _attend_once(ctx: Context, heads: Heads, loop: Loop, place: Place, window: int | None) -> mtf.Tensor:
+def _attend_once(ctx: Context, heads: Heads, loop: Loop, place: DecodePosition, window: int | None) -> mtf.Tensor:
     """Attention of the one new position of each row; the shape of the queries.
 
     Args:
@@ -94,7 +94,7 @@ def _attend_once(ctx: Context, heads: Heads, loop: Loop, place: Place, window: i
     dtype, memory, bias = ctx.statistics_dtype, heads.memory, heads.bias
 
     def matmul(x: tf.Tensor, y: tf.Tensor, **limit: tf.Tensor) -> tf.Tensor:
-        return products.matmul(x, y, **limit) if ctx.cpu_products else tf.matmul(x, y)
+        return cpu_matmul.matmul(x, y, **limit) if ctx.cpu_kernels else tf.matmul(x, y)
 
     def attend(
         q: tf.Tensor, start: tf.Tensor, count: tf.Tensor, old_keys: tf.Tensor, new_keys: tf.Tensor,
@@ -127,7 +127,7 @@ def _attend_once(ctx: Context, heads: Heads, loop: Loop, place: Place, window: i
     return kernel(attend, operands, outputs, [ctx.dims.batch, ctx.dims.heads], "attend_once")[0]
 
 
-def _write(ctx: Context, new: mtf.Tensor, x: mtf.Tensor, place: Place, axis: int) -> mtf.Tensor:
+def _write(ctx: Context, new: mtf.Tensor, x: mtf.Tensor, place: DecodePosition, axis: int) -> mtf.Tensor:
     """`new` with x [batch, sequence, heads, features_per_head] in slot `count` of its new positions, its `axis`."""
 
     def write(new: tf.Tensor, x: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
@@ -139,7 +139,7 @@ def _write(ctx: Context, new: mtf.Tensor, x: mtf.Tensor, place: Place, axis: int
     return kernel(write, [new, x, place.count], [(new.shape, new.dtype)], split, "cache_write")[0]
 
 
-def _merge(ctx: Context, old: mtf.Tensor, new: mtf.Tensor, place: Place) -> mtf.Tensor:
+def _merge(ctx: Context, old: mtf.Tensor, new: mtf.Tensor, place: DecodePosition) -> mtf.Tensor:
     """`old` [batch, heads, memory_length, features_per_head] with the first `count` of `new` from slot `start` on."""
 
     def merge(old: tf.Tensor, new: tf.Tensor, start: tf.Tensor, count: tf.Tensor) -> tf.Tensor:

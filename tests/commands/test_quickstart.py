@@ -67,6 +67,6 @@ def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
 def test_models_grow_with_device_text_and_time() -> None:
     sizes = [
         quickstart._model(tokens, minutes, gpu)["n_embd"]
-        for tokens, minutes, gpu in ((1e5, 10, False), (1e7, 60, False), (1e7, 60, True), (1e8, 60, True))
+        for tokens, minutes, gpu in ((10**5, 10, False), (10**7, 60, False), (10**7, 60, True), (10**8, 60, True))
     ]
     assert sizes == sorted(set(sizes))

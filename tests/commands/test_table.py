@@ -45,7 +45,7 @@ def test_what_does_not_go_together(flags: list[str], words: str) -> None:
 
 
 def test_each_mode_is_chosen_by_its_own_flag() -> None:
-    chosen = {"--eval": "Evaluate", "--predict": "Predict", "--interactive": "Interact", "--score=f": "Score"}
+    chosen = {"--eval": "Evaluate", "--predict": "Predict", "--interactive": "Interact", "--score=f": "ScoreFile"}
     chosen |= {"--serve": "Serve", "--export=d": "Export", "--check_dataset": "CheckDataset"}
     chosen |= {"--quickstart=d": "Quickstart"}
     chosen |= {"--auto_layout": "AutoLayout", "--auto_layout_and_mesh_shape": "AutoLayout"}

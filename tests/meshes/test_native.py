@@ -17,15 +17,15 @@ COMPILER = native.find_compiler()
 HEADER = Path(tf.sysconfig.get_include()) / "xla/ffi/api/c_api.h"
 needs_compiler = pytest.mark.skipif(not COMPILER, reason="there is no C compiler")
 
-NOT_COMPILED = "what is written in C could not be compiled and loaded: "
+NOT_COMPILED = "the C sources could not be compiled and loaded: "
 
 SCRIPT = """
 import logging, sys
 import numpy as np, tensorflow as tf
 logging.basicConfig(format="%(message)s", level=logging.INFO)
-from gpt_mesh.meshes import native, products
+from gpt_mesh.meshes import cpu_matmul, native
 x, w = np.ones([4, 256], np.float32), np.full([256, 256], 0.5, np.float32)
-function = tf.function(lambda x, w: products.einsum("ab,bc->ac", x, w), jit_compile=True, autograph=False)
+function = tf.function(lambda x, w: cpu_matmul.einsum("ab,bc->ac", x, w), jit_compile=True, autograph=False)
 for _ in range(2):
     assert (function(x, w).numpy() == 128).all()
 print(native.known())

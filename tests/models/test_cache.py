@@ -13,10 +13,10 @@ import tensorflow as tf
 
 from gpt_mesh import model_fns
 from gpt_mesh.engine.engine import DeviceEngine
-from gpt_mesh.meshes import native, products
+from gpt_mesh.meshes import cpu_matmul, native
 from gpt_mesh.models import gpt
 from gpt_mesh.models.attention.cache import Decode, Prefill
-from gpt_mesh.models.attention.kind import Loop, Place
+from gpt_mesh.models.attention.kind import DecodePosition, Loop
 from gpt_mesh.models.attention.kinds import layer_kinds
 from gpt_mesh.models.dims import Dims
 from tests.support import reference
@@ -41,7 +41,7 @@ def cached_logits(engine: DeviceEngine, read: int, dtype: tf.DType) -> Any:
         shape = mtf.Shape([one.dims.batch, one.dims.sequence])
         loops = [kind.begin(one, state) for kind, state in zip(layer_kinds(model), prefill.states, strict=True)]
         for position in range(read, width):
-            place = Place(start, mtf.constant(ctx.mesh, position - read, dtype=tf.int32))
+            place = DecodePosition(start, mtf.constant(ctx.mesh, position - read, dtype=tf.int32))
             cache = Decode(place, loops)
             token = mtf.import_tf_tensor(ctx.mesh, tokens[:, position : position + 1], shape)
             parts.append(gpt.logits(one, token, cache))
@@ -78,15 +78,15 @@ def test_cached_logits_are_those_of_a_full_pass(read, keys):
 def test_cached_logits_compiled_for_a_cpu(keys, known, monkeypatch):
     done = []
     if known:  # products of any size
-        monkeypatch.setattr(products, "LEAST_ELEMENTS", 1)
-        monkeypatch.setattr(products, "LEAST_OF_ALL", 1)
-        few_rows = products.few_rows
+        monkeypatch.setattr(cpu_matmul, "MIN_ELEMENTS", 1)
+        monkeypatch.setattr(cpu_matmul, "MIN_ELEMENTS_BATCHED", 1)
+        few_rows = cpu_matmul.few_rows
 
         def counted(*given):
             done.append(given)
             return few_rows(*given)
 
-        monkeypatch.setattr(products, "few_rows", counted)
+        monkeypatch.setattr(cpu_matmul, "few_rows", counted)
     else:
         monkeypatch.setattr(native, "known", lambda: False)
     config = tiny_config(**keys)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gpt_mesh.config import GenerationSettings
-from gpt_mesh.serving.completions import MOST_SEQUENCES, Limits, encode, parse, read_json
+from gpt_mesh.serving.completions import MAX_SEQUENCES, PromptLimits, encode, parse, read_json
 from gpt_mesh.serving.errors import ApiError
 
 DEFAULTS = GenerationSettings(temperature=0.6, top_k=40, stop=("##",), num_beams=4, max_new_tokens=5, logprobs=2)
@@ -71,7 +71,7 @@ def test_prompts_have_four_forms(prompt: Any) -> None:
         ({"prompt": [1.5]}, "prompt", "must be"),
         ({"prompt": {"a": 1}}, "prompt", "must be"),
         ({"prompt": "\ud83d"}, "prompt", "half of a surrogate pair at character 0"),
-        ({"prompt": ["a"] * (MOST_SEQUENCES + 1)}, "prompt", "the most for one request are 128"),
+        ({"prompt": ["a"] * (MAX_SEQUENCES + 1)}, "prompt", "the maximum for one request is 128"),
         ({"prompt": ["a"] * 65, "n": 2}, "prompt", "asks for 130 completions"),
         ({"max_tokens": -1}, "max_tokens", "of at least 0"),
         ({"max_tokens": True}, "max_tokens", "whole number"),
@@ -132,7 +132,7 @@ def test_a_body_that_is_no_json_object_is_refused(body: bytes) -> None:
 
 def encoded(prompt: Any, n_ctx: int = 10, longest: int = 4, **values: Any) -> list[int]:
     request = parse({"prompt": prompt, **values}, DEFAULTS)
-    return encode(request.prompts[0], request, Limits(n_ctx, 300, longest), lambda text: [ord(x) for x in text])
+    return encode(request.prompts[0], request, PromptLimits(n_ctx, 300, longest), lambda text: [ord(x) for x in text])
 
 
 def test_a_prompt_has_to_leave_room_for_what_is_asked() -> None:
@@ -151,7 +151,7 @@ def test_a_text_that_is_far_too_long_is_refused_without_encoding_it() -> None:
         raise AssertionError("encoded it")
 
     with pytest.raises(ApiError, match="at least 250000 tokens"):
-        encode(request.prompts[0], request, Limits(10, 300, 4), ids_of)
+        encode(request.prompts[0], request, PromptLimits(10, 300, 4), ids_of)
 
 
 @pytest.mark.parametrize("token", [-1, 300, 10**40])

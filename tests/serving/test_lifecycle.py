@@ -79,7 +79,7 @@ def test_who_has_no_key_who_comes_too_many_and_who_leaves(server: Server) -> Non
         first.response.close()
         answer = second.result(60)
         assert answer.choices[0].finish_reason
-    server.wait_for(r'"POST /v1/completions" 200, .*, the client has gone')
+    server.wait_for(r'"POST /v1/completions" 200, .*, the client disconnected')
     until(server, running=0, waiting=0)
 
     # One that waits for a whole answer leaves, too.
@@ -101,7 +101,7 @@ def test_a_signal_ends_it_when_what_was_accepted_is_answered(server: Server, num
     parts = iter(running)
     next(parts)
     server.process.send_signal(number)
-    server.wait_for("ending: what was accepted is finished first")
+    server.wait_for("shutting down: finishing accepted requests")
     with pytest.raises(openai.APIError) as refused:
         for _ in range(200):
             client_of(server).models.list()
@@ -117,7 +117,7 @@ def test_a_second_signal_ends_it_at_once(server: Server) -> None:
     running = stream(server, **ENDLESS)
     next(iter(running))
     server.process.send_signal(signal.SIGINT)
-    server.wait_for("Ctrl-C ends at once")
+    server.wait_for("Ctrl-C stops immediately")
     server.process.send_signal(signal.SIGINT)
     assert server.process.wait(60) == 0
 

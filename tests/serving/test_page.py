@@ -84,7 +84,7 @@ def test_it_can_be_stopped(page: Any, server: Server) -> None:
     page.click("#stop")
     ended(page)
     assert page.text_content("#speed") == "stopped"
-    server.wait_for("the client has gone")
+    server.wait_for("the client disconnected")
 
 
 def test_what_the_server_refuses_is_shown(page: Any) -> None:

@@ -15,7 +15,7 @@ from gpt_mesh.errors import InputError
 from gpt_mesh.evaluation.scoring import TokenScores
 from gpt_mesh.generation.requests import Event, FinishReason, GenerationRequest
 from gpt_mesh.serving.errors import ApiError
-from gpt_mesh.serving.worker import News, Task, Worker
+from gpt_mesh.serving.worker import SequenceTask, TaskUpdate, Worker
 
 SECONDS = 20
 
@@ -67,27 +67,27 @@ class Model:
 
 
 class Listener:
-    """A task's news, and when they come."""
+    """A task's update, and when they come."""
 
     def __init__(self, first: int, tokens: int = 1, *, score: bool = False) -> None:
-        self.news: list[News] = []
+        self.update: list[TaskUpdate] = []
         self._came = threading.Condition()
         settings = GenerationSettings(max_new_tokens=tokens)
-        self.task = Task((first, first + 1) if score else GenerationRequest([first], settings), self._hear)
+        self.task = SequenceTask((first, first + 1) if score else GenerationRequest([first], settings), self._hear)
 
-    def _hear(self, news: News) -> None:
+    def _hear(self, update: TaskUpdate) -> None:
         with self._came:
-            self.news.append(news)
+            self.update.append(update)
             self._came.notify()
 
-    def wait(self, count: int = 1) -> list[News]:
+    def wait(self, count: int = 1) -> list[TaskUpdate]:
         with self._came:
-            assert self._came.wait_for(lambda: len(self.news) >= count, SECONDS), self.news
-        return self.news
+            assert self._came.wait_for(lambda: len(self.update) >= count, SECONDS), self.update
+        return self.update
 
     @property
     def tokens(self) -> list[int]:
-        return [token for news in self.news if isinstance(news, Event) for token in news.tokens]
+        return [token for update in self.update if isinstance(update, Event) for token in update.tokens]
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -152,7 +152,7 @@ def test_scoring_and_generating_are_batches_of_their_own(worker: Worker, model: 
     for listener in listeners:
         listener.wait()
     assert model.batches == [[10, 30], [-20, -40]]
-    assert isinstance(listeners[1].news[0], TokenScores) and listeners[1].news[0].logprobs.tolist() == [21.0]
+    assert isinstance(listeners[1].update[0], TokenScores) and listeners[1].update[0].logprobs.tolist() == [21.0]
 
 
 def test_a_full_queue_refuses_but_never_a_request_that_waits_alone(worker: Worker) -> None:
@@ -176,7 +176,7 @@ def test_a_cancelled_task_leaves_the_queue_or_the_batch(worker: Worker, model: M
     other.wait(3)
     until(lambda: worker.running == 0)
     assert running.tokens == [10] and other.tokens == [20, 21, 22], "the other is not disturbed"
-    assert model.batches == [[10, 20]] and waiting.news == []
+    assert model.batches == [[10, 20]] and waiting.update == []
 
 
 @pytest.mark.parametrize(("first", "status"), [(666, 400), (667, 500)])
@@ -186,8 +186,8 @@ def test_a_batch_that_fails_is_told_and_the_next_one_runs(
     worker.start()
     bad, good = Listener(first), Listener(10)
     worker.submit([bad.task])
-    (news,) = bad.wait()
-    assert isinstance(news, ApiError) and news.status == status
+    (update,) = bad.wait()
+    assert isinstance(update, ApiError) and update.status == status
     worker.submit([good.task])
     model.steps.release(1)
     good.wait()
@@ -216,7 +216,7 @@ def test_abandoned_it_tells_everyone_and_ends(worker: Worker, model: Model) -> N
     until(lambda: worker.running == 3)
     worker.abandon()
     for listener in [*running, waiting]:
-        last = listener.news[-1]
+        last = listener.update[-1]
         assert isinstance(last, ApiError) and last.status == 503
     model.steps.release(1)
     assert worker.join(SECONDS)

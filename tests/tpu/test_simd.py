@@ -22,7 +22,7 @@ from gpt_mesh.objectives.registry import objective_of
 from gpt_mesh.sample import Batch, build_generate
 from gpt_mesh.tpu.estimator import Function, Training
 from gpt_mesh.tpu.feed import Feed
-from gpt_mesh.tpu.session import AccountHook, graph_mode
+from gpt_mesh.tpu.session import StepRecorderHook, graph_mode
 from gpt_mesh.tpu.simd import SimdMesh, logical_to_physical
 from tests.support import replicas
 from tests.support.models import ONE_LAYER, tiny_config, token_batch
@@ -40,7 +40,7 @@ SMALL = "batch:x,heads:y,vocab:y,intermediate_expanded:y"
 def training_graph(config: Config, chips: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> tuple[tf.Graph, Any]:
     """As TPUEstimator builds it: the loop of steps, what is fed in and told out, hooks."""
     engine = tpu_engine(config, stand_in_tpu(monkeypatch, chips))
-    account = AccountHook(object(), 1, 1)  # type: ignore[arg-type]
+    account = StepRecorderHook(object(), 1, 1)  # type: ignore[arg-type]
     host = Training(config, engine.plan, engine.tpu, account, 1, lambda session, step: {}, [])
     form = tf.TensorSpec([config.training.train_batch_size, config.model.n_ctx + 1], tf.int32)
     return build(host, "train", Feed({"tokens": form}, lambda step: []).input_fn)
@@ -112,7 +112,7 @@ def test_training_on_a_v3_8(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kinds.count("InfeedEnqueueTuple") == kinds.count("OutfeedDequeueTuple") == 8
     assert "InfeedDequeueTuple" in kinds and "OutfeedEnqueueTuple" in kinds and "WriteSummary" in kinds
     hooks = {type(hook).__name__ for hook in spec.training_hooks}
-    assert {"MtfRestoreHook", "SaveHook", "AccountHook", "TPUInfeedOutfeedSessionHook"} <= hooks
+    assert {"MtfRestoreHook", "SaveHook", "StepRecorderHook", "TPUInfeedOutfeedSessionHook"} <= hooks
     assert spec.scaffold.saver is not None and not spec.training_chief_hooks
 
 

@@ -8,7 +8,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
-from gpt_mesh.meshes import native, products
+from gpt_mesh.meshes import cpu_matmul, native
 from tests.support.models import make_engine, tiny_config
 
 import tensorflow as tf  # isort: skip  (after compat, which quiets its start-up)
@@ -48,24 +48,24 @@ def test_a_few_rows_times_a_matrix(equation: str, rows, matrix, known: bool, dty
     if not known:
         monkeypatch.setattr(native, "known", lambda: False)
     factors = drawn(rows, matrix, dtype=dtype)
-    found, wanted = compiled(lambda x, w: products.einsum(equation, x, w), *factors), exact(equation, *factors)
+    found, wanted = compiled(lambda x, w: cpu_matmul.einsum(equation, x, w), *factors), exact(equation, *factors)
     assert found.dtype == dtype
     tolerance = 1e-6 if dtype == tf.float32 else 2e-2
     np.testing.assert_allclose(tf.cast(found, tf.float64), wanted, rtol=0, atol=tolerance * np.abs(wanted).max())
 
 
 @needs_compiler
-@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 8, 9, 16])
 @pytest.mark.parametrize(
     ("batch", "summed", "columns"),
     [((), 100, 33), ((), 3, 1030), ((), 9, 9000), ((2, 3), 65, 130), ((96,), 5, 9), ((64,), 64, 65)],
 )
-def test_few_rows_of_any_shape(batch, rows: int, summed: int, columns: int, turned: bool) -> None:
-    x, w = drawn((*batch, rows, summed), (*batch, columns, summed) if turned else (*batch, summed, columns))
+def test_few_rows_of_any_shape(batch, rows: int, summed: int, columns: int, transposed: bool) -> None:
+    x, w = drawn((*batch, rows, summed), (*batch, columns, summed) if transposed else (*batch, summed, columns))
     assert native.known()
-    found = compiled(lambda x, w: products.few_rows(x, w, "_turned" * turned), x, w)
-    wanted = exact("...rs,...cs->...rc" if turned else "...rs,...sc->...rc", x, w)
+    found = compiled(lambda x, w: cpu_matmul.few_rows(x, w, "_transposed" * transposed), x, w)
+    wanted = exact("...rs,...cs->...rc" if transposed else "...rs,...sc->...rc", x, w)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-6 * summed**0.5)
 
 
@@ -75,14 +75,14 @@ def test_what_does_not_fit_is_refused() -> None:
     for shapes in [((4, 300), (256, 256)), ((4, 256), (2, 256, 256)), ((2, 4, 256), (3, 256, 256))]:
         x, w = drawn(*shapes)
         with pytest.raises(tf.errors.InvalidArgumentError, match="no factors of such a product"):
-            compiled(products.few_rows, x, w)
+            compiled(cpu_matmul.few_rows, x, w)
     with pytest.raises(ValueError, match=r"[Dd]imension"):
-        compiled(lambda x, w: products.einsum("ab,bc->ac", x, w), *drawn((4, 300), (256, 256)))
+        compiled(lambda x, w: cpu_matmul.einsum("ab,bc->ac", x, w), *drawn((4, 300), (256, 256)))
     x, w = drawn((2, 1, 1, 64), (2, 3, 64, 64))
-    np.testing.assert_allclose(compiled(products.matmul, x, w), x @ w, rtol=0, atol=1e-5)
-    assert compiled(products.few_rows, *drawn((0, 256), (256, 256))).shape == (0, 256)
-    assert compiled(products.few_rows, *drawn((4, 256), (256, 0))).shape == (4, 0)
-    np.testing.assert_array_equal(compiled(products.few_rows, *drawn((4, 0), (0, 9))), np.zeros((4, 9)))
+    np.testing.assert_allclose(compiled(cpu_matmul.matmul, x, w), x @ w, rtol=0, atol=1e-5)
+    assert compiled(cpu_matmul.few_rows, *drawn((0, 256), (256, 256))).shape == (0, 256)
+    assert compiled(cpu_matmul.few_rows, *drawn((4, 256), (256, 0))).shape == (4, 0)
+    np.testing.assert_array_equal(compiled(cpu_matmul.few_rows, *drawn((4, 0), (0, 9))), np.zeros((4, 9)))
 
 
 @needs_compiler
@@ -99,23 +99,23 @@ def test_only_what_is_known_is_read(rows: int, limits: list[int]) -> None:
     values = tf.where(read[:, None, :, None], values, np.nan)
     assert native.known()
     of = tf.constant(limits, tf.int32)
-    scores = compiled(lambda x, y, of: products.matmul(x, y, kept=of), x, keys, of)
+    scores = compiled(lambda x, y, of: cpu_matmul.matmul(x, y, kept=of), x, keys, of)
     wanted = np.where(known[:, None, None, :], x @ keys, 0.0)
     np.testing.assert_allclose(np.where(known[:, None, None, :], scores, 0.0), wanted, rtol=0, atol=1e-5)
     assert np.isfinite(scores).all()
-    attended = compiled(lambda x, y, of: products.matmul(x, y, summed=of), weights, values, of)
+    attended = compiled(lambda x, y, of: cpu_matmul.matmul(x, y, summed=of), weights, values, of)
     wanted = weights @ tf.where(known[:, None, :, None], values, 0.0)
     np.testing.assert_allclose(attended, wanted, rtol=0, atol=1e-5)
 
 
 @needs_compiler
-@pytest.mark.parametrize("turned", [False, True])
-def test_a_row_is_the_same_beside_any_others(turned: bool) -> None:
-    x, w = drawn((16, 770), (515, 770) if turned else (770, 515))
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_row_is_the_same_beside_any_others(transposed: bool) -> None:
+    x, w = drawn((16, 770), (515, 770) if transposed else (770, 515))
     assert native.known()
-    together = compiled(lambda x, w: products.few_rows(x, w, "_turned" * turned), x, w).numpy()
+    together = compiled(lambda x, w: cpu_matmul.few_rows(x, w, "_transposed" * transposed), x, w).numpy()
     for first, end in [(0, 1), (3, 10), (4, 8), (1, 16)]:
-        some = compiled(lambda x, w: products.few_rows(x, w, "_turned" * turned), x[first:end], w)
+        some = compiled(lambda x, w: cpu_matmul.few_rows(x, w, "_transposed" * transposed), x[first:end], w)
         np.testing.assert_array_equal(some, together[first:end])
 
 
@@ -126,7 +126,7 @@ def test_many_at_once_end_and_are_right() -> None:
 
     def chain(x, *matrices):
         for w in matrices * 4:
-            x = products.einsum("ab,bc->ac", x, w) / 32.0
+            x = cpu_matmul.einsum("ab,bc->ac", x, w) / 32.0
         return x
 
     function = tf.function(chain, jit_compile=True, autograph=False)
@@ -151,9 +151,9 @@ def test_many_at_once_end_and_are_right() -> None:
     ],
 )
 def test_many_rows(equation: str, left, right, monkeypatch) -> None:
-    factors, many_rows = drawn(left, right), Mock(wraps=products.many_rows)
-    monkeypatch.setattr(products, "many_rows", many_rows)
-    found = compiled(lambda x, y: products.einsum(equation, x, y), *factors)
+    factors, many_rows = drawn(left, right), Mock(wraps=cpu_matmul.many_rows)
+    monkeypatch.setattr(cpu_matmul, "many_rows", many_rows)
+    found = compiled(lambda x, y: cpu_matmul.einsum(equation, x, y), *factors)
     np.testing.assert_allclose(found, exact(equation, *factors), rtol=0, atol=1e-4)
     assert many_rows.call_count == 1
 
@@ -162,7 +162,7 @@ def test_many_rows(equation: str, left, right, monkeypatch) -> None:
 def test_factors_that_do_not_fit_are_refused_by_tensorflow(shapes) -> None:
     equation = "ab,bc->ac" if len(shapes[0]) == 2 else "abc,dc->abd"
     with pytest.raises(ValueError, match=r"[Dd]imension"):
-        compiled(lambda x, y: products.einsum(equation, x, y), *drawn(*shapes))
+        compiled(lambda x, y: cpu_matmul.einsum(equation, x, y), *drawn(*shapes))
 
 
 @pytest.mark.parametrize(
@@ -183,17 +183,17 @@ def test_factors_that_do_not_fit_are_refused_by_tensorflow(shapes) -> None:
 )
 def test_any_other_product_is_left_as_it_is(equation: str, shapes: list[tuple[int, ...]]) -> None:
     factors = drawn(*shapes)
-    np.testing.assert_array_equal(products.einsum(equation, *factors), tf.einsum(equation, *factors))
+    np.testing.assert_array_equal(cpu_matmul.einsum(equation, *factors), tf.einsum(equation, *factors))
 
 
 def test_products_of_batches_are_matmuls() -> None:
     for shapes in [((2, 3, 1, 64), (2, 3, 64, 32)), ((2, 17, 64), (2, 64, 32)), ((2, 1, 8), (2, 8, 8))]:
         x, w = drawn(*shapes)
-        found = compiled(products.matmul, x, w)
+        found = compiled(cpu_matmul.matmul, x, w)
         np.testing.assert_allclose(found, exact("...rs,...sc->...rc", x, w), rtol=0, atol=2e-5)
 
 
 def test_only_what_is_compiled_for_cpus_takes_it() -> None:
     for keys, is_compiled in (({}, True), ({}, False), ({"fused_ops": False}, True)):
         mesh = make_engine(tiny_config(**keys), compiled=is_compiled).mesh_impl
-        assert mesh.cpu_products is (is_compiled and not keys)
+        assert mesh.cpu_kernels is (is_compiled and not keys)
