@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gpt_mesh.experiments import tracking
+from gpt_mesh.experiments import plots, tracking
 from gpt_mesh.experiments.curves import diverged_at, shared_charts
+from gpt_mesh.storage.json_lines import Row
 
 NAN, INF = math.nan, math.inf
 
@@ -52,7 +54,7 @@ def test_only_metrics_that_are_nearly_the_same_share_a_chart() -> None:
 
 def test_the_picture_of_a_resumed_run_has_all_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also those that an earlier process wrote."""
-    rows = {"metrics": [{"step": step, "loss": 5 / step} for step in range(1, 11)]}
+    rows: dict[str, list[dict[str, Any]]] = {"metrics": [{"step": step, "loss": 5 / step} for step in range(1, 11)]}
     rows["eval"] = [{"step": 5, "task": "validation", "nll": 3.0}]
     for name, written in rows.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written))
@@ -69,9 +71,13 @@ def test_the_picture_of_a_resumed_run_has_all_its_steps(tmp_path: Path, monkeypa
         def log_scalar(self, name: str, value: float, step: int) -> None:
             self.scalars.append(step)
 
-    drawn: list[Any] = []
-    draw = tracking.draw_curves
-    monkeypatch.setattr(tracking, "draw_curves", lambda rows, path: (drawn.extend(rows), draw(rows, path))[1])
+    drawn: list[Row] = []
+
+    def draw(rows: Sequence[Row], path: str) -> bool:
+        drawn.extend(rows)
+        return plots.draw_curves(rows, path)
+
+    monkeypatch.setattr(tracking, "draw_curves", draw)
     run = Run()
     reports = tracking.Reports(run)
     for row in rows["metrics"][6:]:
