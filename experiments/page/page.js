@@ -108,7 +108,8 @@ function chart(metric) {
   for (const { run, raw, points } of curves) {
     if (raw !== points) svg.append(element("path", { class: "raw", d: path(raw, x, y), stroke: run.colour }));
     svg.append(element("path", { class: "curve", d: path(points, x, y), stroke: run.colour }));
-    if (run.diverged !== null && GROWS.test(metric) && (!logX || run.diverged > 0)) svg.append(cross(run, x));
+    const reached = run.diverged !== null && run.series[metric].at(-1)[0] >= run.diverged;
+    if (reached && GROWS.test(metric) && (!logX || run.diverged > 0)) svg.append(cross(run, x));
     if (points.length < FEW)
       for (const [step, value] of points)
         svg.append(element("circle", { cx: x.place(step), cy: y.place(value), r: 2.5, fill: run.colour }));

@@ -164,12 +164,16 @@ def test_labels_of_axes_fit_and_a_diverged_run_flattens_nothing(tmp_path: Path) 
         for row in rows:
             row |= {"tokens_per_second": 12_345_678 + row["step"], "grad_norm": row["loss"]}
         write(tmp_path / name / "metrics.jsonl", rows)
+        write(tmp_path / name / "eval.jsonl", [{"step": step, "nll": 3.0 - step / 1e7} for step in (5_000, 10_000)])
     assert run_experiment.main(["--report", str(tmp_path)]) == 0
     found = drawn(tmp_path / "report.html")
     assert [run.partition("diverged")[2] for run in found["runs"]] == ["", " at step 12,500,000"]
     figures = {figure["metric"]: figure for figure in found["figures"]}
-    assert figures.keys() == {f"training/{name}" for name in ("loss", "lr", "tokens_per_second", "grad_norm")}
+    assert figures.keys() == {f"training/{name}" for name in ("loss", "lr", "tokens_per_second", "grad_norm")} | {
+        "validation/nll"
+    }
     assert figures["training/loss"]["caption"] == "training/loss, training/nll"
+    assert len(figures.pop("validation/nll")["paths"]) == 2, "it ends before the run diverged"
     for figure in figures.values():
         assert any(label["text"] == "20M" for label in figure["labels"])
         for label in figure["labels"]:
