@@ -20,7 +20,7 @@ from gpt_mesh.experiments.signals import Signals
 from gpt_mesh.experiments.stream import COUNTS
 from gpt_mesh.experiments.supervisor import Ending, Plan, Supervisor
 from gpt_mesh.storage import files as storage
-from gpt_mesh.storage.json_lines import Row
+from gpt_mesh.storage.json_lines import JsonLines, Row
 from gpt_mesh.storage.progress import Console, log
 
 sacred = import_sacred()
@@ -47,10 +47,8 @@ class Reports:
 
     def __init__(self, run: Any) -> None:
         self.run = run
-        self.rows: list[Row] = []
 
     def row(self, row: Row) -> None:
-        self.rows.append(row)
         group = row.get("task", "training")
         for name, value in row.items():
             if name not in COUNTS and isinstance(value, (int, float)) and math.isfinite(value):
@@ -70,11 +68,12 @@ class Reports:
     def restarted(self, count: int, reason: str) -> None:
         self.run.info.setdefault("restarts", []).append(reason)
 
-    def draw(self) -> None:
-        """The curves of the run as an artifact."""
+    def draw(self, directory: str) -> None:
+        """Add the run's curves as an artifact: every step in its directory, also those before it was resumed."""
         with _without("run_curves.png"), tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "run_curves.png")
-            if draw_curves(self.rows, path):
+            files = (os.path.join(directory, name) for name in ("metrics.jsonl", "eval.jsonl"))
+            if draw_curves([row for file in files for row in JsonLines(file).rows()], path):
                 self.run.add_artifact(path)
 
 
@@ -127,7 +126,7 @@ def track(
         reports = Reports(_run)
         ending = Supervisor(plan, reports, signals).run()
         endings.append(ending)
-        reports.draw()
+        reports.draw(plan.directory)
         _run.info["exit_status"] = ending.code
         if ending.status == "interrupted":
             raise Interrupted

@@ -53,9 +53,9 @@ class Limits:
     """
 
     def __init__(self, shapes: Callable[..., Sequence[mtf.Shape]]) -> None:
-        """`shapes`: a function that takes the names of up to two dimensions, and returns the shapes of the model's tensors
-        under a layout that splits these along one mesh dimension. (They may depend on the layout: a mixture of experts
-        keeps `batch` and `experts` apart.)
+        """`shapes`: a function that takes the names of up to two dimensions, and returns the shapes of the model's
+        tensors under a layout that splits these along one mesh dimension. (They may depend on the layout: a mixture of
+        experts keeps `batch` and `experts` apart.)
         """
         self._shapes = shapes
         self._shared: dict[frozenset[str], mtf.Shape | None] = {}

@@ -2,10 +2,10 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const COLOURS = ["#2f6fde", "#e07b00", "#1f9d55", "#d33a2c", "#8a56d8", "#0f9aa8", "#c2478d", "#7a6a3a", "#5b6b7c", "#a5b400"];
 const FEW = 15;  // points: each is drawn, and none is smoothed away
-const WIDTH = 460, HEIGHT = 260, LEFT = 58, RIGHT = 24, TOP = 8, BOTTOM = 26;
+const WIDTH = 460, HEIGHT = 260, LEFT = 58, RIGHT = 24, TOP = 10, BOTTOM = 26;
 const byId = (id) => document.getElementById(id);
 const shown = () => data.runs.filter((run) => run.shown);
-data.runs.forEach((run, i) => { run.colour = COLOURS[i % COLOURS.length]; run.shown = true; });
+for (const run of data.runs) { run.colour = COLOURS[run.colour % COLOURS.length]; run.shown = true; }
 
 function element(tag, attributes = {}, ...children) {
   const svg = ["svg", "path", "line", "text", "g", "rect", "circle"].includes(tag);
@@ -21,6 +21,13 @@ function number(value) {
   const size = Math.abs(value);
   if (size !== 0 && (size < 1e-3 || size >= 1e6)) return value.toExponential(2).replace(/\.?0+e/, "e");
   return value.toLocaleString("en", { maximumSignificantDigits: 5 });
+}
+
+// A number beside an axis, where there is room for seven characters.
+function label(value) {
+  const size = Math.abs(value);
+  if (size !== 0 && (size < 1e-3 || size >= 1e15)) return value.toExponential(2).replace(/\.?0+e/, "e");
+  return value.toLocaleString("en", { notation: "compact", maximumSignificantDigits: 5 });
 }
 
 // Curves
@@ -51,17 +58,34 @@ function ticks(low, high, logarithmic) {
   return found;
 }
 
+// Values outside the given ones are placed at the edge.
 function scale(values, from, to, logarithmic) {
   let low = Infinity, high = -Infinity;  // Math.min takes no more values than a call has arguments
   for (const value of values) { low = Math.min(low, value); high = Math.max(high, value); }
   if (low === high) { low -= logarithmic ? low / 2 : Math.abs(low) / 10 || 1; high += Math.abs(high) / 10 || 1; }
   const f = logarithmic ? Math.log10 : (value) => value;
-  const place = (value) => from + (to - from) * (f(value) - f(low)) / (f(high) - f(low));
+  const place = (value) => from + (to - from) * Math.max(0, Math.min(1, (f(value) - f(low)) / (f(high) - f(low))));
   return { place, ticks: ticks(low, high, logarithmic) };
 }
 
 function path(points, x, y) {
   return points.map(([step, value], i) => `${i ? "L" : "M"}${x.place(step).toFixed(1)},${y.place(value).toFixed(1)}`).join("");
+}
+
+const GROWS = /\/(loss|nll|perplexity|bits_per_byte|grad_norm)$/;  // what grows without bound in a run that diverges
+
+// The points that decide the range of values: a run that diverged does not flatten the others.
+function ranged(curves, metric) {
+  const all = curves.flatMap(({ run, raw, points }) => raw.concat(points)
+    .filter(([step]) => run.diverged === null || step < run.diverged || !GROWS.test(metric)));
+  return all.length ? all : curves.flatMap(({ raw, points }) => raw.concat(points));
+}
+
+// A cross at the upper edge where a run diverged.
+function cross(run, x) {
+  const at = x.place(run.diverged);
+  return element("path", { class: "diverged", stroke: run.colour,
+    d: `M${at - 4},${TOP - 4}l8,8m0,-8l-8,8` });
 }
 
 function chart(metric) {
@@ -73,23 +97,26 @@ function chart(metric) {
   for (const curve of curves) curve.points = weight && curve.raw.length >= FEW ? smoothed(curve.raw, weight) : curve.raw;
   const all = curves.flatMap((curve) => curve.raw.concat(curve.points));
   const x = scale(all.map((point) => point[0]), LEFT, WIDTH - RIGHT, logX);
-  const y = scale(all.map((point) => point[1]), HEIGHT - BOTTOM, TOP, logY);
+  const y = scale(ranged(curves, metric).map((point) => point[1]), HEIGHT - BOTTOM, TOP, logY);
   const svg = element("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": metric });
   for (const tick of y.ticks) {
     svg.append(element("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: y.place(tick), y2: y.place(tick) }));
-    svg.append(element("text", { x: LEFT - 6, y: y.place(tick) + 4, "text-anchor": "end" }, number(tick)));
+    svg.append(element("text", { x: LEFT - 6, y: y.place(tick) + 4, "text-anchor": "end" }, label(tick)));
   }
   for (const tick of x.ticks)
-    svg.append(element("text", { x: x.place(tick), y: HEIGHT - 8, "text-anchor": "middle" }, number(tick)));
+    svg.append(element("text", { x: x.place(tick), y: HEIGHT - 8, "text-anchor": "middle" }, label(tick)));
   for (const { run, raw, points } of curves) {
     if (raw !== points) svg.append(element("path", { class: "raw", d: path(raw, x, y), stroke: run.colour }));
     svg.append(element("path", { class: "curve", d: path(points, x, y), stroke: run.colour }));
+    const reached = run.diverged !== null && run.series[metric].at(-1)[0] >= run.diverged;
+    if (reached && GROWS.test(metric) && (!logX || run.diverged > 0)) svg.append(cross(run, x));
     if (points.length < FEW)
       for (const [step, value] of points)
         svg.append(element("circle", { cx: x.place(step), cy: y.place(value), r: 2.5, fill: run.colour }));
   }
   hover(svg, curves, x);
-  return element("figure", { "data-metric": metric }, element("figcaption", {}, metric), svg);
+  const others = Object.keys(data.shared).filter((name) => data.shared[name] === metric);
+  return element("figure", { "data-metric": metric }, element("figcaption", {}, [metric, ...others].join(", ")), svg);
 }
 
 function hover(svg, curves, x) {
@@ -118,7 +145,8 @@ function hover(svg, curves, x) {
 
 const FIRST = ["training/loss", "training/nll", "validation/nll", "validation/bits_per_byte", "validation/perplexity", "training/lr"];
 function metrics() {
-  const names = [...new Set(data.runs.flatMap((run) => Object.keys(run.series)))].filter((name) => !name.endsWith("_stderr"));
+  const names = [...new Set(data.runs.flatMap((run) => Object.keys(run.series)))]
+    .filter((name) => !name.endsWith("_stderr") && !(name in data.shared));
   const rank = (name) => (FIRST.indexOf(name) + 1 || FIRST.length + 1);
   return names.sort((a, b) => rank(a) - rank(b) || a.localeCompare(b));
 }
@@ -210,7 +238,8 @@ byId("runs").append(...data.runs.map((run) => {
   box.checked = true;
   box.addEventListener("change", () => { run.shown = box.checked; draw(); });
   return element("li", {}, element("label", {}, box, element("span", { class: "swatch", style: `background:${run.colour}` }), run.name,
-    element("span", { class: `status ${run.status.split(",")[0]}` }, run.status)));
+    element("span", { class: `status ${run.status.split(",")[0]}` }, run.status),
+    ...(run.diverged === null ? [] : [element("span", { class: "status failed" }, `diverged at step ${number(run.diverged)}`)])));
 }));
 for (const button of document.querySelectorAll("nav button")) button.addEventListener("click", () => {
   for (const other of document.querySelectorAll("nav button")) {

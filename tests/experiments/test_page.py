@@ -47,7 +47,7 @@ def curve(page: Any, metric: str, kind: str = "curve") -> list[str]:
 
 
 def test_curves_are_smoothed_scaled_and_chosen(page: Any) -> None:
-    assert page.locator("figcaption").first.text_content() == "training/loss"
+    assert page.locator("figcaption").first.text_content() == "training/loss, training/nll"
     plain = curve(page, "training/loss")
     assert len(plain) == 3 and curve(page, "training/loss", "raw") == []
     page.locator("#smoothing").fill("0.9")

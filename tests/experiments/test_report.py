@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gpt_mesh import run_experiment
 from gpt_mesh.experiments.collect import POINTS, find_runs
 from tests.support.made_up_runs import make_runs, write
+
+DOCUMENT = Path(__file__).parents[1] / "support" / "dom.js"
 
 
 def embedded(page: Path) -> list[dict]:
@@ -116,3 +121,68 @@ def test_foreign_and_damaged_records_are_passed_over(tmp_path: Path) -> None:
     runs = {run.name: run for run in find_runs(str(tmp_path))}
     assert sorted(runs) == ["base", "try c", "warm", "wide/big"]
     assert runs["try c"].series == {"training/loss": [(1, 3.0)]}
+
+
+def test_a_run_keeps_its_colour_when_others_come_and_go(tmp_path: Path) -> None:
+    def colours() -> dict[str, int]:
+        assert run_experiment.main(["--report", str(tmp_path)]) == 0
+        return {run["name"]: run["colour"] for run in embedded(tmp_path / "report.html")}
+
+    make_runs(tmp_path)
+    assert colours() == {"base": 0, "warm": 1, "wide/big": 2}
+    (tmp_path / "a").mkdir()
+    write(tmp_path / "a" / "metrics.jsonl", [{"step": 1, "loss": 2.0}])
+    assert colours() == {"a": 3, "base": 0, "warm": 1, "wide/big": 2}
+    shutil.rmtree(tmp_path / "base")
+    assert colours() == {"a": 3, "warm": 1, "wide/big": 2}
+    (tmp_path / "b").mkdir()
+    write(tmp_path / "b" / "metrics.jsonl", [{"step": 1, "loss": 2.0}])
+    assert colours() == {"a": 3, "b": 0, "warm": 1, "wide/big": 2}
+    for damaged in ("no page", '<script type="application/json" id="data">{"runs": [3]}</script>'):
+        (tmp_path / "report.html").write_text(damaged)
+        assert list(colours().values()) == [0, 1, 2, 3]
+
+
+def drawn(page: Path) -> Any:
+    """What the page's script draws, in a document of the tests."""
+    done = subprocess.run(["node", DOCUMENT, page], capture_output=True, text=True, timeout=60, check=True)
+    return json.loads(done.stdout)
+
+
+def heights(path: dict[str, str]) -> list[float]:
+    return [float(place.partition(",")[2]) for place in re.split("[ML]", path["d"])[1:]]
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node.js")
+def test_labels_of_axes_fit_and_a_diverged_run_flattens_nothing(tmp_path: Path) -> None:
+    """A label has at most seven characters, of about 6.1 px, between the edges of a picture that is 460 wide."""
+    for name, after in {"good": lambda i: 4 - 0.05 * i, "lost": lambda i: 4 - 0.05 * i if i < 10 else 1e6 * i}.items():
+        (tmp_path / name).mkdir()
+        rows = [
+            {"step": 1_250_000 * i, "loss": after(i), "nll": after(i) * 1.001, "lr": 1e-5 * i} for i in range(1, 21)
+        ]
+        for row in rows:
+            row |= {"tokens_per_second": 12_345_678 + row["step"], "grad_norm": row["loss"]}
+        write(tmp_path / name / "metrics.jsonl", rows)
+        write(tmp_path / name / "eval.jsonl", [{"step": step, "nll": 3.0 - step / 1e7} for step in (5_000, 10_000)])
+    assert run_experiment.main(["--report", str(tmp_path)]) == 0
+    found = drawn(tmp_path / "report.html")
+    assert [run.partition("diverged")[2] for run in found["runs"]] == ["", " at step 12,500,000"]
+    figures = {figure["metric"]: figure for figure in found["figures"]}
+    assert figures.keys() == {f"training/{name}" for name in ("loss", "lr", "tokens_per_second", "grad_norm")} | {
+        "validation/nll"
+    }
+    assert figures["training/loss"]["caption"] == "training/loss, training/nll"
+    assert len(figures.pop("validation/nll")["paths"]) == 2, "it ends before the run diverged"
+    for figure in figures.values():
+        assert any(label["text"] == "20M" for label in figure["labels"])
+        for label in figure["labels"]:
+            width = 6.1 * len(label["text"])
+            left = float(label["x"]) - width / (1 if label["text-anchor"] == "end" else 2)
+            assert left >= 0 and (label["text-anchor"] == "end" or left + width <= 460), label
+    for metric in ("training/loss", "training/grad_norm"):
+        good, lost, cross = figures[metric]["paths"]
+        assert heights(good)[-1] - heights(good)[0] > 200, "the whole height"
+        assert heights(lost)[:9] == heights(good)[:9] and set(heights(lost)[9:]) == {10.0}, "along the upper edge"
+        assert cross["class"] == "diverged" and cross["stroke"] == lost["stroke"] != good["stroke"]
+    assert len(figures["training/lr"]["paths"]) == 2
