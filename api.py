@@ -95,8 +95,8 @@ def train(
         init_from: start a new run with the weights of a checkpoint, a run's directory or a Hugging Face folder. An
             `InitFrom` also says what may differ from the config (docs/fine_tuning.md). Ignored if the run has a
             checkpoint.
-        profile: first and last step to profile, or how many of the next ones, which a finished run does not save. The
-            profile, for TensorBoard, is written into the run's directory.
+        profile: first and last step to profile, or a number n: the next n steps. A finished run then takes n steps
+            that it does not save. The profile, for TensorBoard, is written into the run's directory.
 
     Returns:
         The last step, the newest checkpoint, and the last evaluation.

@@ -1,8 +1,8 @@
 """Where mesh, layout, model, objective and optimizer become one graph.
 
 Each builder takes TensorFlow tensors, builds the mesh graph, lowers it on the given mesh, and returns TensorFlow
-tensors. `build_train` is a training step, `build_eval` and `build_score` judge text, `build_logits` is the model alone.
-The engines call the builders: inside a `tf.function`, or in the graph of a session.
+tensors. `build_train` is a training step; `build_eval`, `build_score` and `build_alternatives` judge text;
+`build_logits` is the model alone. The engines call the builders: inside a `tf.function`, or in the graph of a session.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DTYPES = {"float32": tf.float32, "bfloat16": tf.bfloat16}
 
 @dataclass(frozen=True)
 class TrainTensors:
-    """One training step, lowered. All but the update operation are float32 scalars.
+    """One training step, lowered. Tensors are float32 scalars.
 
     Attributes:
         loss: what is minimised, a mean over labels plus the auxiliary losses.
@@ -181,7 +181,7 @@ def build_alternatives(
     [batch, n], int32 [batch, n, top] and float32 [batch, n, top], for int32 tokens [batch, n + 1].
     """
     logits = build_logits(tokens[:, :-1], config, mesh_impl)
-    # log Z once a row, and not a second tensor of the logits' size.
+    # One log Z a position, and no second tensor of the logits' size.
     log_z = tf.reduce_logsumexp(logits, -1)
     own = tf.gather(logits, tokens[:, 1:], axis=-1, batch_dims=2)
     values, ids = tf.math.top_k(logits, top)
@@ -191,7 +191,7 @@ def build_alternatives(
 def make_context(
     config: Config, mesh_impl: Any, batch: int, sequence: int, dtype: tf.DType | None = None, memory: int | None = None
 ) -> Context:
-    """A new mesh graph, and what its layers need to know, outside training.
+    """A new mesh graph, and what its layers need to know, without a seed for dropout.
 
     Args:
         batch, sequence: sizes of these dimensions.
@@ -221,7 +221,7 @@ def context_on(
     tensor_cores: bool = False,
     cpu_kernels: bool = False,
 ) -> Context:
-    """What layers need to know of a mesh graph, outside training. The arguments are those of `Context`."""
+    """What layers need to know of a mesh graph, without a seed for dropout. See `Context` for the arguments."""
     return Context(
         mesh=mesh,
         dims=dims,

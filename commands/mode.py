@@ -1,4 +1,4 @@
-"""What a mode of the command line is. `main.py` has the table of all modes."""
+"""Modes of the command line and their flags. `table.py` lists all modes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Flag:
         return self.name.lstrip("-")
 
     def given(self, arguments: argparse.Namespace) -> bool:
-        """Whether the command line has this flag."""
+        """Whether the command line has this flag. True too of a flag that has a default."""
         value = getattr(arguments, self.key)
         return value is not None and value is not False
 
@@ -89,7 +89,7 @@ class Mode(ABC):
 
     @abstractmethod
     def run(self, config: Config, arguments: argparse.Namespace) -> int:
-        """Do it; returns the exit status.
+        """Run the mode; returns the exit status.
 
         Raises:
             InputError: something that the user gave cannot work.
@@ -126,7 +126,7 @@ class Table:
         return next(chosen, self.modes[0])
 
     def problem(self, arguments: argparse.Namespace, mode: Mode) -> str | None:
-        """What does not go together, the first that is found; None: everything does."""
+        """The first conflict among the flags, or None."""
         if found := mode.problem(arguments):
             return found
         by_name = {one.name: one for one in self.flags}

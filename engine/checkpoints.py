@@ -86,7 +86,7 @@ def steps(directory: str) -> list[int]:
 
 
 def latest(directory: str) -> str | None:
-    """The newest checkpoint of a directory, as the path that `restore` takes; None if there is none.
+    """The checkpoint that a run resumes from, as the path that `restore` takes; None if there is none.
 
     The one that the `checkpoint` file names, if it is whole; else the whole one of the highest step.
     """

@@ -52,8 +52,8 @@ class Engine(Protocol):
         """Add up to `limit` tokens to each row, perhaps fewer in one call: see `sample.build_advance`."""
 
     def reorder(self, state: BatchState, tokens: Sequence[int], parents: Sequence[int]) -> BatchState:
-        """The state in which each row is what the row `parents` of it was, with another newest token: a step of a beam
-        search, where the engine `can_reorder`.
+        """A step of a beam search: row i of the new state continues row `parents[i]` of the old one, and `tokens[i]` is
+        its newest token. Only engines with `can_reorder` do this.
         """
 
     def restore(self, checkpoint: str, *, finite: bool = False) -> list[str]:

@@ -121,7 +121,7 @@ def describe(config: Config, plan: MeshPlan) -> Description:
     """A training step of a config on a mesh, of which the shape, the rules and the kind of device matter."""
     axes = list(plan.shape)
     split = {name: axes.index(axis) for name, axis in plan.rules.items() if plan.shape[axis] > 1}
-    return _variants(config, _kind_of(plan)).at(split)
+    return _variants(config, _kind_of(plan)).for_layout(split)
 
 
 def _kind_of(plan: MeshPlan) -> str:
@@ -149,18 +149,18 @@ class Variants:
         self._found: list[tuple[_ObservedLayout, Description]] = []
         self._known: dict[tuple[tuple[str, int], ...], Description] = {}
 
-    def at(self, split: Mapping[str, int]) -> Description:
+    def for_layout(self, split: Mapping[str, int]) -> Description:
         """For a layout that splits these dimensions, each along the mesh axis of that number."""
         order: dict[int, int] = {}
         numbered = {
             name: order.setdefault(split[name], len(order)) for name in TENSOR_DIMENSIONS if name in split
-        }  # mesh axes by first use, as their own numbers matter to nothing
+        }  # mesh axes by first use, because the numbers themselves do not matter
         key = tuple(numbered.items())
         if key not in self._known:
-            self._known[key] = self._at(numbered)
+            self._known[key] = self._build(numbered)
         return self._known[key]
 
-    def _at(self, axes: Mapping[str, int]) -> Description:
+    def _build(self, axes: Mapping[str, int]) -> Description:
         for layout, description in self._found:
             if layout.answers_as(axes):
                 return description
@@ -204,13 +204,13 @@ class _ObservedLayout(Mapping[str, int]):
 
 
 def _describe(config: Config, layout: Mapping[str, int], kind: str) -> Description:
-    numbers = Counter[tuple[str, bool]]()
+    counts = Counter[tuple[str, bool]]()
     first: dict[tuple[str, bool], int] = {}
     for number, attention in enumerate(config.model.attention_types):
-        form = attention, number in config.model.moe_layers
-        numbers[form] += 1
-        first.setdefault(form, number)
-    layers = [_layer(config, layout, kind, first[form], count) for form, count in numbers.items()]
+        layer = attention, number in config.model.moe_layers
+        counts[layer] += 1
+        first.setdefault(layer, number)
+    layers = [_layer(config, layout, kind, first[layer], count) for layer, count in counts.items()]
     return Description(_ends(config, layout, kind), layers)
 
 
@@ -438,7 +438,7 @@ class _Kept:
         return x.dtype.is_floating and ("batch" in names or whole(mtf.Dimension("batch", 1)).name in names)
 
     def _view(self, x: mtf.Tensor) -> mtf.Tensor:
-        """The tensor in whose memory another is."""
+        """The tensor whose memory `x` shares: reshapes and unstacking copy nothing."""
         while x != self._input:
             op = x.operation
             if isinstance(op, mtf.ReshapeOperation):
@@ -488,6 +488,6 @@ def limits_of(config: Config) -> Limits:
 
     def shapes(*names: str) -> list[mtf.Shape]:
         """Of the tensors of the graph for layouts that split these dimensions along one mesh dimension."""
-        return [shape for section in variants.at(dict.fromkeys(names, 0)).sections for shape in section.shapes]
+        return [shape for section in variants.for_layout(dict.fromkeys(names, 0)).sections for shape in section.shapes]
 
     return Limits(shapes)

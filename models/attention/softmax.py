@@ -32,7 +32,8 @@ def attend(problem: Problem) -> mtf.Tensor:
 
 @dataclass(frozen=True)
 class Softmax(Kind):
-    """Softmax attention. With `local`, a query sees the `local_attention_radius` nearest positions, its own included.
+    """Softmax attention. With `local`, a query sees `local_attention_radius` positions in each direction that it may
+    look, its own included.
 
     The state is the keys and the values, [batch, heads, memory_length, features_per_head] each, position i in slot i.
     In a loop over new tokens they are only read, and the new positions stand beside them, the n-th new token in slot n
