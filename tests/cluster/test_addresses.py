@@ -66,7 +66,7 @@ def test_tf_config_of_workers_only_has_worker_0_for_its_chief() -> None:
         ("node0:2222,", "'' is not host:port"),
         ("grpc://node0:2222,node1:2222", "'grpc://node0:2222' is not host:port"),
         ("::1:2222,node1:2222", "'::1:2222' is not host:port with a port from 1 to 65535; an IPv6 address stands in"),
-        ("node0:2222,NODE0:2222", "NODE0:2222 is there twice"),
+        ("node0:2222,NODE0:2222", "NODE0:2222 is listed twice"),
         ("node0:2222", "names one host"),
     ],
 )
@@ -95,13 +95,13 @@ def test_flags_and_tf_config_together() -> None:
         (tf_config({"ps": ["a:1"], "worker": ["b:1"]})["TF_CONFIG"], 'cluster has a job "ps"'),
         (tf_config({"worker": {"1": "a:1"}})["TF_CONFIG"], '"worker" must be a list of addresses'),
         (tf_config({"worker": ["a:1", 2]})["TF_CONFIG"], '"worker" must be a list of addresses'),
-        (tf_config({"worker": ["a:1", "a:1"]})["TF_CONFIG"], "a:1 is there twice"),
+        (tf_config({"worker": ["a:1", "a:1"]})["TF_CONFIG"], "a:1 is listed twice"),
         (tf_config({"worker": ["a:1", "b"]})["TF_CONFIG"], "'b' is not host:port"),
         (tf_config({"chief": ["a:1", "b:1"], "worker": ["c:1"]})["TF_CONFIG"], "cluster has 2 chiefs"),
-        (tf_config(TWO, "worker", 2)["TF_CONFIG"], "none of the cluster's (chief 0, worker 0, worker 1)"),
-        (tf_config(TWO, "evaluator", 0)["TF_CONFIG"], "is none of the cluster's"),
-        (json.dumps({"cluster": TWO}), "task: null is none of the cluster's"),
-        (json.dumps({"cluster": TWO, "task": {"type": ["worker"], "index": 0}}), "is none of the cluster's"),
+        (tf_config(TWO, "worker", 2)["TF_CONFIG"], "not one of the cluster's tasks (chief 0, worker 0, worker 1)"),
+        (tf_config(TWO, "evaluator", 0)["TF_CONFIG"], "is not one of the cluster's tasks"),
+        (json.dumps({"cluster": TWO}), "task: null is not one of the cluster's tasks"),
+        (json.dumps({"cluster": TWO, "task": {"type": ["worker"], "index": 0}}), "is not one of the cluster's tasks"),
     ],
 )
 def test_bad_tf_config(value: str, expected: str) -> None:

@@ -168,7 +168,7 @@ def test_another_program_has_the_workers_port(pair: tuple[Cluster, Cluster]) -> 
         threading.Thread(target=answer, daemon=True).start()
         message = refusal(pair[0])
         other.shutdown(socket.SHUT_RDWR)
-    assert "(it answers, but not as a worker that waits: what it sends is not of this program) in 1 s" in message
+    assert "(it answers, but not like a waiting worker: its messages are not of this program) in 1 s" in message
 
 
 def test_the_chiefs_own_port_is_taken(pair: tuple[Cluster, Cluster]) -> None:
