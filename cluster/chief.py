@@ -1,8 +1,8 @@
 """The host that runs the program: it finds the workers, uses their devices, and detects when one is lost.
 
 If a worker is lost, an operation that needs it fails or, if its host is unreachable, waits without an error. The
-link to each worker detects both. After a loss the program has `GRACE_SECONDS` to leave TensorFlow with an error; otherwise the
-link's thread ends the process.
+link to each worker detects both. After a loss the program has `GRACE_SECONDS` to leave TensorFlow with an error;
+otherwise the link's thread ends the process.
 """
 
 from __future__ import annotations
@@ -164,11 +164,11 @@ class ClusterHosts(Hosts):
         theirs, ours = str(answer.get("tensorflow")), str(tf.__version__)
         if theirs.split(".")[:2] != ours.split(".")[:2]:
             raise InputError(
-                f"worker {address} runs TensorFlow {theirs}, but this host {ours}; install the same version on all hosts"
+                f"worker {address} runs TensorFlow {theirs}, but this host {ours}; install the same on all hosts"
             )
 
     def _check_routes(self) -> None:
-        """Have workers test their connections to all hosts: TensorFlow's runtime would wait forever."""
+        """Have workers test their connections to all hosts: TensorFlow would wait forever."""
         for link in self._links.values():
             link.send(try_others=True)
         for task, link in self._links.items():
@@ -184,7 +184,7 @@ class ClusterHosts(Hosts):
         try:
             answer = link.receive(seconds)
         except LinkLost as lost:
-            raise WorkerLost(f"worker {self.cluster.addresses[task]} was lost before the run started ({lost})") from None
+            raise WorkerLost(f"worker {self.cluster.addresses[task]} was lost at the start ({lost})") from None
         if "error" in answer:
             raise InputError(f"worker {self.cluster.addresses[task]}: {answer['error']}")
         return answer
