@@ -195,7 +195,7 @@ def fake_worker(cluster: Cluster, *answers: dict[str, Any]) -> socket.socket:
 def test_another_tensorflow(pair: tuple[Cluster, Cluster]) -> None:
     with fake_worker(pair[1], {"tensorflow": "2.3.4", "devices": ["device:CPU:0"]}):
         message = refusal(pair[0])
-    assert message.startswith(f"worker {pair[1].addresses[1]} runs TensorFlow 2.3.4, and this host 2.")
+    assert message.startswith(f"worker {pair[1].addresses[1]} runs TensorFlow 2.3.4, but this host 2.")
 
 
 def test_a_mesh_of_another_size_names_the_hosts(pair: tuple[Cluster, Cluster], workspace: Workspace) -> None:
