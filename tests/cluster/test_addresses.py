@@ -65,7 +65,7 @@ def test_tf_config_of_workers_only_has_worker_0_for_its_chief() -> None:
         ("node0:65536,node1:2222", "'node0:65536' is not host:port"),
         ("node0:2222,", "'' is not host:port"),
         ("grpc://node0:2222,node1:2222", "'grpc://node0:2222' is not host:port"),
-        ("::1:2222,node1:2222", "'::1:2222' is not host:port with a port from 1 to 65535; write an IPv6 address in brackets"),
+        ("::1:2222,node1:2222", "'::1:2222' is not host:port with a port from 1 to 65535; write an IPv6"),
         ("node0:2222,NODE0:2222", "NODE0:2222 is listed twice"),
         ("node0:2222", "names one host"),
     ],
