@@ -2,7 +2,7 @@
 
     python3 -m gpt_mesh.harness run --model gpt_mesh --model_args config=demo --tasks hellaswag --batch_size 16
 
-takes the flags of its own command, `lm_eval`. From Python, importing this file is enough:
+takes the flags of `lm_eval`, the harness's command. From Python, importing this module is enough:
 
     import lm_eval, gpt_mesh.harness
     lm_eval.simple_evaluate(model="gpt_mesh", model_args={"config": "demo"}, tasks=["hellaswag"], batch_size=16)
@@ -27,7 +27,7 @@ from gpt_mesh.objectives.registry import check_predicts_next
 from gpt_mesh.storage.progress import log, set_up_logging
 
 try:
-    import lm_eval.models  # noqa: F401  (its own models register first, which they do only while there are none)
+    import lm_eval.models  # noqa: F401  (its own models must be registered first: they are only while there are no others)
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model
@@ -39,13 +39,13 @@ except ImportError as error:
     raise ImportError(_REMEDY) from error
 
 SETTINGS = {*keys(GenerationSettings)}
-DEFAULT_DEVICE = "cuda:0"  # what the harness passes where nobody asked for one
-MAX_GEN_TOKS = 256  # where a task does not say, as for the harness's other models
+DEFAULT_DEVICE = "cuda:0"  # the harness's default
+MAX_GEN_TOKS = 256  # default for tasks that do not set it, as in the harness's other models
 
 
 @register_model("gpt_mesh")
 class HarnessModel(TemplateLM):
-    """A trained model as the harness asks it. Contexts, truncation and windows are those of its Hugging Face model."""
+    """A trained model for the harness. Contexts, truncation and windows are as in its Hugging Face model."""
 
     def __init__(
         self,
@@ -62,17 +62,17 @@ class HarnessModel(TemplateLM):
             config: what `api.load` takes: a config's name, a run's directory, a checkpoint; or the model itself.
             devices: such as "device:CPU:0 device:CPU:1"; default: every visible GPU, else the CPU.
             batch_size: texts scored at a time; "auto" or None: the config's `eval_batch_size`.
-            max_batch_size: of no effect: nothing is tried out.
-            device: PyTorch's name for a device, which means nothing here.
-            pretrained: the same as `config`, by the name that the harness knows: it calls files of results after it.
+            max_batch_size: ignored.
+            device: a PyTorch device, ignored with a warning.
+            pretrained: the same as `config`, under the harness's own name, which it uses to name result files.
 
         Raises:
-            InputError: no such model, it has no tokenizer, or it does not predict what comes next; or another argument.
+            InputError: no such model, it has no tokenizer, it does not predict the next token, or unknown arguments.
         """
         super().__init__()
         del max_batch_size
         if unknown:
-            raise InputError(f"model_args {', '.join(unknown)}: not known here; there are config and devices")
+            raise InputError(f"model_args {', '.join(unknown)}: unknown; use config and devices")
         config = pretrained if config is None else config
         if config is None:
             raise InputError("model_args: name the model, such as config=demo")
@@ -92,29 +92,29 @@ class HarnessModel(TemplateLM):
 
     @property
     def max_length(self) -> int:
-        """Tokens that a text may have to be predicted from."""
+        """Maximum number of tokens of context."""
         return self.model.config.model.n_ctx
 
     @property
     def eot_token_id(self) -> int:
-        """What stands before a text that nothing else stands before."""
+        """The token that precedes a text without context."""
         if self.model.eos_id is None:
             raise InputError(f"{self.encoder.source}: has no <|endoftext|>; set eos_id in the dataset config")
         return self.model.eos_id
 
     @property
     def tokenizer_name(self) -> str:
-        """The tokenizer, as a cache of requests names it."""
+        """The tokenizer's name in the harness's request cache."""
         return self.encoder.fingerprint
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Ids of a text. Special tokens that it spells out become their ids; none are added."""
+        """Token ids of a text. Special tokens in the text become their ids; none are added."""
         return self.encoder.encode(string)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        """Log-probability of each continuation after its context, and whether each of its tokens is the likeliest."""
+        """Log-probability of each continuation given its context, and whether greedy decoding would produce it."""
         ends = [ending(context, continuation, self.max_length) for _, context, continuation in requests]
         spans = [span for span, _ in ends]
         self._warn_of_cuts("loglikelihood", [cut for _, cut in ends])
@@ -126,7 +126,7 @@ class HarnessModel(TemplateLM):
         return answers
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-probability of each text, given an end of text before it."""
+        """Log-probability of each text after an end-of-text token."""
         del disable_tqdm
         parts = [rolling(self.encoder.encode(r.args[0]), self.prefix_token_id, self.max_length) for r in requests]
         found = self._scorer.score([span for part in parts for span in part], "loglikelihood_rolling")
@@ -178,7 +178,7 @@ class HarnessModel(TemplateLM):
 
 
 def main() -> int:
-    """The harness's own command, with `gpt_mesh` among its models."""
+    """The harness's command, with `gpt_mesh` as one of its models."""
     from lm_eval.__main__ import cli_evaluate
 
     set_up_logging()

@@ -1,4 +1,4 @@
-"""Which hosts a run is spread over: `--cluster` and `--worker`, or `TF_CONFIG`. Needs no TensorFlow."""
+"""The hosts of a run: `--cluster` and `--worker`, or `TF_CONFIG`. Does not import TensorFlow."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _CHIEF_JOBS = ("chief", "master")
 
 @dataclass(frozen=True)
 class Cluster:
-    """The hosts of a run, and which of them this process is.
+    """The hosts of a run, and the index of this one.
 
     Attributes:
-        addresses: "host:port" of each, in the order that all hosts agree on; the first is the chief's.
-        index: of this process's address.
-        wait: seconds that the chief waits for the others.
+        addresses: "host:port" of each host, in the same order on all hosts; the first is the chief's.
+        index: index of this process's address.
+        wait: seconds that the chief waits for the workers.
     """
 
     addresses: tuple[str, ...]
@@ -32,7 +32,7 @@ class Cluster:
 
     @property
     def is_chief(self) -> bool:
-        """Whether this host runs the program; the others lend it their devices."""
+        """Whether this host runs the program, on the devices of all hosts."""
         return self.index == 0
 
     @property
@@ -42,7 +42,7 @@ class Cluster:
 
 
 def host_and_port(address: str) -> tuple[str, int]:
-    """("::1", 2222) of "[::1]:2222"."""
+    """Split an address: "[::1]:2222" becomes ("::1", 2222)."""
     host, _, port = address.rpartition(":")
     return host.strip("[]"), int(port)
 
@@ -51,7 +51,7 @@ def find_cluster(flag: str | None, worker: int | None, environment: Mapping[str,
     """The cluster that `--cluster` and `--worker` name, or `TF_CONFIG` in the environment; None on a single host.
 
     Raises:
-        InputError: both are given, or one of them is malformed.
+        InputError: both are given, or one is malformed.
     """
     described = _of_tf_config(environment.get("TF_CONFIG", ""))
     if flag is None:
@@ -74,16 +74,16 @@ def find_cluster(flag: str | None, worker: int | None, environment: Mapping[str,
 
 
 def _checked(texts: list[str], where: str) -> tuple[str, ...]:
-    """Well-formed addresses, each once."""
+    """The addresses, validated and normalised."""
     found: list[str] = []
     for text in (text.strip() for text in texts):
         match = _ADDRESS.fullmatch(text)
         if match is None or not 0 < int(match[2]) < 65536:
-            hint = "an IPv6 address stands in brackets, [::1]:2222" if text.count(":") > 1 else "such as node0:2222"
+            hint = "write an IPv6 address in brackets, [::1]:2222" if text.count(":") > 1 else "such as node0:2222"
             raise InputError(f"{where}: {text!r} is not host:port with a port from 1 to 65535; {hint}")
         address = f"{match[1].lower()}:{int(match[2])}"
         if address in found:
-            raise InputError(f"{where}: {text} is there twice; each host has an address of its own")
+            raise InputError(f"{where}: {text} is listed twice; list each host once")
         found.append(address)
     return tuple(found)
 
@@ -91,14 +91,14 @@ def _checked(texts: list[str], where: str) -> tuple[str, ...]:
 def _of_tf_config(text: str) -> Cluster | None:
     """The cluster of TensorFlow's own JSON: {"cluster": {"chief": […], "worker": […]}, "task": {"type", "index"}}.
 
-    The chief is the one task of "chief"; without that job, as TensorFlow has it, worker 0.
+    The chief is the only task of the job "chief"; without that job, as in TensorFlow, it is worker 0.
     """
     if not text.strip():
         return None
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise InputError(f"TF_CONFIG: is not JSON ({error}); mend or unset it") from None
+        raise InputError(f"TF_CONFIG: is not JSON ({error}); correct or unset it") from None
     if not isinstance(value, dict) or not isinstance(value.get("cluster", {}), dict):
         raise InputError('TF_CONFIG: write {"cluster": {"worker": ["host:port", …]}, "task": {"type": …, "index": …}}')
     jobs: dict[str, Any] = value.get("cluster", {})
@@ -118,7 +118,7 @@ def _of_tf_config(text: str) -> Cluster | None:
 
 
 def _task(value: dict[str, Any], order: list[tuple[str, int]]) -> tuple[str, int]:
-    """Which of the cluster's tasks this process is."""
+    """The job and index of this process."""
     given = value.get("task")
     task = (given.get("type"), given.get("index")) if isinstance(given, dict) else None
     # Some launchers write the index as a string.
@@ -126,5 +126,5 @@ def _task(value: dict[str, Any], order: list[tuple[str, int]]) -> tuple[str, int
         task = (task[0], int(task[1]))
     if task not in order:
         known = ", ".join(f"{job} {i}" for job, i in order)
-        raise InputError(f"TF_CONFIG: task: {json.dumps(given)} is none of the cluster's ({known})")
+        raise InputError(f"TF_CONFIG: task: {json.dumps(given)} is not one of the cluster's tasks ({known})")
     return task

@@ -1,8 +1,8 @@
-"""The host that runs the program: finds the workers, has their devices, and notices when one is gone.
+"""The host that runs the program: it finds the workers, uses their devices, and detects when one is lost.
 
-A worker's loss shows in two places: as an error of the operation that needed it, or, where its host has fallen silent,
-not at all, while that operation waits. Each worker's link tells either way. After a loss the program has
-`GRACE_SECONDS` to come out of TensorFlow with an error; if it does not, the process is ended from the link's thread.
+If a worker is lost, an operation that needs it fails or, if its host is unreachable, waits without an error. The
+link to each worker detects both. After a loss the program has `GRACE_SECONDS` to leave TensorFlow with an error;
+otherwise the link's thread ends the process.
 """
 
 from __future__ import annotations
@@ -28,55 +28,55 @@ from gpt_mesh.meshes.devices import choose_devices
 
 CALL_SECONDS = 5.0
 ANSWER_SECONDS = 60.0
-START_SECONDS = 120.0  # for TensorFlow's servers: GPUs take a while
-NOTICE_SECONDS = 5.0  # between an operation's failure and the link's
+START_SECONDS = 120.0  # time limit for TensorFlow's servers to start; GPUs are slow
+NOTICE_SECONDS = 5.0  # maximum time between the failure of an operation and that of the link
 GRACE_SECONDS = 15.0
 
 
 class WorkerLost(InputError):
-    """A worker is gone, and the run with it."""
+    """A worker was lost, which ends the run."""
 
 
 class Hosts:
-    """The devices of this host alone: what a run without a cluster has."""
+    """The devices of a run without a cluster: those of this host."""
 
     def __init__(self, requested: Sequence[str] | None) -> None:
         """
         Raises:
-            InputError: a device is malformed, absent or named twice.
+            InputError: a device name is malformed, unknown or repeated.
         """
         self.devices = choose_devices(requested)
         self.chosen = requested is not None
-        self.per_host = ""  # how many devices each host of a cluster has, for messages
-        # Called when a worker was told to end, and waits for the run to be saved.
+        self.per_host = ""  # number of devices of each host, for messages
+        # Called when a worker gets a signal to end, and waits for the run to be saved.
         self.request_end: Callable[[], None] = lambda: None
-        # Whether a checkpoint is being written that this process must not end before.
+        # Whether a checkpoint is being written, which must be complete before this process ends.
         self.is_saving: Callable[[], bool] = lambda: False
 
     def start(self) -> None:
-        """Make the devices usable. Called once all else is known to work, and before TensorFlow computes anything."""
+        """Start the devices. Called after everything else is checked, and before TensorFlow computes anything."""
 
     @contextlib.contextmanager
     def guarded(self, state: Callable[[], str]) -> Iterator[None]:
-        """Within it, a worker's loss is a `WorkerLost`, which says where the run stands as `state` has it."""
+        """In this context, the loss of a worker raises `WorkerLost`, whose message includes `state()`."""
         yield
 
     def close(self, status: int = 0) -> None:
-        """Release the workers. `status`: what they exit with."""
+        """Release the workers. `status`: their exit status."""
 
 
 class ClusterHosts(Hosts):
-    """The devices of all hosts of a cluster, this one's first."""
+    """The devices of all hosts of a cluster, those of this host first."""
 
     def __init__(self, cluster: Cluster, requested: Sequence[str] | None) -> None:
-        """Find every worker and agree with it on versions, addresses and devices; its devices stay untouched.
+        """Find all workers and check their versions, addresses and devices. Devices are not started yet.
 
         Args:
-            cluster: this host is its chief.
-            requested: short names of devices, the same of every host; default: every GPU of each, else one CPU.
+            cluster: the cluster, whose chief is this host.
+            requested: short names of devices, the same on every host; default: every GPU of each host, else one CPU.
 
         Raises:
-            InputError: a host is not there, cannot be reached from another one, or does not agree.
+            InputError: a host is missing, is not reachable from another host, or differs in versions or addresses.
         """
         assert cluster.is_chief
         self.cluster, self.requested, self.chosen = cluster, requested, True
@@ -89,9 +89,9 @@ class ClusterHosts(Hosts):
         atexit.register(self.close)
         try:
             own = own_devices(requested)
-            split_cpu(cpu_count(own))  # before anything computes, as reading data may
+            split_cpu(cpu_count(own))  # before anything is computed, which reading data may do
             found = {0: own, **self._find_workers(cluster.wait)}
-            self._check_ways()
+            self._check_routes()
         except BaseException:
             self._release()
             raise
@@ -103,9 +103,9 @@ class ClusterHosts(Hosts):
     # Finding the workers
 
     def _find_workers(self, wait: float) -> dict[int, list[str]]:
-        """Devices of each worker, by its number."""
+        """The devices of each worker, by its index."""
         found: dict[int, list[str]] = {}
-        begin = told = time.monotonic()
+        start = logged = time.monotonic()
         while missing := [task for task in range(1, len(self.cluster.addresses)) if task not in found]:
             reasons = {}
             for task in missing:
@@ -117,23 +117,23 @@ class ClusterHosts(Hosts):
             if not reasons:
                 break
             text = ", ".join(f"{self.cluster.addresses[task]} ({reason})" for task, reason in reasons.items())
-            if time.monotonic() - begin > wait:
+            if time.monotonic() - start > wait:
                 first = min(reasons)
                 raise InputError(
                     f"no worker at {text} in {wait:.0f} s; is `main.py --cluster … --worker {first}` running on that "
                     "host, and its port open to this one?"
                 )
-            if told == begin or time.monotonic() - told > 20:
-                told = time.monotonic()
+            if logged == start or time.monotonic() - logged > 20:
+                logged = time.monotonic()
                 log.info("waiting for %s", text)
             time.sleep(0.5)
         return found
 
     def _call(self, task: int) -> list[str] | str:
-        """The devices of a worker, or why it is not there yet.
+        """The devices of a worker, or why it cannot be reached yet.
 
         Raises:
-            InputError: it is there, and will not do.
+            InputError: it cannot be used.
         """
         address = self.cluster.addresses[task]
         try:
@@ -141,7 +141,7 @@ class ClusterHosts(Hosts):
         except OSError as error:
             return why(error)
         if connection.getsockname() == connection.getpeername():
-            connection.close()  # TCP met itself: nobody listens on a port that it took for its own end
+            connection.close()  # TCP connected to itself: nobody listens, and the local port is the same
             return "connection refused"
         link = Link(connection)
         link.send(protocol=PROTOCOL, cluster=self.cluster.addresses, task=task, devices=self.requested)
@@ -151,7 +151,7 @@ class ClusterHosts(Hosts):
             devices: list[str] = answer["devices"]
         except (LinkLost, KeyError) as lost:
             link.close()
-            return f"it answers, but not as a worker that waits: {lost}"
+            return f"it answers, but not like a waiting worker: {lost}"
         except BaseException:
             link.close()
             raise
@@ -164,11 +164,11 @@ class ClusterHosts(Hosts):
         theirs, ours = str(answer.get("tensorflow")), str(tf.__version__)
         if theirs.split(".")[:2] != ours.split(".")[:2]:
             raise InputError(
-                f"worker {address} runs TensorFlow {theirs}, and this host {ours}; install the same on all hosts"
+                f"worker {address} runs TensorFlow {theirs}, but this host {ours}; install the same on all hosts"
             )
 
-    def _check_ways(self) -> None:
-        """Have every worker try the way to every other host: TensorFlow's runtime would wait for ever."""
+    def _check_routes(self) -> None:
+        """Have workers test their connections to all hosts: TensorFlow would wait forever."""
         for link in self._links.values():
             link.send(try_others=True)
         for task, link in self._links.items():
@@ -177,14 +177,14 @@ class ClusterHosts(Hosts):
                 other, reason = next(iter(failures.items()))
                 raise InputError(
                     f"worker {self.cluster.addresses[task]} cannot reach {other} ({reason}); every host must "
-                    "reach every other by its address: use names that mean the same everywhere, and open the port"
+                    "reach every other by its address: use names that resolve the same on all hosts, and open the port"
                 )
 
     def _answer(self, task: int, link: Link, seconds: float) -> Message:
         try:
             answer = link.receive(seconds)
         except LinkLost as lost:
-            raise WorkerLost(f"worker {self.cluster.addresses[task]} was lost before the run began ({lost})") from None
+            raise WorkerLost(f"worker {self.cluster.addresses[task]} was lost at the start ({lost})") from None
         if "error" in answer:
             raise InputError(f"worker {self.cluster.addresses[task]}: {answer['error']}")
         return answer
@@ -207,12 +207,12 @@ class ClusterHosts(Hosts):
         connect(self.cluster)
 
     def _attend(self, task: int, link: Link) -> None:
-        """From now on, notice what the worker says and when it is lost."""
+        """From now on, handle messages of the worker, and its loss."""
         address = self.cluster.addresses[task]
         link.on_lost = lambda reason: self._on_lost(address, reason)
         if link.lost is not None:
             self._reported = True
-            raise WorkerLost(f"worker {address} was lost before the run began ({link.lost})")
+            raise WorkerLost(f"worker {address} was lost before the run started ({link.lost})")
 
         def read() -> None:
             with contextlib.suppress(LinkLost):
@@ -224,17 +224,17 @@ class ClusterHosts(Hosts):
         threading.Thread(target=read, name=f"worker {task}", daemon=True).start()
 
     def _on_leaving(self, address: str, signal_name: str) -> None:
-        log.warning("worker %s was told to end (%s)", address, signal_name)
+        log.warning("worker %s got a signal to end (%s)", address, signal_name)
         self.request_end()
 
     def _on_lost(self, address: str, reason: str) -> None:
-        """In the thread of the worker's link."""
+        """Called in the thread of the worker's link."""
         if self._loss is not None or self._closed:
             return
         self._loss = f"worker {address} was lost: {reason}"
         self._lost.set()
         time.sleep(GRACE_SECONDS)
-        while self.is_saving():  # its values are all here
+        while self.is_saving():  # all of its values are on this host
             time.sleep(1.0)
         if not self._reported and not self._closed:
             print(f"error: {self._message()}", file=sys.stderr, flush=True)
@@ -251,7 +251,7 @@ class ClusterHosts(Hosts):
         except InputError:
             raise
         except Exception as error:
-            # gRPC may notice a host that fell silent before the link does.
+            # gRPC may detect an unreachable host before the link does.
             silent = isinstance(error, (tf.errors.UnavailableError, tf.errors.DeadlineExceededError))
             if not self._lost.wait(NOTICE_SECONDS + (SILENCE_SECONDS if silent else 0)):
                 raise
@@ -266,12 +266,12 @@ class ClusterHosts(Hosts):
         if not self._started:
             self._release()
             return
-        # The connections stay: where they end, the workers see that this process has ended too.
+        # The connections stay open: when they close, the workers know that this process has ended.
         for link in self._links.values():
             link.send(end=status)
 
     def _release(self) -> None:
-        """Let the workers wait for another chief."""
+        """Close the connections, so that the workers wait for another chief."""
         self._port.close()
         for link in self._links.values():
             link.close()
@@ -279,7 +279,7 @@ class ClusterHosts(Hosts):
 
 @contextlib.contextmanager
 def hosts_of(cluster: Cluster | None, requested: Sequence[str] | None) -> Iterator[Hosts]:
-    """The hosts of a run: of the cluster, or this one alone. At the end of the block the workers are released."""
+    """The hosts of a run: those of the cluster, or only this one. Workers are released at the end of the block."""
     hosts = Hosts(requested) if cluster is None else ClusterHosts(cluster, requested)
     status = 1
     try:

@@ -16,18 +16,18 @@ from gpt_mesh.cluster.addresses import Cluster, host_and_port
 from gpt_mesh.errors import InputError
 from gpt_mesh.meshes.devices import parse_device
 
-JOB = "worker"  # what TensorFlow calls all hosts, the chief too
-PROTOCOL = 1  # of the messages between hosts
+JOB = "worker"  # TensorFlow's job name of all hosts, including the chief
+PROTOCOL = 1  # version of the messages between hosts
 log = logging.getLogger("gpt")
 
 
 def own_devices(requested: Sequence[str] | None) -> list[str]:
-    """The devices of this host, "device:GPU:0" and so on: those requested, else every GPU, else one CPU.
+    """The devices of this host, such as "device:GPU:0": those requested, else every GPU, else one CPU.
 
-    Starts no device: TensorFlow fixes them when it joins a cluster.
+    Does not start them: TensorFlow configures devices when it joins a cluster.
 
     Raises:
-        InputError: one is malformed, absent or named twice.
+        InputError: a device name is malformed, unknown or repeated.
     """
     gpus = [f"device:GPU:{i}" for i in range(len(tf.config.list_physical_devices("GPU")))]
     if not requested:
@@ -42,20 +42,20 @@ def own_devices(requested: Sequence[str] | None) -> list[str]:
 
 
 def full_name(task: int, device: str) -> str:
-    """The name of a host's device in the whole cluster."""
+    """The name of a host's device in the cluster."""
     return f"/job:{JOB}/replica:0/task:{task}/{device}"
 
 
 def cpu_count(devices: Sequence[str]) -> int:
-    """How many virtual devices the CPU has to be split into."""
+    """The number of virtual devices into which the CPU must be split."""
     return 1 + max((int(name.rsplit(":", 1)[1]) for name in devices if "CPU" in name), default=0)
 
 
 def listen(cluster: Cluster) -> socket.socket:
-    """A socket on this host's port, on every network interface, as TensorFlow's own server will be.
+    """Listen on this host's port on all network interfaces, like TensorFlow's server.
 
     Raises:
-        InputError: the port is taken, or may not be used.
+        InputError: the port is in use, or not permitted.
     """
     address, port = cluster.addresses[cluster.index], cluster.port
     both = socket.has_dualstack_ipv6()
@@ -65,13 +65,13 @@ def listen(cluster: Cluster) -> socket.socket:
         )
     except OSError as error:
         raise InputError(
-            f"{address}: port {port} of this host cannot be used ({error.strerror}); end the program that has it (an "
+            f"{address}: port {port} of this host cannot be used ({error.strerror}); end the program that uses it (an "
             "earlier run?), or change the port on every host"
         ) from None
 
 
 def reach(address: str, seconds: float) -> str | None:
-    """None if something listens there; else why it cannot be reached."""
+    """Why an address cannot be reached; None if something listens there."""
     try:
         socket.create_connection(host_and_port(address), timeout=seconds).close()
     except OSError as error:
@@ -80,25 +80,25 @@ def reach(address: str, seconds: float) -> str | None:
 
 
 def why(error: OSError) -> str:
-    """What a failed connection says, in a few words."""
+    """The reason of a failed connection, in a few words."""
     if isinstance(error, TimeoutError):
         return "no answer"
     return str(error.strerror or error).lower()
 
 
 def without_proxy(cluster: Cluster) -> None:
-    """Keep gRPC from sending what is for another host through the proxy that `http_proxy` names."""
+    """Keep gRPC from using the proxy in `http_proxy` for connections between hosts."""
     hosts = {host_and_port(address)[0] for address in cluster.addresses}
     os.environ.update({"no_grpc_proxy": ",".join(sorted(hosts))})
 
 
 def specification(cluster: Cluster) -> tf.train.ClusterSpec:
-    """The cluster in TensorFlow's terms."""
+    """The cluster as TensorFlow describes it."""
     return tf.train.ClusterSpec({JOB: list(cluster.addresses)})
 
 
 def start_server(cluster: Cluster, cpus: int) -> Any:
-    """TensorFlow's server of a worker, with so many virtual CPU devices and all GPUs.
+    """Start a worker's TensorFlow server, with this number of virtual CPU devices and all GPUs.
 
     Raises:
         InputError: it cannot start.
@@ -112,21 +112,21 @@ def start_server(cluster: Cluster, cpus: int) -> Any:
 
 
 def split_cpu(count: int) -> None:
-    """Make the CPU of this process so many devices.
+    """Split the CPU of this process into virtual devices.
 
     Raises:
-        InputError: TensorFlow has started them already.
+        InputError: TensorFlow has already started another number of them.
     """
     cpu = tf.config.list_physical_devices("CPU")[0]
     try:
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
     except RuntimeError:
         if len(tf.config.list_logical_devices("CPU")) != count:
-            raise InputError("a cluster is joined before TensorFlow computes anything: start a new process") from None
+            raise InputError("join a cluster before TensorFlow computes anything: start a new process") from None
 
 
 def connect(cluster: Cluster) -> None:
-    """Make this process the one that runs programs on the devices of all hosts.
+    """Connect to all hosts, so that this process can run programs on their devices.
 
     Raises:
         InputError: TensorFlow refuses.
@@ -139,5 +139,5 @@ def connect(cluster: Cluster) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """What an error of TensorFlow says, without the rest."""
+    """The first line of a TensorFlow error."""
     return str(getattr(error, "message", None) or error).splitlines()[0]

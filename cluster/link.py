@@ -1,8 +1,8 @@
-"""A connection between the chief and a worker that notices when the other end is gone.
+"""A connection between the chief and a worker that detects when the other side is lost.
 
-TensorFlow's runtime does not: a worker whose chief is gone waits for ever, and a chief whose worker falls silent may
-wait for TCP to give up, which takes about a quarter of an hour. So each worker has one more connection to the chief,
-which carries JSON messages, a line each, and a sign of life in both directions.
+TensorFlow's runtime does not: a worker whose chief is gone waits forever, and a chief whose worker is unreachable may
+wait for TCP's timeout of about 15 minutes. So each worker has another connection to the chief, which carries JSON
+messages, one per line, and heartbeats in both directions.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from collections.abc import Callable
 from typing import Any
 
 BEAT_SECONDS = 2.0
-SILENCE_SECONDS = 30.0  # without a sign of life the other end is taken for lost
-_LONGEST = 1 << 20  # bytes of a message: who sends more is not one of us
+SILENCE_SECONDS = 30.0  # without a heartbeat for this time the other side counts as lost
+_MAX_MESSAGE = 1 << 20  # maximum bytes of a message; longer ones are not from this program
 
 Message = dict[str, Any]
 
 
 class LinkLost(Exception):
-    """The other end is gone; `str(error)` says how that showed."""
+    """The other side is lost; `str(error)` is the reason."""
 
 
 class Link:
-    """Messages over a connected socket. A thread of its own receives them and beats."""
+    """Messages over a connected socket. A separate thread receives them and sends heartbeats."""
 
     def __init__(
         self,
@@ -40,10 +40,10 @@ class Link:
     ) -> None:
         """
         Args:
-            connection: belongs to the link from now on.
-            beat: seconds between two signs of life.
-            silence: seconds without one from the other end after which it counts as lost.
-            on_lost: called once, from the link's thread, with how the loss showed; not after `close`.
+            connection: owned by the link from now on.
+            beat: seconds between heartbeats.
+            silence: seconds without a heartbeat after which the other side counts as lost.
+            on_lost: called once, in the link's thread, with the reason; not after `close`.
         """
         self.lost: str | None = None
         self.on_lost = on_lost
@@ -56,27 +56,27 @@ class Link:
         threading.Thread(target=self._attend, name="cluster link", daemon=True).start()
 
     def send(self, **message: Any) -> None:
-        """Send a message. That the other end is gone shows in `receive` and `on_lost`."""
+        """Send a message. If the other side is lost, `receive` and `on_lost` report it."""
         with self._sending, contextlib.suppress(OSError):
             self._socket.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self, seconds: float | None = None) -> Message:
-        """The next message, beats left out.
+        """The next message that is not a heartbeat.
 
         Raises:
-            LinkLost: there will be none, or none came in that time.
+            LinkLost: the other side is lost, or no message came in this time.
         """
         try:
             message = self._inbox.get(timeout=seconds)
         except queue.Empty:
             raise LinkLost(f"no answer in {seconds:.0f} s") from None
         if message is None:
-            self._inbox.put(None)  # for the next who asks
+            self._inbox.put(None)  # for the next call
             raise LinkLost(self.lost)
         return message
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         self._closed = True
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
@@ -87,9 +87,9 @@ class Link:
             self._exchange()
         except LinkLost as lost:
             self.lost = str(lost)
-        except ConnectionError:  # it ended with some of our beats unread
+        except ConnectionError:  # it was closed while some of our heartbeats were unread
             self.lost = "the connection was closed"
-        except OSError as error:  # such as EHOSTUNREACH, or that it was closed here
+        except OSError as error:  # such as EHOSTUNREACH, or closed on this side
             self.lost = f"the connection failed: {error.strerror or error}"
         self._inbox.put(None)
         if self.on_lost is not None and not self._closed:
@@ -113,8 +113,8 @@ class Link:
             *lines, unread = (unread + data).split(b"\n")
             for line in lines:
                 self._take(line)
-            if len(unread) > _LONGEST:
-                raise LinkLost("what it sends is not of this program")
+            if len(unread) > _MAX_MESSAGE:
+                raise LinkLost("its messages are not of this program")
 
     def _take(self, line: bytes) -> None:
         try:
@@ -122,6 +122,6 @@ class Link:
         except (ValueError, RecursionError):
             message = None
         if not isinstance(message, dict):
-            raise LinkLost("what it sends is not of this program")
-        if message:  # an empty one is a beat
+            raise LinkLost("its messages are not of this program")
+        if message:  # an empty one is a heartbeat
             self._inbox.put(message)

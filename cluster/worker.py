@@ -1,4 +1,4 @@
-"""A host that lends its devices: waits for the chief, serves it, and ends with it."""
+"""A host that provides its devices: it waits for the chief, serves it, and ends with it."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from gpt_mesh.cluster.host import PROTOCOL, listen, log, own_devices, reach, sta
 from gpt_mesh.cluster.link import Link, LinkLost, Message
 from gpt_mesh.errors import InputError
 
-HELLO_SECONDS = 10.0  # a caller that does not introduce itself within this time is not the chief
-MAX_CALLERS = 32  # that are served side by side
+HELLO_SECONDS = 10.0  # time limit for a caller's first message
+MAX_CALLERS = 32  # handled concurrently
 REACH_SECONDS = 5.0
-PARTING_SECONDS = 10.0  # the chief takes leave of the servers first
+PARTING_SECONDS = 10.0  # the chief disconnects from the servers first
 
 
 class _Signalled(BaseException):
-    """SIGINT or SIGTERM came; its number is the argument."""
+    """SIGINT or SIGTERM was received; the argument is its number."""
 
 
 def serve(cluster: Cluster) -> int:
-    """Wait for the chief, lend it this host's devices for one run, and end when it does.
+    """Wait for the chief, provide this host's devices for one run, and end when the chief does.
 
     Returns:
-        The exit status: 0 when the chief had done its work, or a signal ended the wait for it; 1 when the chief failed
-        or is gone, so that a supervisor starts this host again beside it.
+        The exit status: 0 if the chief finished, or a signal ended the wait for it; 1 if the chief failed or was lost,
+        so that a supervisor restarts this host along with it.
 
     Raises:
-        InputError: the port is taken, or TensorFlow's server does not start.
+        InputError: the port is in use, or TensorFlow's server does not start.
     """
     me, chief = cluster.addresses[cluster.index], cluster.addresses[0]
     with _signals():
@@ -55,10 +55,10 @@ def serve(cluster: Cluster) -> int:
 
 
 def _wait(cluster: Cluster, listener: socket.socket) -> tuple[Link, int]:
-    """The chief's connection, once it has asked for this host's server, and how many CPU devices that has to have.
+    """Wait until the chief requests this host's server; returns its connection and the number of CPU devices.
 
-    Others may connect too, such as a probe of the port: each caller introduces itself in a thread of its own, so that
-    none keeps the chief waiting.
+    Others may connect too, such as port scanners. Each caller is handled in a thread of its own, so that none delays
+    the chief.
     """
     chiefs: queue.SimpleQueue[tuple[Link, Message] | None] = queue.SimpleQueue()
     receiving = threading.Thread(target=_receive_callers, args=(cluster, listener, chiefs), name="callers", daemon=True)
@@ -74,7 +74,7 @@ def _wait(cluster: Cluster, listener: socket.socket) -> tuple[Link, int]:
                 log.info("the chief left before it used this host (%s): waiting for it again", lost)
             link.close()
     finally:
-        # Closing alone would not wake the thread in `accept`, which keeps the port in use.
+        # Closing alone would not wake the thread in `accept`, and the port would stay in use.
         with contextlib.suppress(OSError):
             listener.shutdown(socket.SHUT_RDWR)
         receiving.join()
@@ -84,8 +84,8 @@ def _wait(cluster: Cluster, listener: socket.socket) -> tuple[Link, int]:
 def _receive_callers(
     cluster: Cluster, listener: socket.socket, chiefs: queue.SimpleQueue[tuple[Link, Message] | None]
 ) -> None:
-    """Hand on those whose introduction is this worker's chief's, until the listener is shut down; then None."""
-    places = threading.Semaphore(MAX_CALLERS)
+    """Put callers that are this worker's chief into the queue; None when the listener is shut down."""
+    slots = threading.Semaphore(MAX_CALLERS)
 
     def receive(connection: socket.socket) -> None:
         link = Link(connection)
@@ -99,7 +99,7 @@ def _receive_callers(
         except LinkLost as lost:
             log.info("refused a caller: %s", lost)
         finally:
-            places.release()
+            slots.release()
         link.close()
 
     while True:
@@ -108,14 +108,15 @@ def _receive_callers(
         except OSError:
             chiefs.put(None)
             return
-        if places.acquire(blocking=False):
+        if slots.acquire(blocking=False):
             threading.Thread(target=receive, args=(connection,), name="caller", daemon=True).start()
         else:
             connection.close()
 
 
 def _negotiate(cluster: Cluster, link: Link, message: Message) -> int | None:
-    """Answer the chief's questions until it asks for the server; None if it asks for devices that are not here."""
+    """Answer the chief until it requests the server; returns the number of CPU devices, or None if it requests
+    devices that this host lacks."""
     try:
         devices = own_devices(message.get("devices"))
     except InputError as error:
@@ -131,12 +132,12 @@ def _negotiate(cluster: Cluster, link: Link, message: Message) -> int | None:
 
 
 def _objection(cluster: Cluster, hello: Message) -> str | None:
-    """Why the sender of this greeting is not this worker's chief."""
+    """Why the sender of this message is not this worker's chief; None if it is."""
     if hello.get("protocol") != PROTOCOL:
         return "it runs another version of this program; use the same one on all hosts"
     theirs, devices = hello.get("cluster"), hello.get("devices")
     if not _is_texts(theirs) or not (devices is None or _is_texts(devices)):
-        return "it does not introduce itself as a chief does"
+        return "its first message is not that of a chief"
     if tuple(theirs) != cluster.addresses:
         return (
             f"its list of hosts is {','.join(cluster.addresses)}, and the chief's {','.join(theirs)}; give all hosts "
@@ -152,7 +153,7 @@ def _is_texts(value: Any) -> TypeGuard[list[str]]:
 
 
 def _lend(cluster: Cluster, link: Link, cpus: int) -> int:
-    """Serve the chief until it is done, or gone."""
+    """Serve the chief until it is finished or lost."""
     chief = cluster.addresses[0]
     try:
         server: Any = start_server(cluster, cpus)
@@ -160,9 +161,9 @@ def _lend(cluster: Cluster, link: Link, cpus: int) -> int:
         link.send(error=str(error))
         raise
     link.send(started=True)
-    log.info("lending this host's devices to the chief, %s", chief)
+    log.info("this host's devices are used by the chief, %s", chief)
     status = _until_end(link, chief)
-    del server  # it has no clean end: the process's is its own
+    del server  # it cannot be stopped cleanly: it ends with the process
     return status
 
 
@@ -181,17 +182,17 @@ def _until_end(link: Link, chief: str) -> int:
                 return 128 + int(again.args[0])
             signalled = again
             link.send(leaving=_name(again))
-            log.info("%s: asked the chief to save and end; once more ends at once, and loses that", _name(again))
+            log.info("%s: asked the chief to save and end; a second signal ends without saving", _name(again))
     with contextlib.suppress(LinkLost, _Signalled):
         link.receive(PARTING_SECONDS)
     status = message["end"] if type(message["end"]) is int else 1
-    log.info("the chief is done" if status == 0 else "the chief ended with an error")
+    log.info("the chief has finished" if status == 0 else "the chief ended with an error")
     return status
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-    """Within it, SIGINT and SIGTERM raise `_Signalled`."""
+    """In this context, SIGINT and SIGTERM raise `_Signalled`."""
 
     def raise_it(number: int, frame: FrameType | None) -> None:
         raise _Signalled(number)
@@ -210,7 +211,7 @@ def _name(signalled: _Signalled) -> str:
 
 
 def leave(status: int) -> NoReturn:
-    """End this process now: TensorFlow's server keeps threads that a normal end would wait for."""
+    """Exit immediately: a normal exit would wait for threads of TensorFlow's server."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(status)

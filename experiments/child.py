@@ -1,4 +1,4 @@
-"""main.py as a child process: it saves and ends when its parent is gone, and reports its progress in a heartbeat file.
+"""Runs main.py as a child process that saves and exits when its parent dies, and that writes a heartbeat file.
 
     python3 experiments/child.py PARENT_PID HEARTBEAT_FILE [flags of main.py]
 """
@@ -22,7 +22,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def end_with(parent: int) -> None:
-    """Get SIGTERM, which saves a checkpoint, when the parent dies. Linux only; does nothing elsewhere."""
+    """Request SIGTERM, which saves a checkpoint, when the parent dies. Linux only; does nothing elsewhere."""
     if not sys.platform.startswith("linux"):
         return
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)

@@ -1,4 +1,4 @@
-"""Finds runs below a folder and reads their results, from the run's own directory or from Sacred's record of it."""
+"""Finds runs below a folder and reads their results, from a run's directory or from Sacred's record of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from gpt_mesh.experiments.stream import COUNTS
 from gpt_mesh.storage.json_lines import JsonLines
 
-POINTS = 2000  # of a curve: more than a screen has pixels
+POINTS = 2000  # maximum points of a curve: more than a screen has pixels
 SAMPLE_CHARACTERS = 20_000
 SILENCE = timedelta(minutes=5)  # a running record is updated more often
 HIDDEN = ("_sources", "_resources", "outbox", "dataset_configs", "data", "plugins", "predictions")
@@ -34,8 +34,8 @@ class RecordedRun:
 
 
 def find_runs(folder: str) -> list[RecordedRun]:
-    """The runs below a folder, sorted by name. Sacred's record only gives the status of a run whose directory is found.
-    """
+    """The runs below a folder, sorted by name. If a run's directory is found, only its status comes from Sacred's
+    record."""
     own: dict[str, RecordedRun] = {}
     records: list[tuple[Path, RecordedRun, str]] = []
     for directory, files in _walk(folder):
@@ -63,7 +63,7 @@ def _walk(folder: str) -> Iterator[tuple[Path, set[str]]]:
 
 
 def _is_sacreds(record: dict[str, Any]) -> bool:
-    """Whether a run.json is a complete one of Sacred: other programs write files of that name too."""
+    """Whether a run.json is a complete record of Sacred; other programs also write files of this name."""
     experiment, status = record.get("experiment"), record.get("status")
     return isinstance(experiment, dict) and isinstance(experiment.get("name"), str) and isinstance(status, str)
 
@@ -78,7 +78,7 @@ def _of_directory(directory: Path, name: str) -> RecordedRun:
         _add(run, "training", row)
     for row in JsonLines(str(directory / "eval.jsonl")).rows():
         task = str(row.get("task", "validation"))
-        if "stride" in row:  # another measure, not comparable with windows side by side
+        if "stride" in row:  # a different metric, not comparable with that of disjoint windows
             task += f", stride {row.pop('stride')}"
         _add(run, task, row)
         run.evaluations.append({**row, "task": task})
@@ -106,8 +106,8 @@ def _of_sacred(directory: Path, name: str, record: dict[str, Any]) -> RecordedRu
 
 
 def _status(record: dict[str, Any]) -> str:
-    """The status in a record. A run that was killed together with its supervisor says "running" for ever, so that it
-    is shown with the time when it was last updated.
+    """The status in a record. A run that was killed together with its supervisor stays "running", so it is shown
+    with the time of its last update.
 
     Sacred's times are in UTC, without a time zone.
     """
@@ -144,7 +144,7 @@ def _add_sample(run: RecordedRun, path: Path) -> None:
 
 
 def _tidied(run: RecordedRun) -> RecordedRun:
-    """Sorted, with the newest point of each step, thinned out to what a screen can show. The last point is kept."""
+    """Sort everything, keep the newest point of each step, and thin out curves to POINTS; the last point is kept."""
     run.samples.sort()
     run.evaluations.sort(key=lambda row: (str(row.get("task")), row["step"]))
     for name, points in run.series.items():
@@ -155,7 +155,7 @@ def _tidied(run: RecordedRun) -> RecordedRun:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; an empty one if there is none."""
+    """The JSON object in a file; empty if there is none."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What run_experiment.py does with its flags."""
+"""The commands of run_experiment.py."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ OUTBOX = "outbox"
 
 
 def run(flags: argparse.Namespace) -> int:
-    """Run main.py, tracked; returns its status.
+    """Run main.py with tracking; returns its exit status.
 
     Raises:
-        InputError: the config cannot work, or a place to keep the run.
+        InputError: the config is invalid, or the run cannot be recorded.
     """
     config = flags.main.mode.config(flags.main)[0]
     observers = _observers(flags, config)
@@ -40,7 +40,7 @@ def run(flags: argparse.Namespace) -> int:
         flags=flags.rest,
         directory=directory,
         train_steps=config.training.train_steps if training else None,
-        # Only training can go on from where it was; and a server may be silent for long.
+        # Only training can be resumed, and a server may be idle for long.
         heartbeat_timeout=flags.heartbeat_timeout if training else math.inf,
         max_restarts=flags.max_restarts if training else 0,
         before_restart=flags.before_restart,
@@ -56,14 +56,14 @@ def run(flags: argparse.Namespace) -> int:
         tensorboard(directory) if flags.tensorboard else contextlib.nullcontext(),
     ):
         ending = track(name, config, command, plan, signals, observers, flags.beat, config.source)
-    if ending.status == "failed" and not ending.reason.startswith("error: "):  # that line was there already
+    if ending.status == "failed" and not ending.reason.startswith("error: "):  # otherwise the error is already logged
         log.error("the run failed: %s", (ending.reason or "it gave no reason").splitlines()[-1])
     log.info("%s; kept in %s", ending.status, observers[0].observer.dir)
     return ending.code
 
 
 def _observers(flags: argparse.Namespace, config: Config) -> list[Any]:
-    """The local directory first, which numbers the run; then whatever else was asked for."""
+    """The observers: the local directory first, which numbers the run, then the requested ones."""
     from gpt_mesh.experiments.guarded import Guarded
     from gpt_mesh.experiments.observers import LocalObserver, MlflowObserver, QueueObserver, WandbObserver
 
@@ -80,7 +80,7 @@ def _observers(flags: argparse.Namespace, config: Config) -> list[Any]:
 
 
 def _sacred_dir(flags: argparse.Namespace, config: Config) -> str:
-    """Where runs are kept, which can be written to."""
+    """The folder of Sacred's records, checked to be writable."""
     directory = flags.sacred_dir
     if directory is None:
         if storage.is_url(config.training.model_path):
@@ -98,7 +98,7 @@ def _sacred_dir(flags: argparse.Namespace, config: Config) -> str:
 
 
 def deliver(flags: argparse.Namespace) -> int:
-    """Send what could not be sent when it was reported; status 1 while something still waits."""
+    """Send queued events to the database; returns status 1 if some could not be sent."""
     from gpt_mesh.experiments.observers import deliver_left_behind
 
     if flags.mongo_url is None:

@@ -39,7 +39,7 @@ def parse_flags(argv: list[str] | None) -> argparse.Namespace:
         own.error("--output goes with --report only")
     if flags.report is not None or flags.deliver is not None:
         if flags.rest:
-            own.error(f"--report and --deliver run nothing, so {flags.rest[0]} says nothing to them")
+            own.error(f"--report and --deliver run nothing, so {flags.rest[0]} does not apply")
         return flags
     flags.main = main.parse_arguments(flags.rest)
     if flags.main.model is None:
@@ -54,27 +54,27 @@ def _add_own(parser: argparse.ArgumentParser) -> None:
         "--sacred_dir", metavar="DIR", help="where runs are kept, as numbered folders; default: sacred/ in model_path"
     )
     tracking.add_argument(
-        "--mongo_url", metavar="URL", help="keep them in MongoDB too, for Omniboard; so does SACRED_MONGO_URL"
+        "--mongo_url", metavar="URL", help="also record runs in MongoDB, for Omniboard; or set SACRED_MONGO_URL"
     )
-    tracking.add_argument("--wandb", metavar="PROJECT", help="log to Weights & Biases too, if it is installed")
-    tracking.add_argument("--mlflow", metavar="URI", help="log to MLflow too, if it is installed")
+    tracking.add_argument("--wandb", metavar="PROJECT", help="also log to Weights & Biases, if it is installed")
+    tracking.add_argument("--mlflow", metavar="URI", help="also log to MLflow, if it is installed")
     tracking.add_argument("--tensorboard", action="store_true", help="start TensorBoard on a free port of 127.0.0.1")
     tracking.add_argument(
         "--beat", type=_seconds, default=BEAT_SECONDS, metavar="S",
-        help=f"seconds from one report to the next; default: {BEAT_SECONDS:g}",
+        help=f"seconds between reports; default: {BEAT_SECONDS:g}",
     )  # fmt: skip
     watching = parser.add_argument_group("watching")
     watching.add_argument(
         "--heartbeat_timeout", type=_seconds, default=HEARTBEAT_SECONDS, metavar="S",
-        help="restart a run that reports nothing and prints nothing for so many seconds; "
+        help="restart a run that makes no progress for this many seconds; "
         f"default: {HEARTBEAT_SECONDS:g}",
     )  # fmt: skip
     watching.add_argument(
         "--max_restarts", type=_count, default=MAX_RESTARTS, metavar="N",
-        help=f"how often a run is restarted that stalled or died; default: {MAX_RESTARTS}",
+        help=f"maximum number of restarts after the run stalled or died; default: {MAX_RESTARTS}",
     )  # fmt: skip
     watching.add_argument(
-        "--before_restart", metavar="COMMAND", help="a shell command, such as one that makes the TPU anew"
+        "--before_restart", metavar="COMMAND", help="a shell command, such as one that recreates the TPU"
     )
     other = parser.add_argument_group("instead of a run")
     other.add_argument("--report", metavar="DIR", help="write a web page about all runs below DIR, then exit")

@@ -1,4 +1,4 @@
-"""What fails while a run is recorded is a warning, and the run goes on."""
+"""Turns failures of recording into warnings, so that the run continues."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Metrics = dict[str, dict[str, list[Any]]]  # by name: "steps", "values" and "tim
 class Guarded(RunObserver):
     """Passes events on to an observer.
 
-    A file that it cannot take (deleted meanwhile, too large) is left out, and nothing else. Where it fails otherwise,
-    the observer is left out from there on; one that writes to this machine's disk (`ours`) is not: the disk may have
-    room again, and metrics that it could not take go with the next ones.
+    A file that cannot be recorded (deleted meanwhile, too large) is skipped. After any other failure the observer gets
+    no more events, except if it writes to the local disk (`ours`), which may have space again later; metrics that could
+    not be written are sent again with the next ones.
     """
 
     def __init__(self, observer: Any, name: str, *, ours: bool = False) -> None:
@@ -28,14 +28,14 @@ class Guarded(RunObserver):
         self.observer, self.name, self.ours = observer, name, ours
         self.priority = observer.priority
         self._works = False
-        self._owed: Metrics = {}
+        self._unsent: Metrics = {}
         self._said: set[str] = set()
 
     def started_event(self, **event: Any) -> Any:  # type: ignore[override]
-        """The run's number, if the observer gives it one.
+        """Start the record; returns the run's number if the observer assigns one.
 
         Raises:
-            InputError: it is the one that numbers runs, and cannot.
+            InputError: the observer that numbers runs failed.
         """
         try:
             number = self.observer.started_event(**event)
@@ -52,9 +52,9 @@ class Guarded(RunObserver):
         if not self._works:
             return
         if self.ours:
-            metrics_by_name = self._owed = _joined(self._owed, metrics_by_name)
+            metrics_by_name = self._unsent = _joined(self._unsent, metrics_by_name)
         if self._pass_on("log_metrics", metrics_by_name=metrics_by_name, info=info):
-            self._owed = {}
+            self._unsent = {}
 
     def heartbeat_event(self, **event: Any) -> None:  # type: ignore[override]
         self._pass_on("heartbeat_event", **event)
@@ -78,7 +78,7 @@ class Guarded(RunObserver):
         self._pass_on("join")
 
     def _pass_on(self, method: str, lost: str = "", **event: Any) -> bool:
-        """Whether the observer took it."""
+        """Pass an event on; returns whether the observer accepted it."""
         if not self._works:
             return False
         try:
@@ -96,7 +96,7 @@ class Guarded(RunObserver):
         self._warn(f"left out of this run from here on: {_reason(error)}")
 
     def _warn(self, text: str) -> None:
-        if text not in self._said:  # once, not at every beat
+        if text not in self._said:  # once, not at every heartbeat
             self._said.add(text)
             log.warning("%s: %s", self.name, text)
 

@@ -1,7 +1,7 @@
-"""Writes a run into MongoDB in the form of Sacred's own MongoObserver, which Omniboard reads; each event once.
+"""Writes a run to MongoDB in the format of Sacred's MongoObserver, which Omniboard reads. Each event is written once.
 
-MongoObserver appends measurements with `$push`, which a second try after a lost answer repeats, and drops what it could
-not write. Here each event has a number, and a document that events append to holds the number of the last one.
+MongoObserver appends metrics with `$push`, which a retry after a lost response repeats, and drops what it cannot write.
+Here events are numbered, and each document to which events append has the number of the last one.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from gpt_mesh.experiments.outbox import Event, Outbox, Rejected, Unreachable
 FORMAT = "MongoObserver-0.7.0"
 DATABASE = "sacred"
 TIMEOUT_MS = 3000
-# Codes of a server that will never take such a document: https://www.mongodb.com/docs/manual/reference/error-codes/
+# Error codes of documents that the server will never accept: https://www.mongodb.com/docs/manual/reference/error-codes/
 # BadValue, FailedToParse, TypeMismatch, Overflow, InvalidBSON, DollarPrefixedFieldName, DottedFieldName,
 # DocumentValidationFailure, BSONObjectTooLarge, KeyTooLong, and two for an update that makes a document too large.
-HOPELESS = {2, 9, 14, 15, 22, 52, 57, 121, 10334, 17280, 17419, 17420}
+PERMANENT_ERRORS = {2, 9, 14, 15, 22, 52, 57, 121, 10334, 17280, 17419, 17420}
 
 
 class _RunDeleted(Exception):
-    """Somebody deleted the run from the database: what else is reported of it goes nowhere."""
+    """The run was deleted from the database: its further events are dropped."""
 
 
 class Mongo:
-    """A database, by its URL. Connects when it is first used."""
+    """A MongoDB database. Connects on first use."""
 
     def __init__(self, url: str, where: str = "--mongo_url") -> None:
-        """`where`: what named the URL, for messages.
+        """`where`: the origin of the URL, for messages.
 
         Raises:
-            InputError: the URL is none, pymongo is missing, or the server is there and refuses the user or password.
+            InputError: the URL is invalid, pymongo is missing, or the server rejects the user or password.
         """
         if importlib.util.find_spec("pymongo") is None:
             raise InputError(f"{where}: pymongo is not installed; pip install 'pymongo>=4' brings it")
@@ -120,7 +120,7 @@ class MongoReceiver:
         except (BSONError, OverflowError) as error:
             raise Rejected(str(error)) from error
         except PyMongoError as error:
-            hopeless = isinstance(error, OperationFailure) and error.code in HOPELESS
+            hopeless = isinstance(error, OperationFailure) and error.code in PERMANENT_ERRORS
             raise (Rejected if hopeless else Unreachable)(str(error).partition(",")[0]) from error
 
     def _started(self, event: Event, outbox: Outbox) -> None:
@@ -180,7 +180,7 @@ class MongoReceiver:
     def _artifact(self, event: Event, outbox: Outbox) -> None:
         run, name = self._run_id(), event["name"]
         file_id = self._store(outbox, event["file"], f"artifact://runs/{run}/{name}", event["n"])
-        self.runs.update_one({"_id": run}, {"$pull": {"artifacts": {"name": name}}})  # written again: the newer counts
+        self.runs.update_one({"_id": run}, {"$pull": {"artifacts": {"name": name}}})  # replaced by the newer file
         self.runs.update_one({"_id": run}, {"$addToSet": {"artifacts": {"name": name, "file_id": file_id}}})
 
     def _resource(self, event: Event, outbox: Outbox) -> None:
@@ -203,14 +203,14 @@ class MongoReceiver:
         self.runs.update_one({"_id": self._run_id()}, {"$set": values})
 
     def _store(self, outbox: Outbox, digest: str, name: str, number: int = 0) -> Any:
-        """Store a file in GridFS under an id that is derived from it, so that a second try finds the first."""
+        """Store a file in GridFS under an id that is derived from it, so that a retry finds the first attempt."""
         from bson import ObjectId
 
         # Runs share equal sources; an artifact belongs to its event.
         whose = f"{self.key}/{number}" if number else digest
         file_id = ObjectId(hashlib.sha256(f"{whose}/{name}".encode()).digest()[:12])
         if self.database["fs.files"].find_one({"_id": file_id}, {"_id": 1}) is None:
-            self.database["fs.chunks"].delete_many({"files_id": file_id})  # of a try that was cut off
+            self.database["fs.chunks"].delete_many({"files_id": file_id})  # of an interrupted attempt
             kind = mimetypes.guess_type(name)[0]
             self.fs.put(outbox.content(digest), _id=file_id, filename=name, content_type=kind)
         return file_id
@@ -221,7 +221,7 @@ def _time(text: str) -> datetime:
 
 
 def _storable(value: Any) -> Any:
-    """The same with keys that every version of MongoDB takes."""
+    """The value with keys that are valid in all versions of MongoDB."""
     if isinstance(value, dict):
         return {str(key).replace(".", ",").replace("$", "@"): _storable(item) for key, item in value.items()}
     if isinstance(value, list):

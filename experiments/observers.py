@@ -51,7 +51,7 @@ class LocalObserver(FileStorageObserver):
         copy: Any = self.save_file
         copy(filename, name)
         with self._lock:
-            if name not in self.run_entry["artifacts"]:  # written again: the newer one counts
+            if name not in self.run_entry["artifacts"]:  # the newer file replaces the older
                 self.run_entry["artifacts"].append(name)
             self.save_json(self.run_entry, "run.json")
 
@@ -139,7 +139,7 @@ def deliver_left_behind(parent: Path, mongo: Mongo) -> int:
         except Unreachable as error:
             log.warning("%s is unreachable (%s)", mongo.name, error)
             reachable = False
-        except Exception:  # one that is damaged must not block the others
+        except Exception:  # a damaged one must not block the others
             log.exception("%s cannot be delivered", outbox.path)
         if before and not outbox.waiting:
             log.info("%s received %d events of an earlier run", mongo.name, before)
@@ -187,8 +187,8 @@ class WandbObserver(RunObserver):
         self._run.finish(exit_code=1)
 
 
-# Environment variables for MLflow, where the user has not set them: a folder is allowed as a store, since the user
-# named one, and an unreachable server is given up after seconds, not after four minutes without any record.
+# Environment variables for MLflow, where the user has not set them: they allow a folder as the store, and limit the
+# time to wait for an unreachable server to seconds instead of four minutes.
 MLFLOW = {
     "MLFLOW_ALLOW_FILE_STORE": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",

@@ -156,7 +156,7 @@ class Outbox:
             return self._database.execute(statement, values).fetchone()
 
     def close(self) -> None:
-        """Leave it. The file is removed if the run has ended and everything is delivered, or if it never began."""
+        """Close it. The file is removed if the run has ended and everything is delivered, or if it never started."""
         if self.last in (None, *LAST_KINDS) and not self.waiting:
             self.discard()
         self._database.close()

@@ -17,7 +17,7 @@ from gpt_mesh.storage.json_lines import JsonLines, Row
 COUNTS = ("step", "tokens", "bytes", "detokenized_bytes", "words", "articles", "passages", "truncated", "stride")
 
 
-class Rows:
+class RowStream:
     """The rows of one file that are new since the last look."""
 
     def __init__(self, path: str, after: int | None) -> None:
@@ -61,7 +61,7 @@ class Rows:
         self._end = min(self._end, step)
 
 
-class Files:
+class FileStream:
     """Files of a folder that are new or changed since the last look."""
 
     def __init__(self, folder: str, wanted: Callable[[str], bool]) -> None:

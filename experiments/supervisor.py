@@ -1,4 +1,4 @@
-"""Keeps a run going: starts main.py, follows what it writes, and restarts it when it stalls or dies."""
+"""Supervises a run: starts main.py, follows its output, and restarts it when it stalls or dies."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import Protocol
 
 from gpt_mesh.experiments.process import TRACEBACK, Child, Command
 from gpt_mesh.experiments.signals import Signals
-from gpt_mesh.experiments.stream import Files, Rows, newest_checkpoint
+from gpt_mesh.experiments.stream import FileStream, RowStream, newest_checkpoint
 from gpt_mesh.storage import files as storage
 from gpt_mesh.storage.heartbeat import Watch
 from gpt_mesh.storage.json_lines import Row
 from gpt_mesh.storage.progress import log
 
 POLL_SECONDS = 0.5
-URL_POLL_SECONDS = 10.0  # each look at a bucket is a request
-START_SECONDS = 300.0  # until the first heartbeat: Python may come from a slow disk, on a busy machine
-FIRST_ROW_SECONDS = 3600.0  # until the first row, while there are heartbeats: a large model compiles for very long
-GRACE_SECONDS = 30.0  # for a stalled run to save
+URL_POLL_SECONDS = 10.0  # each poll of a bucket is a request
+START_SECONDS = 300.0  # until the first heartbeat: the disk may be slow, and the machine busy
+FIRST_ROW_SECONDS = 3600.0  # until the first row, while there are heartbeats: a large model takes long to compile
+GRACE_SECONDS = 30.0  # time for a stalled run to save
 
 
 class Listener(Protocol):
-    """Receives what a run does."""
+    """Receives the events of a run."""
 
     def row(self, row: Row) -> None:
         """A row of metrics.jsonl, or of eval.jsonl if it has a `task`."""
@@ -87,7 +87,7 @@ class _Start:
 
 
 class Supervisor:
-    """One run, over as many starts as it takes. Signals are passed to the child, which decides what they mean."""
+    """A run, with its restarts. Signals are passed to the child, which handles them."""
 
     def __init__(self, plan: Plan, listener: Listener, signals: Signals) -> None:
         self.plan, self.listener, self.signals = plan, listener, signals
@@ -95,10 +95,10 @@ class Supervisor:
         directory, training = plan.directory, plan.train_steps is not None
         after = -1 if plan.new else newest_checkpoint(directory)
         paths = [os.path.join(directory, name) for name in ("metrics.jsonl", "eval.jsonl")]
-        self._streams = [Rows(path, after if training else None) for path in paths]
+        self._streams = [RowStream(path, after if training else None) for path in paths]
         self._files = [
-            Files(os.path.join(directory, "predictions"), lambda name: name.endswith(".txt")),
-            Files(directory, lambda name: name.endswith((".png", ".svg"))),
+            FileStream(os.path.join(directory, "predictions"), lambda name: name.endswith(".txt")),
+            FileStream(directory, lambda name: name.endswith((".png", ".svg"))),
         ]
         self._first_state = self._checkpoint_state()
         self._poll = URL_POLL_SECONDS if storage.is_url(directory) else POLL_SECONDS
@@ -134,7 +134,7 @@ class Supervisor:
             return None
 
     def _follow(self, start: _Start) -> None:
-        """Until the child has ended by itself, or has stalled and was ended."""
+        """Follow the child until it ends, or end it if it stalls."""
         while not start.child.wait(self._poll):
             self._look(start)
             start.stalled = self._exceeded(start, self.plan.heartbeat_timeout)
@@ -169,7 +169,7 @@ class Supervisor:
                 self.listener.file(path)
 
     def _judge(self, start: _Start) -> Ending | None:
-        """How the run ended; None if it goes on with another start."""
+        """How the run ended; None if it is restarted."""
         status = start.child.status
         assert status is not None
         if self.signals.received:
@@ -185,7 +185,7 @@ class Supervisor:
             return self._again(f"ended by {signal.Signals(-status).name}", 128 - status)
         why = start.child.explanation()
         hopeless = not start.logged and self.plan.before_restart is None
-        if TRACEBACK not in why or hopeless:  # wrong input, or it would fail there again
+        if TRACEBACK not in why or hopeless:  # invalid input, or the same failure would repeat
             return Ending("failed", status, why)
         return self._again(why, status)
 

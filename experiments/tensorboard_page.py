@@ -34,12 +34,12 @@ def tensorboard(directory: str) -> Iterator[None]:
 def _announce(process: subprocess.Popen[str]) -> None:
     """Log the address once it is known, and read on, so that the pipe does not fill."""
     assert process.stderr is not None
-    last, told = "", False
+    last, logged = "", False
     for line in process.stderr:
         found = re.search(r"(http://\S+)", line)
-        if found is not None and not told and "TensorBoard" in line:
+        if found is not None and not logged and "TensorBoard" in line:
             log.info("TensorBoard: %s", found[1])
-            told = True
+            logged = True
         last = line.strip() or last
-    if not told:
+    if not logged:
         log.warning("TensorBoard did not start: %s", last)

@@ -43,7 +43,7 @@ class RunFailed(Exception):
 
 
 class Reports:
-    """Passes what a run does on to Sacred."""
+    """Reports the events of a run to Sacred."""
 
     def __init__(self, run: Any) -> None:
         self.run = run
@@ -55,7 +55,7 @@ class Reports:
                 self.run.log_scalar(f"{group}.{name}", value, row["step"])
 
     def file(self, path: str) -> None:
-        """Add it as an artifact; one in a bucket by way of a copy."""
+        """Add a file as an artifact; a file in a bucket is copied first."""
         if not storage.is_url(path):
             self.run.add_artifact(path)
             return
@@ -79,7 +79,7 @@ class Reports:
 
 @contextlib.contextmanager
 def _without(file: str) -> Iterator[None]:
-    """A file that cannot be kept is a warning, and the run goes on."""
+    """Log a warning if a file cannot be recorded; the run continues."""
     try:
         yield
     except Exception as error:  # of any storage, or of Matplotlib
@@ -96,13 +96,13 @@ def track(
     beat_seconds: float,
     model_file: str,
 ) -> Ending:
-    """Run it, tracked; returns how it ended.
+    """Run it with tracking; returns how it ended.
 
     Args:
         name: of the experiment.
         command: the command line, kept with the run.
         signals: held for as long as the record is in the making, so that it says how the run ended.
-        beat_seconds: how often observers get what is new.
+        beat_seconds: seconds between heartbeats to observers.
         model_file: the config, kept as a resource.
     """
     experiment = sacred.Experiment(name, base_dir=str(ROOT), save_git_info=False)
@@ -140,7 +140,7 @@ def track(
 
 
 def _end_heartbeat(run: Any) -> None:
-    """In place of Sacred's: that waits for two seconds only for the last beat, which carries the last metrics."""
+    """Replaces Sacred's, which waits only two seconds for the last heartbeat, which has the last metrics."""
     run._stop_heartbeat_event.set()
     run._heartbeat.join()
 
@@ -166,11 +166,11 @@ def _repository(path: Path) -> tuple[str | None, str | None, bool | None]:
 
 
 def _quiet() -> logging.Logger:
-    """Sacred's warnings on the console, but for the one that a run has ended, which we say better."""
+    """Sacred's warnings on the console, except that a run has ended, which is logged elsewhere."""
     logger = logging.getLogger("gpt.sacred")
     if not logger.handlers:
         console = Console(logging.WARNING)
         console.addFilter(lambda record: re.match(r"(Aborted|Failed) after ", record.getMessage()) is None)
-        logger.addHandler(console)  # the filter of a logger does not hold for those below it, as Sacred's is
+        logger.addHandler(console)  # on the handler: a logger's filter does not apply to records of child loggers
         logger.propagate = False
     return logger

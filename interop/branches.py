@@ -1,4 +1,4 @@
-"""One of several graphs, chosen when a function is called: a mesh graph is made for one length and one batch."""
+"""Chooses one of several graphs at run time, since a mesh graph has a fixed length and batch size."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def sizes_to(largest: int, first: int, factor: int) -> list[int]:
 
 
 def for_size(sizes: Sequence[int], wanted: tf.Tensor, build: Callable[[int], Any]) -> Any:
-    """What `build` makes for the smallest of these sizes that is not below `wanted`, an int32 scalar."""
+    """The result of `build` for the smallest size that is at least `wanted`, an int32 scalar."""
     if len(sizes) == 1:
         return build(sizes[0])
     place = tf.reduce_sum(tf.cast(wanted > tf.constant(list(sizes[:-1]), tf.int32), tf.int32))
@@ -28,7 +28,7 @@ def for_size(sizes: Sequence[int], wanted: tf.Tensor, build: Callable[[int], Any
 
 
 def separate(build: Callable[..., Any]) -> Any:
-    """`build` as a function with a graph of its own, which TensorFlow optimises when it is first called. Inlined into
-    branches, all of them would be optimised together, most of them for nothing.
+    """`build` as a function with its own graph, which TensorFlow optimises on the first call. If branches were inlined,
+    all would be optimised together, most of them unnecessarily.
     """
     return tf.function(build, autograph=False, experimental_attributes={"_noinline": True})

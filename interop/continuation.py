@@ -20,11 +20,11 @@ from gpt_mesh.models.next_token import Controls
 from gpt_mesh.sample import Batch, BatchState, build_advance, build_prefill, continue_rows
 
 GROUP = 8  # rows that advance together: a step reads all weights, for one row or for eight
-MIN_LENGTH, MIN_ROOM = 32, 256  # of the smallest graphs: tokens of a prompt, and positions of a group's caches
+MIN_LENGTH, MIN_ROOM = 32, 256  # sizes of the smallest graphs: tokens of a prompt, and positions in the caches
 
 
 class ReadingMesh(PlacementMesh):
-    """One device, on which weights are read as tensors: TensorFlow cannot vectorise a gather from a variable."""
+    """One device, which reads weights as tensors, since TensorFlow cannot vectorise a gather from a variable."""
 
     def __init__(self, store: VariableStore) -> None:
         super().__init__(mtf.Shape([]), mtf.LayoutRules([]), [""], store)
@@ -35,12 +35,12 @@ class ReadingMesh(PlacementMesh):
 
 
 def lengths_of(n_ctx: int) -> list[int]:
-    """The lengths that have a graph, of prompts and of what is scored."""
+    """The lengths, of prompts and of scored tokens, that have a graph."""
     return sizes_to(n_ctx, MIN_LENGTH, 4)
 
 
 def to_length(tokens: tf.Tensor, length: int) -> tf.Tensor:
-    """[rows, length], cut or padded at the end."""
+    """[rows, length], truncated or padded at the end."""
     missing = tf.maximum(0, length - tf.shape(tokens)[1])
     return tf.ensure_shape(tf.pad(tokens[:, :length], [[0, 0], [0, missing]]), [tokens.shape[0], length])
 
@@ -49,7 +49,7 @@ class Continuation:
     """Continues prompts with the weights of a store, on one device, uncompiled."""
 
     def __init__(self, config: Config, store: VariableStore, eos_id: int | None) -> None:
-        """`eos_id`: where a row ends; None: only at its length."""
+        """`eos_id`: the token that ends a row; None: rows only end at their length."""
         self._config, self._store, self._eos_id = config, store, eos_id
         self._mesh_impl = ReadingMesh(store)
         self._lengths = lengths_of(config.model.n_ctx)
@@ -58,8 +58,8 @@ class Continuation:
         self._readers: dict[int, Any] = {}
 
     def of(self, prompts: tf.Tensor, lengths: tf.Tensor, ends: tf.Tensor, controls: Controls) -> tf.Tensor:
-        """The new tokens of each row, int32 [batch, the most that a row may have]; what follows a row's end means
-        nothing.
+        """The new tokens of each row, int32 [batch, maximum new tokens]; values after the end of a row are
+        undefined.
 
         Args: see `sample.Batch`. The batch may have any size.
         """
@@ -69,9 +69,9 @@ class Continuation:
         )
 
     def _in_groups(self, size: int, arrays: Sequence[tf.Tensor]) -> tf.Tensor:
-        """The same, in groups of `size` rows, the last filled up with rows that end before they begin."""
+        """The same in groups of `size` rows; the last group is padded with empty rows."""
         prompts, lengths, ends, *_ = arrays
-        rows, most = tf.shape(prompts)[0], tf.maximum(0, tf.reduce_max(ends - lengths))
+        rows, max_new = tf.shape(prompts)[0], tf.maximum(0, tf.reduce_max(ends - lengths))
         count = -(-rows // size)
         index = tf.range(count * size)
 
@@ -88,11 +88,11 @@ class Continuation:
                 x.set_shape([size])
             group[0].set_shape([size, None])
             found = continued(*group)
-            return tf.pad(found, [[0, 0], [0, most - tf.shape(found)[1]]])
+            return tf.pad(found, [[0, 0], [0, max_new - tf.shape(found)[1]]])
 
         result = tf.TensorSpec([size, None], tf.int32)
         found = tf.map_fn(run, filled, fn_output_signature=result, parallel_iterations=1)
-        return tf.reshape(found, [count * size, most])[:rows]
+        return tf.reshape(found, [count * size, max_new])[:rows]
 
     def _group(self, prompts: tf.Tensor, lengths: tf.Tensor, ends: tf.Tensor, *controls: tf.Tensor) -> tf.Tensor:
         """New tokens of a group, int32 [group, added]."""
@@ -106,8 +106,8 @@ class Continuation:
         return for_size(self._rooms, room, lambda size: separate(partial(self._continue, state, size))())
 
     def _read(self, inputs: Sequence[tf.Tensor], longest: tf.Tensor) -> list[tf.Tensor]:
-        """What `sample.build_prefill` gives for a `sample.Batch`, keys and values padded to `longest`. One row after
-        another, so that none is padded to another's length.
+        """The result of `sample.build_prefill` for a `sample.Batch`, with keys and values padded to `longest`. Rows are
+        processed one by one, so that none is padded to the length of another.
         """
 
         def read(row: Sequence[tf.Tensor]) -> list[tf.Tensor]:
@@ -121,7 +121,7 @@ class Continuation:
         return [tf.ensure_shape(x, [inputs[0].shape[0], *x.shape[1:]]) for x in found]
 
     def _reader(self, length: int) -> Any:
-        """Prefill of a prompt of at most that length: the same function for all groups, as its graph is the largest."""
+        """Prefill of a prompt of at most this length. All groups share this function, whose graph is the largest."""
 
         def read(longest: tf.Tensor, *row: tf.Tensor) -> list[tf.Tensor]:
             arrays = [x[None] for x in row]
@@ -139,7 +139,7 @@ class Continuation:
         return self._readers[length]
 
     def _continue(self, state: BatchState, room: int) -> tf.Tensor:
-        """The first new tokens and those after them, in a graph with room for `room` positions."""
+        """The new tokens, from a graph with caches of `room` positions."""
         caches = [_resized(x, axis, room) for x, axis in zip(state.caches, self._axes, strict=True)]
 
         def advance(state: BatchState, limit: tf.Tensor) -> list[tf.Tensor]:

@@ -42,7 +42,7 @@ _WRITTEN = re.compile(
 
 @dataclass(frozen=True)
 class _OutputTensor:
-    """A tensor to write: what it consists of, and its shape in the file."""
+    """A tensor to write: its weights, and its shape in the file."""
 
     exchange: Exchange
     shape: tuple[int, ...]
@@ -65,23 +65,23 @@ def export_model(
     """Write a folder that `transformers` loads with `from_pretrained`: weights, config.json, generation_config.json,
     the tokenizer's files and a model card.
 
-    The rows of the token embedding beyond the tokenizer's vocabulary, which only fill up a mesh, are left out.
+    The rows of the token embedding beyond the tokenizer's vocabulary, which are padding for a mesh, are omitted.
 
     Args:
-        config: what the checkpoint was trained with.
+        config: the config of the checkpoint.
         checkpoint: its path, without a suffix.
         folder: new, or empty.
         dtype: of the weights: "float32", "float16" or "bfloat16".
-        shard_bytes: most bytes of one weight file, if it holds more than one tensor; twice as many are held in memory.
+        shard_bytes: maximum bytes of a weight file with more than one tensor; twice that is used in memory.
         licence: an identifier such as "mit", for the model card.
-        overwrite: replace the folder, if an exported model is all that it holds.
+        overwrite: replace the folder, if it only contains an exported model.
 
     Returns:
         The names of the files written.
 
     Raises:
-        InputError: something that no architecture of Hugging Face's can express, weights that are not finite, or a
-            folder that is in use.
+        InputError: no Hugging Face architecture can represent the model, weights are not finite, or the folder is in
+            use.
     """
     kind = architectures.of_config(config)
     output_folder.check(folder, overwrite)
@@ -107,7 +107,7 @@ def export_model(
 def _check_replaceable(folder: str) -> None:
     """
     Raises:
-        InputError: the folder is in use, and not for what `export_model` once wrote alone.
+        InputError: the folder contains anything but an exported model.
     """
     here, target = os.path.realpath("."), os.path.realpath(folder)
     if os.path.commonpath([here, target]) == target:
@@ -129,7 +129,7 @@ def _is_known(values: dict[str, Any]) -> bool:
 
 
 def _tensors(kind: Architecture, config: Config, vocab_size: int) -> list[_OutputTensor]:
-    """What to write, in order, with the vocabulary cut to the tokenizer's."""
+    """The tensors to write, in order, with the vocabulary truncated to the tokenizer's."""
     sizes = weight_sizes(config.model)
     found = []
     for exchange in kind.exchanges(config.model):
@@ -161,7 +161,7 @@ def _write_weights(
                 save_file(arrays, path, metadata={"format": "pt"})
             except SafetensorError as error:  # such as a full disk
                 raise OSError(str(error)) from error
-            shutil.copymode(os.path.join(folder, "config.json"), path)  # it would be for its owner alone
+            shutil.copymode(os.path.join(folder, "config.json"), path)  # otherwise only its owner could read it
     if len(shards) > 1:
         places = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         index = {"metadata": {"total_size": total}, "weight_map": places}
@@ -169,7 +169,7 @@ def _write_weights(
 
 
 def _shards(tensors: Sequence[_OutputTensor], width: int, shard_bytes: int) -> list[list[_OutputTensor]]:
-    """The tensors in groups of at most so many bytes, or of one."""
+    """The tensors in groups of at most `shard_bytes`, or of one tensor."""
     shards: list[list[_OutputTensor]] = [[]]
     size = 0
     for tensor in tensors:
@@ -196,7 +196,7 @@ def _array(weights: CheckpointWeights, tensor: _OutputTensor, dtype: str) -> NDA
 
 
 def _write_descriptions(folder: str, kind: Architecture, config: Config, encoder: Encoder, dtype: str) -> None:
-    """What says how weights and text are to be used: config.json, generation_config.json, the tokenizer."""
+    """Write config.json, generation_config.json and the tokenizer."""
     dataset, n_vocab = config.data.datasets[0].dataset, encoder.n_vocab
     eos_id = end_of_text(dataset, encoder)
     pad_id = tokenizer_files.padding_id(encoder, eos_id)
@@ -206,23 +206,23 @@ def _write_descriptions(folder: str, kind: Architecture, config: Config, encoder
         "vocab_size": n_vocab,
         **kind.config_values(config),
         "use_cache": True,
-        "bos_token_id": eos_id,  # texts begin after the token that ends the one before
+        "bos_token_id": eos_id,  # a text starts after the end-of-text token of the previous one
         "eos_token_id": eos_id,
         "pad_token_id": pad_id,
         "tie_word_embeddings": not config.model.no_weight_tie,
         "torch_dtype": dtype,
     }
     write_json(os.path.join(folder, "config.json"), values)
-    drawn = config.training.generation
+    sampling = config.training.generation
     generation = {
         "bos_token_id": eos_id,
         "eos_token_id": eos_id,
         "pad_token_id": pad_id,
-        "do_sample": drawn.temperature > 0,
-        "temperature": drawn.temperature or 1.0,
-        "top_k": drawn.top_k,
-        "top_p": drawn.top_p,
-        "repetition_penalty": drawn.repetition_penalty,
+        "do_sample": sampling.temperature > 0,
+        "temperature": sampling.temperature or 1.0,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "repetition_penalty": sampling.repetition_penalty,
         "max_length": config.model.n_ctx,
     }
     write_json(os.path.join(folder, "generation_config.json"), generation)

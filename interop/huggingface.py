@@ -1,11 +1,11 @@
-"""Models in Hugging Face's format, in and out.
+"""Imports and exports models in Hugging Face's format.
 
     python3 -m gpt_mesh.interop.huggingface import FOLDER --name NAME
     python3 -m gpt_mesh.interop.huggingface export MODEL FOLDER
 
-The first makes a checkpoint and configs of a model's folder (config.json, safetensors or .bin files, a tokenizer):
-`main.py --model NAME` trains and samples it. The second makes such a folder of a checkpoint. docs/huggingface.md has
-more.
+The first converts a model's folder (config.json, safetensors or .bin files, a tokenizer) to a checkpoint and configs,
+which `main.py --model NAME` trains and samples. The second converts a checkpoint to such a folder. See
+docs/huggingface.md.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _size(text: str) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0 done, 1 the input cannot work, 2 wrong flags."""
+    """Run the command line; returns the exit status: 0 success, 1 invalid input, 2 wrong flags."""
     arguments = parse_arguments(argv)
     set_up_logging()
     try:

@@ -1,4 +1,4 @@
-"""A Hugging Face model as a checkpoint with its configs, weight by weight."""
+"""Converts a Hugging Face model to a checkpoint and configs, one weight at a time."""
 
 from __future__ import annotations
 
@@ -60,15 +60,15 @@ def import_model(
     overwrite: bool = False,
 ) -> Imported:
     """Write `<config_dir>/<name>.json`, `<config_dir>/dataset_configs/<name>.json`, and in `model_path` a checkpoint of
-    step 0, the tokenizer, and the configs again, as a run leaves them.
+    step 0, the tokenizer, and copies of the configs, as in a run's directory.
 
-    No more than a gigabyte of weights, or one of them, is held at a time.
+    At most a gigabyte of weights, or one larger weight, is in memory at a time.
 
     Args:
         folder: with config.json, weight files and tokenizer files.
         model_path: default: `runs/<name>`.
         tokenizer: a file or folder, in place of the folder's own.
-        overwrite: replace what is there.
+        overwrite: replace existing files.
 
     Raises:
         InputError: the folder cannot be used, or something would be replaced.
@@ -91,8 +91,8 @@ def import_model(
     try:
         with lease(os.path.join(model_path, ".run.lock"), "a run"):
             new = _write_checkpoint(weights, model_path)
-            # Everything is read and sound. From here on: the old checkpoint goes, then the configs change, and the new
-            # checkpoint comes last. So a kill never leaves weights beside the config of another model.
+            # Everything has been read and checked. Now delete the old checkpoint, replace the configs, and move the new
+            # checkpoint in last, so that a kill never leaves weights with the config of another model.
             if overwrite:
                 checkpoints.delete_all(model_path)
             kept = os.path.join(model_path, "tokenizer")
@@ -140,7 +140,7 @@ def _move_in(new: str, model_path: str) -> str:
 
 
 def _stream(weights: HuggingFaceWeights) -> Iterator[tuple[str, NDArray]]:
-    """Every weight, with progress on standard error."""
+    """All weights, with a progress bar on standard error."""
     sizes = {name: 4 * math.prod(shape) for name, shape in weights.shapes.items()}
     with Progress(sum(sizes.values()), f"importing {weights.source}", BYTES) as progress:
         for name, size in sizes.items():

@@ -1,4 +1,4 @@
-"""A new run that begins from given weights (`--init_from`)."""
+"""Initial weights of a new run (`--init_from`)."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _RESIZABLE = ("n_vocab", "n_ctx", "n_positions")
 
 @dataclass(frozen=True)
 class InitFrom:
-    """What to begin from, and what may differ.
+    """The source of initial weights, and what may differ.
 
     Attributes:
         path: a checkpoint, a run's directory, or a Hugging Face folder.
-        keep_optimizer: take the optimizer's state too.
+        keep_optimizer: also load the optimizer state.
         resize_vocab: the config may have another vocabulary.
         extend_context: the config may have a longer context.
     """
@@ -39,17 +39,17 @@ class InitFrom:
     extend_context: bool = False
 
     def open(self, config: Config) -> InitialWeights:
-        """The weights, known to fit a config. Raises InputError where they do not."""
+        """Open the weights. Raises InputError if they do not fit the config."""
         return InitialWeights(self, config)
 
 
 class InitialWeights:
-    """Given weights, known to fit a config."""
+    """Initial weights that fit a config."""
 
     def __init__(self, init: InitFrom, config: Config) -> None:
         """
         Raises:
-            InputError: the weights cannot be read, belong to another model, or differ in what was not asked for.
+            InputError: the weights cannot be read, belong to another model, or differ in something that no flag allows.
         """
         self.init, self.config = init, config
         self.weights: Weights = open_weights(init.path)
@@ -62,11 +62,11 @@ class InitialWeights:
 
     @property
     def source(self) -> str:
-        """Where the weights were read."""
+        """The path of the weights."""
         return self.weights.source
 
     def fill(self, variables: Mapping[str, tf.Variable]) -> None:
-        """Give every weight, and with `keep_optimizer` every slot, its value, one at a time.
+        """Assign all weights, and with `keep_optimizer` all slots, one at a time.
 
         Args:
             variables: whole ("master") variables by name. `global_step` keeps its 0.
@@ -88,7 +88,7 @@ class InitialWeights:
                      self.weights.source, len(set(fresh)))  # fmt: skip
 
     def changes(self) -> list[str]:
-        """What is not as it was, in sentences."""
+        """Descriptions of all changes."""
         lines: list[str] = []
         new = self.config.model
         if (old := self._size(TOKEN_WEIGHTS[0])) != new.n_vocab or self._rows is not None:
@@ -107,12 +107,12 @@ class InitialWeights:
         return lines
 
     def _changed_keys(self) -> list[Change]:
-        """The keys that differ from those that the weights were trained with, and matter to a model."""
+        """The changed keys that affect the weights or the computed function."""
         found = changes(self.weights.config, values_of_config(self.config))
         return [change for change in found if change.touches is not None and change.key not in _RESIZABLE]
 
     def _check_architecture(self) -> None:
-        """Refuse weights whose shapes would do and which mean something else."""
+        """Refuse weights that have the right shapes but another meaning."""
         for change in self._changed_keys():
             if not change.adaptable:
                 raise InputError(

@@ -1,4 +1,4 @@
-"""A model as a TensorFlow SavedModel, which plain TensorFlow and TensorFlow Serving run with none of this code."""
+"""Exports a model as a SavedModel, which plain TensorFlow and TensorFlow Serving run without this library."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from gpt_mesh.optimizers.registry import is_slot
 from gpt_mesh.storage import output_folder
 from gpt_mesh.storage.progress import alive
 
-EXTRA = "assets.extra"  # where a SavedModel keeps what is no part of its graph
+EXTRA = "assets.extra"  # the folder for files outside of the graph
 FILES = ("assets", EXTRA, "fingerprint.pb", "saved_model.pb", "variables")
 
 
 def check_folder(folder: str, overwrite: bool) -> None:
     """
     Raises:
-        InputError: the folder is in use, and not to be replaced, or for something else than a SavedModel.
+        InputError: the folder exists and `overwrite` is false, or it contains anything but a SavedModel.
     """
     output_folder.check(folder, overwrite)
     here, target = os.path.realpath("."), os.path.realpath(folder)
@@ -54,9 +54,9 @@ def save(
         config: of the model.
         weights: arrays by their names in checkpoints, which they keep: `weights["gpt2/wte"]` of what
             `tf.saved_model.load` gives. Anything but weights is left out.
-        encoder: the tokenizer, for whoever calls the model; None: there is none.
-        eos_id: where a continuation ends; None: only at its length.
-        overwrite: replace the folder, if a SavedModel is all that it holds.
+        encoder: the tokenizer, for callers of the model; None if there is none.
+        eos_id: the token that ends a continuation; None: it only ends at its length.
+        overwrite: replace the folder, if it only contains a SavedModel.
 
     Returns:
         The names of the signatures.
@@ -73,7 +73,7 @@ def save(
     module.weights = dict(store.masters)
     with alive("exporting"), output_folder.replaced(folder) as temporary:
         functions = Signatures(config, store, eos_id).functions()
-        # Their graphs: for the functions themselves, TensorFlow would make those anew.
+        # Concrete functions: otherwise TensorFlow would trace the functions again.
         graphs = {name: function.get_concrete_function() for name, function in functions.items()}
         with output_folder.tensorflow_writes(folder):
             tf.saved_model.save(module, temporary, signatures=graphs)

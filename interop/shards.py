@@ -1,4 +1,4 @@
-"""The weight files of a Hugging Face model's folder, in either of their formats, as one set of tensors."""
+"""Reads the weight files of a Hugging Face folder, in either format, as one set of tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gpt_mesh.errors import InputError
 from gpt_mesh.interop.torch_files import TorchFile
 from gpt_mesh.storage import files as storage
 
-# Types that can be read, by their names in the format: not those of 8 bits or less of floating point, nor complex ones.
+# Supported types, by their names in the format: no complex types, and no floating point of 8 bits or less.
 TYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
 SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"
 
@@ -35,7 +35,7 @@ class SafetensorsFile:
     def __init__(self, path: str) -> None:
         """
         Raises:
-            InputError: unreadable, cut off, or not such a file.
+            InputError: the file is unreadable, truncated, or of another format.
         """
         self.path = path
         try:
@@ -59,7 +59,7 @@ class SafetensorsFile:
         return self._shapes
 
     def read(self, name: str) -> NDArray:
-        """One tensor. The file is mapped for this alone: what stays mapped counts as memory."""
+        """One tensor. The file is only mapped during this call, since mapped pages count as memory."""
         try:
             with safe_open(self.path, "np") as file:
                 array: NDArray = file.get_tensor(name)

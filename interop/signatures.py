@@ -1,7 +1,7 @@
-"""A model's functions for plain tensors of any batch and length, as a SavedModel holds them.
+"""The functions of a SavedModel, which take plain tensors of any batch size and length.
 
-A mesh graph is made for one batch and one length. So each function has a graph for each of a few lengths, pads up to
-the next of them (no token sees what stands after it), and runs the one that fits. `logits` is vectorised over its rows;
+A mesh graph has a fixed batch size and length. So each function has graphs for a few lengths, pads its input to the
+next of them (no token sees later ones), and runs the graph that fits. `logits` is vectorised over its rows;
 `generate` runs them in groups (`interop/continuation.py`).
 """
 
@@ -26,16 +26,16 @@ from gpt_mesh.objectives.registry import objective_of
 
 
 class Signatures:
-    """The functions of one model, which share the weights of a store. They run on one device, uncompiled."""
+    """The functions of one model, which share the weights of a store. They run on one device, without XLA."""
 
     def __init__(self, config: Config, store: VariableStore, eos_id: int | None) -> None:
-        """`eos_id`: where a continuation ends; None: only at its length."""
+        """`eos_id`: the token that ends a continuation; None: it only ends at its length."""
         self._config, self._model, self._store, self._eos_id = config, config.model, store, eos_id
         self._mesh_impl = ReadingMesh(store)
 
     def functions(self) -> dict[str, Any]:
-        """`tf.function`s by their names; those that generate are left out where the model does not predict what comes
-        next.
+        """`tf.function`s by their names; without those that generate if the model does not predict the next
+        token.
         """
         whole = _needs_whole_context(self._config)
         tokens = tf.TensorSpec([None, self._model.n_ctx if whole else None], tf.int32, "tokens")
@@ -70,7 +70,7 @@ class Signatures:
         return {"logits": logits[:, :count]}
 
     def _logits(self, length: int, tokens: tf.Tensor) -> tf.Tensor:
-        """[batch, length, n_vocab], by the graph of that length."""
+        """[batch, length, n_vocab], from the graph of this length."""
 
         def one(row: tf.Tensor) -> tf.Tensor:
             with self._store.scope():
@@ -135,7 +135,7 @@ class Signatures:
         return self._trimmed(found, room)
 
     def _fit(self, prompts: tf.Tensor, lengths: tf.Tensor, wanted: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Prompts as the model reads them, and their lengths: the rule of `sample.fit_prompt`."""
+        """Truncate prompts to the context, like `sample.fit_prompt`; returns them and their lengths."""
         n_ctx = self._model.n_ctx
         kept = tf.where(lengths < n_ctx, lengths, n_ctx - tf.clip_by_value(wanted, 1, n_ctx - 1))
         columns = tf.range(tf.maximum(1, tf.reduce_max(kept)))
@@ -146,7 +146,7 @@ class Signatures:
         return tokens, tf.maximum(kept, 1)
 
     def _trimmed(self, tokens: tf.Tensor, room: tf.Tensor) -> dict[str, tf.Tensor]:
-        """What `generate` returns, of new tokens [batch, most], of which a row may have `room`."""
+        """What `generate` returns, of new tokens [batch, max_new], of which a row may have `room`."""
         counts = room
         if self._eos_id is not None:
             before = tf.cumsum(tf.cast(tf.equal(tokens, self._eos_id), tf.int32), axis=1)
@@ -162,8 +162,8 @@ class Signatures:
 
 
 def _needs_whole_context(config: Config) -> bool:
-    """Whether padding would change the logits of tokens before it: in a model that sees both sides, and where tokens
-    compete for experts.
+    """Whether padding would change the logits of tokens before it: in bidirectional models, and if tokens compete for
+    experts.
     """
     crowded = bool(config.model.moe_layers) and config.model.moe_params.moe_capacity_factor_eval is not None
     return not objective_of(config).causal or crowded
@@ -174,7 +174,7 @@ def _function(python: Callable[..., Any], specs: Sequence[tf.TensorSpec]) -> Any
 
 
 def _check(true: tf.Tensor, message: str, value: tf.Tensor) -> tf.Operation:
-    """Ends a call as an invalid argument, unless all of `true` is."""
+    """Fail with an invalid-argument error unless all of `true` holds."""
     return tf.debugging.Assert(tf.reduce_all(true), [message + "; given: ", value])
 
 

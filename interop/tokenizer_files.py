@@ -1,4 +1,4 @@
-"""A tokenizer in the files of Hugging Face, in and out."""
+"""Reads and writes tokenizers in Hugging Face's files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def find(folder: str) -> Encoder | None:
     """The tokenizer in a Hugging Face folder; None where there is none.
 
     Raises:
-        InputError: there is one that cannot be read.
+        InputError: it cannot be read.
     """
     whole = os.path.isfile(os.path.join(folder, WHOLE))
     parts = all(os.path.isfile(os.path.join(folder, name)) for name in ("vocab.json", "merges.txt"))
@@ -58,7 +58,7 @@ def _save(encoder: Encoder, folder: str) -> None:
 def check(encoder: Encoder, vocab_size: int, eos_id: int | None, source: str) -> None:
     """
     Raises:
-        InputError: the tokenizer has ids that the model has not, or ends texts elsewhere.
+        InputError: the tokenizer has more ids than the model, or lacks the end-of-text token.
     """
     if encoder.n_vocab > vocab_size:
         raise InputError(

@@ -1,8 +1,8 @@
 """What a layout costs in a training step: the operations that each device does, and the bytes that it sends.
 
-Both are read from the description of the mesh graph (`graph.py`). A device does a matmul's operations divided by the
-parts of every dimension that is split. What is summed over a split dimension needs an all-reduce; a tensor whose layout
-changes is exchanged or gathered.
+Both are derived from the description of the mesh graph (`graph.py`). A matmul's operations are divided by the number of
+parts of every dimension that is split. A sum over a split dimension needs an all-reduce; a tensor whose layout changes
+needs an all-to-all or an all-gather.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from gpt_mesh.planning.graph import (
 )
 from gpt_mesh.steps.microbatches import microbatch_size
 
-# A nominal accelerator: FLOP/s, bytes sent per second, and the seconds before a message is on its way.
+# A nominal accelerator: FLOP/s, bytes sent per second, and latency of a message in seconds.
 FLOPS, BYTES, LATENCY = 100e12, 100e9, 20e-6
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one training step, on one device.
+    """The cost of one training step on one device.
 
     Attributes:
         flops: floating-point operations of matmuls.
-        sent: bytes.
-        messages: collective operations.
-        even: what `flops` would be if the work was divided evenly between the devices.
+        sent: bytes sent.
+        messages: number of collective operations.
+        even: `flops` if all work were divided evenly between the devices.
     """
 
     flops: float
@@ -48,17 +48,17 @@ class Cost:
 
     @property
     def repeated(self) -> float:
-        """How many devices do the same work, on average: 1 where all of it is divided."""
+        """How many devices do the same work, on average: 1 if all work is divided."""
         return self.flops / self.even
 
     @property
     def seconds(self) -> float:
-        """On the nominal accelerator, which does not send while it computes: for comparing layouts only."""
+        """Seconds on the nominal accelerator, without overlapping communication: only for comparisons."""
         return self.flops / FLOPS + self.sent / BYTES + self.messages * LATENCY
 
 
 def step_cost(config: Config, plan: MeshPlan) -> Cost:
-    """What a training step costs on this mesh, of which only the shape, the rules and the kind of device matter."""
+    """The cost of a training step on a mesh. Only its shape, its rules and the kind of device matter."""
     description = describe(config, plan)
     flops = everything = sent = messages = 0.0
     for section in description.sections:
@@ -77,7 +77,7 @@ def step_cost(config: Config, plan: MeshPlan) -> Cost:
 
 
 def _weight_sums(config: Config, description: Description, plan: MeshPlan) -> tuple[float, int]:
-    """Bytes and messages of the sums of the weights' gradients over devices, once a step."""
+    """Bytes and messages of all-reducing the weights' gradients, once per step."""
     size = 2 if config.training.precision == "bfloat16" else 4
     if config.training.tokens_per_mb_per_replica is not None:
         size = 4  # sums over microbatches are in float32
@@ -96,7 +96,7 @@ def _microbatches(config: Config, plan: MeshPlan) -> int:
 
 
 def _sent(collective: Collective, plan: MeshPlan) -> float:
-    """The part of a whole tensor that each device sends."""
+    """The fraction of a whole tensor that each device sends."""
     if isinstance(collective, AllReduce):
         axes = split_axes(collective.summed, plan) - split_axes(collective.result, plan)
         return _around(2.0, axes, plan) / divided(collective.result, plan) if axes else 0.0
@@ -104,16 +104,16 @@ def _sent(collective: Collective, plan: MeshPlan) -> float:
 
 
 def _around(rounds: float, axes: Iterable[str], plan: MeshPlan) -> float:
-    """The part that a device sends when a tensor goes round the devices along these mesh dimensions: once to gather,
-    twice to reduce (Patarasuk & Yuan, 2009).
+    """The fraction that a device sends in a ring over these mesh dimensions: one round to gather, two to reduce
+    (Patarasuk & Yuan, 2009).
     """
     devices = math.prod(plan.shape[axis] for axis in axes)
     return rounds * (devices - 1) / devices
 
 
 def _moved(old: Names, new: Names, plan: MeshPlan) -> float:
-    """What is sent for another layout: a tensor is exchanged where it is split along another dimension, gathered where
-    it is split no longer. Cutting it further sends nothing, and comes first.
+    """The fraction sent for a change of layout: an all-to-all if another dimension is split, an all-gather if none is.
+    Splitting further sends nothing, and happens first.
     """
     before, after = ({plan.rules[name]: name for name in names if name in plan.rules} for names in (old, new))
     cut, gathered = after.keys() - before.keys(), before.keys() - after.keys()

@@ -1,12 +1,13 @@
-"""What a training step does, read from the mesh graph that the model's own code builds; nothing is lowered.
+"""Describes a training step from the mesh graph that the model's code builds, without lowering it.
 
 The graph is built in sections: the two ends of the model (embeddings, last norm, loss), and one layer of each kind,
-which counts as often as it occurs. `mtf.gradients` adds each section's backward pass. A walk over the operations then
-finds the matmuls, the sums over dimensions that a layout may split, the tensors that change their layout, and what the
-backward pass reads. What no operation of mesh-tensorflow shows, fused functions declare (`models.kernels.kernel`).
+counted as often as it occurs. `mtf.gradients` adds each section's backward pass. A walk over the operations then
+finds the matmuls, the sums over dimensions that a layout may split, the tensors that change their layout, and the
+tensors that the backward pass reads. Fused functions declare what their operations do not show
+(`models.kernels.kernel`).
 
-A model's code takes other paths where a layout splits certain dimensions. The questions that it asks of the layout are
-recorded, and the graph is built again for a layout that answers them differently.
+The model's code depends on which dimensions a layout splits. Its queries of the layout are recorded, and the graph is
+built again for a layout that answers them differently.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class AllReduce:
 
 @dataclass(frozen=True)
 class Relayout:
-    """A tensor whose dimensions were `old` is laid out by `new` ones."""
+    """A tensor with dimensions `old` is laid out again with dimensions `new`."""
 
     old: Names
     new: Names
@@ -62,7 +63,7 @@ class Pass:
 
     Attributes:
         work: floating-point operations of matmuls, by the dimensions that divide them.
-        traffic: bytes of the whole tensors, and how many there are, by what is done with them.
+        traffic: bytes and number of whole tensors, by collective.
     """
 
     work: defaultdict[Names, float] = field(default_factory=lambda: defaultdict(float))
@@ -71,19 +72,19 @@ class Pass:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a training step, of the whole batch.
+    """A part of a training step, for the whole batch.
 
     Attributes:
         count: how often it occurs.
         stream: bytes of its input, the residual stream, by its dimensions.
-        kept: bytes of the tensors that the backward pass reads, by their dimensions; those of the stream included.
-        largest: elements of the largest tensor among them, by their dimensions.
-        workspaces: bytes that fused functions hold while they run, as functions of a device's tokens and of whether the
-            device is a CPU.
-        weight_sums: the dimensions that each weight's gradient is to be summed over, by the weight's dimensions.
-        model_flops: of matmuls with weights and of fused functions, forward and backward.
-        shapes: of all tensors.
-        refused: dimensions that an operation needs whole.
+        kept: bytes of the tensors that the backward pass reads, including the stream, by their dimensions.
+        largest: elements of the largest of these tensors, by their dimensions.
+        workspaces: temporary bytes of fused functions, as functions of a device's tokens and of whether the device is
+            a CPU.
+        weight_sums: the dimensions over which each weight's gradient is summed, by the weight's dimensions.
+        model_flops: FLOPs of matmuls with weights and of fused functions, forward and backward.
+        shapes: shapes of all tensors.
+        refused: dimensions that an operation requires to be whole.
     """
 
     count: int
@@ -101,38 +102,38 @@ class Section:
 
 @dataclass(frozen=True)
 class Description:
-    """A training step: its two ends, and the layers between them, one section for each kind."""
+    """A training step: its two ends, and one section for each kind of layer between them."""
 
     ends: Section
     layers: list[Section]
 
     @property
     def sections(self) -> list[Section]:
-        """All of them."""
+        """The ends and the layers."""
         return [self.ends, *self.layers]
 
     @functools.cached_property
     def weight_sums(self) -> dict[tuple[mtf.Dimension, ...], Names]:
-        """The dimensions that gradients are to be summed over, by the dimensions of the weights."""
+        """The dimensions over which gradients are summed, by the dimensions of the weights."""
         return {dims: names for section in self.sections for dims, names in section.weight_sums.items()}
 
 
 def describe(config: Config, plan: MeshPlan) -> Description:
-    """A training step of a config on a mesh, of which the shape, the rules and the kind of device matter."""
+    """Describe a training step on a mesh. Only its shape, its rules and the kind of device matter."""
     axes = list(plan.shape)
     split = {name: axes.index(axis) for name, axis in plan.rules.items() if plan.shape[axis] > 1}
     return _variants(config, _kind_of(plan)).for_layout(split)
 
 
 def _kind_of(plan: MeshPlan) -> str:
-    """The kind of device, as far as the model's code asks for it."""
+    """The kind of device, as far as the model's code depends on it."""
     if plan.compiled and have_tensor_cores(plan.devices):
         return "tensor cores"
     return "CPU" if len(plan.devices) == 1 and "CPU" in plan.devices[0] else "other"
 
 
 def divided(names: Iterable[str], plan: MeshPlan) -> int:
-    """Into how many parts a layout cuts what has these dimensions."""
+    """The number of parts into which a layout splits a tensor with these dimensions."""
     return math.prod(plan.shape[axis] for axis in split_axes(names, plan))
 
 
@@ -142,7 +143,7 @@ def split_axes(names: Iterable[str], plan: MeshPlan) -> set[str]:
 
 
 class Variants:
-    """The graphs of a config for one kind of device, one for each set of answers to what its code asks of a layout."""
+    """The graphs of a config for one kind of device, one for each set of answers to its queries of a layout."""
 
     def __init__(self, config: Config, kind: str) -> None:
         self._config, self._kind = config, kind
@@ -176,7 +177,7 @@ def _variants(config: Config, kind: str) -> Variants:
 
 
 class _ObservedLayout(Mapping[str, int]):
-    """The mesh axes of split dimensions, which remembers what it was asked."""
+    """The mesh axes of split dimensions; records all queries."""
 
     def __init__(self, axes: Mapping[str, int]) -> None:
         self._axes = axes
@@ -192,10 +193,10 @@ class _ObservedLayout(Mapping[str, int]):
         return name in self._axes
 
     def __iter__(self) -> Iterator[str]:
-        raise NotImplementedError("the model's code asks for dimensions by name")
+        raise NotImplementedError("the model's code queries dimensions by name")
 
     def __len__(self) -> int:
-        raise NotImplementedError("the model's code asks for dimensions by name")
+        raise NotImplementedError("the model's code queries dimensions by name")
 
     def answers_as(self, axes: Mapping[str, int]) -> bool:
         """Whether other axes would have given the same answers."""
@@ -229,13 +230,13 @@ def _layer(config: Config, layout: Mapping[str, int], kind: str, number: int, co
         ctx = _context(config, layout, kind)
         x = mtf.zeros(ctx.mesh, mtf.Shape([ctx.dims.batch, ctx.dims.sequence, ctx.dims.embd]), ctx.dtype)
         found = gpt.Block(ctx, number, FullPass())(x)
-        # Of a mixture's outputs, the load that is logged has no gradient.
+        # A mixture's third output, the logged load, has no gradient.
         outputs = [found[0], found[1]] if isinstance(found, tuple) else [found]
         return _section(ctx, count, x, outputs)
 
 
 def _ends(config: Config, layout: Mapping[str, int], kind: str) -> Section:
-    """What stands before the layers and after them: a model without layers."""
+    """What comes before and after the layers: a model without layers."""
     with unallocated():
         ctx = _context(config, layout, kind)
         ctx = dataclasses.replace(ctx, model=ctx.model.model_copy(update={"n_layer": 0}))
@@ -250,7 +251,7 @@ def _ends(config: Config, layout: Mapping[str, int], kind: str) -> Section:
 
 
 def _section(ctx: Context, count: int, x: mtf.Tensor | None, outputs: Sequence[mtf.Tensor]) -> Section:
-    """The operations of a graph that make `outputs` of `x`, and of their gradients."""
+    """The section of a graph that computes `outputs` from `x`, and their gradients."""
     graph = ctx.mesh.graph
     forward, weights = list(graph.operations), list(graph.trainable_variables)
     inputs = [] if x is None else [x]
@@ -293,8 +294,8 @@ def size_of(x: mtf.Tensor) -> int:
 
 
 def matmul_flops(op: mtf.Operation) -> float:
-    """Floating-point operations of an einsum that is a matmul: both factors have a dimension of the result that the
-    other lacks, and the product is summed over another one. 0 of what only multiplies elements.
+    """Floating-point operations of an einsum that is a matmul: each factor has a dimension of the result that the other
+    lacks, and another dimension is summed over. 0 for elementwise multiplication.
     """
     if not isinstance(op, mtf.EinsumOperation) or len(op.inputs) != 2:
         return 0.0
@@ -317,8 +318,8 @@ class _Walk:
     """Follows the operations in order, as lowering does.
 
     Attributes:
-        waiting: tensors that are sums over dimensions which a layout may split, and are not complete yet.
-            mesh-tensorflow completes them where they are first used, and adds them up before that.
+        waiting: tensors with a pending all-reduce, and the dimensions that it sums over. mesh-tensorflow delays it
+            until the tensor is used, and adds such tensors before that.
     """
 
     def __init__(self) -> None:
@@ -326,14 +327,14 @@ class _Walk:
         self._pass = Pass()
 
     def over(self, operations: Iterable[mtf.Operation]) -> Pass:
-        """What they do."""
+        """The work and traffic of these operations."""
         self._pass = Pass()
         for op in operations:
             self._visit(op)
         return self._pass
 
     def complete(self, x: mtf.Tensor) -> None:
-        """Sum a tensor over what it waits for."""
+        """Do the pending all-reduce of a tensor, if there is one."""
         if summed := self.waiting.pop(x, None):
             self._record(AllReduce(names_of(x.shape.dims), summed), x)
 
@@ -362,7 +363,7 @@ class _Walk:
                 self.waiting[y] = summed
 
     def _passes_on(self, op: mtf.Operation) -> bool:
-        """Whether an operation leaves incomplete what it is given incomplete."""
+        """Whether an operation passes on a pending all-reduce of its inputs."""
         y = op.outputs[0] if op.outputs else None
         waits = [self.waiting.get(x) for x in op.inputs]
         if y is None or not waits or not waits[0]:
@@ -379,7 +380,7 @@ class _Walk:
 
 
 def _summed(op: mtf.Operation, y: mtf.Tensor) -> Names:
-    """The dimensions over which an output of an operation is a sum of slices."""
+    """The dimensions over which an output of an operation is summed."""
     if isinstance(op, kernels.SliceOperation):
         summed = op.summed(y)
     elif isinstance(op, (mtf.EinsumOperation, mtf.ReduceOperation)):
@@ -390,15 +391,15 @@ def _summed(op: mtf.Operation, y: mtf.Tensor) -> Names:
 
 
 def _unsplittable(op: mtf.Operation) -> Names:
-    """The dimensions that a fused function needs whole."""
+    """The dimensions that a fused function requires to be whole."""
     return frozenset(op.unsplittable_dims) if isinstance(op, kernels.Kernel) else frozenset()
 
 
 class _Kept:
     """The tensors of the forward pass that the backward pass reads.
 
-    Operations on single elements are not kept where only operations on single elements read them: compilers join the
-    two and compute the former again, if what they are computed from is no larger.
+    Results of elementwise operations that only elementwise operations read are not kept: compilers fuse the two and
+    recompute the former, if their inputs are no larger.
     """
 
     def __init__(
@@ -433,7 +434,7 @@ class _Kept:
 
     @staticmethod
     def _counts(x: mtf.Tensor) -> bool:
-        """Whether a tensor is made of the batch. Weights are accounted for elsewhere; masks and positions are small."""
+        """Whether a tensor depends on the batch. Weights are counted elsewhere; masks and positions are small."""
         names = x.shape.dimension_names
         return x.dtype.is_floating and ("batch" in names or whole(mtf.Dimension("batch", 1)).name in names)
 
@@ -469,7 +470,7 @@ def _by_element(op: mtf.Operation) -> bool:
 @functools.lru_cache(maxsize=8)
 def model_flops(config: Config) -> float:
     """FLOPs of a training step's matmuls with weights and of its fused functions, forward and backward."""
-    # Dropout of attention weights takes no FLOPs, but another path, which computes the scores outside of a window too.
+    # Attention dropout adds no FLOPs, but uses another path, which also computes logits outside of the window.
     model = config.model.model_copy(update={"attn_dropout": 0.0})
     config = dataclasses.replace(config, model=model)
     return sum(section.count * section.model_flops for section in _describe(config, {}, "other").sections)
@@ -477,13 +478,13 @@ def model_flops(config: Config) -> float:
 
 @functools.lru_cache(maxsize=8)
 def weights_of(config: Config) -> Counter[tuple[mtf.Dimension, ...]]:
-    """How many weights there are of each shape."""
+    """The number of weights of each shape."""
     return Counter(tuple(shape.dims) for shape in weight_shapes(config.model).values())
 
 
 @functools.lru_cache(maxsize=8)
 def limits_of(config: Config) -> Limits:
-    """What the model, at its training batch, allows a layout."""
+    """What the model, with its training batch, allows a layout to split."""
     variants = Variants(config, "other")
 
     def shapes(*names: str) -> list[mtf.Shape]:

@@ -1,4 +1,4 @@
-"""What `--auto_layout` says, and the config that `--apply` writes."""
+"""The report of `--auto_layout`, and the config that `--apply` writes."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from gpt_mesh.planning.metrics import human_bytes
 from gpt_mesh.storage import files
 
 EFFECTS = {
-    "batch": "{size} of {whole} sequences a replica; gradients of the weights are summed over it once a step",
-    "sequence": "each sequence is cut into {parts} parts; keys and values are gathered in every attention layer",
-    "memory_length": "attention weights are cut by key; what attention finds is summed over it in every layer",
-    "embd": "the residual stream and every matrix are cut; each product that reads the stream is summed over it",
+    "batch": "{size} of {whole} sequences a replica; gradients of the weights are summed over it once per step",
+    "sequence": "each sequence is split into {parts} parts; keys and values are gathered in every attention layer",
+    "memory_length": "attention weights are split by key; attention outputs are summed over it in every layer",
+    "embd": "the residual stream and every matrix are split; each matmul that reads the stream is all-reduced over it",
     "heads": "attention's weights and heads are divided; one sum over it in every attention layer, and one backward",
-    "vocab": "the token embedding and the logits are cut; embeddings are summed over it, once each way",
+    "vocab": "the token embedding and the logits are split; embeddings are summed over it, once each way",
     "intermediate_expanded": "feed-forward weights are divided; one sum over it in every such layer, and one backward",
-    "embed_sequence": "the position embedding is cut; it is gathered once a step",
+    "embed_sequence": "the position embedding is split; it is gathered once per step",
     "experts": "{size} of {whole} experts a device; tokens travel to their experts and back",
-    "expert_hidden": "each expert's inside is cut; what experts give is summed over it",
+    "expert_hidden": "each expert's hidden layer is split; expert outputs are summed over it",
 }
 
 
 def devices_of(config: Config, requested: Sequence[str] | None) -> int:
-    """How many devices a layout is found for: those requested, else those of the config's mesh, else this host's."""
+    """The number of devices to find a layout for: those requested, else the config's mesh, else this host's."""
     if requested is None and config.mesh.size > 1:
         return config.mesh.size
     return len(choose_devices(requested))
@@ -62,7 +62,7 @@ def find_layouts(config: Config, devices: int, *, keep_mesh: bool) -> list[Candi
 
 
 def report(config: Config, devices: int, found: Sequence[Candidate]) -> list[str]:
-    """The layouts beside the config's own, the first of them ready to paste, and what it does."""
+    """A table of the layouts and the config's own, and the best one, ready to paste, with its effects."""
     now, remark = _now(config, devices)
     rows = [*([("now", now)] if now else []), *((str(i), each) for i, each in enumerate(found, 1))]
     best = found[0]
@@ -86,18 +86,18 @@ def report(config: Config, devices: int, found: Sequence[Candidate]) -> list[str
 
 
 def _no_worse(each: Candidate, now: Candidate | None) -> bool:
-    """Whether a layout takes no more time than the config's own, and less memory."""
+    """Whether a layout is no slower than the config's own, and takes less memory."""
     return now is not None and each.cost.seconds <= now.cost.seconds and each.bytes < now.bytes
 
 
 def _described(config: Config, row: int, each: Candidate, what: str) -> list[str]:
-    """A layout ready to paste, and what it does."""
+    """A layout ready to paste, with its effects."""
     keys = as_keys(each.plan.shape, each.plan.rules)
     return [f"{what} (row {row}):", f"  {keys}", *(f"    {line}" for line in _effects(config, each))]
 
 
 def _now(config: Config, devices: int) -> tuple[Candidate | None, str]:
-    """The config's own layout on so many devices, and what there is to say of it."""
+    """The config's own layout on this number of devices, and a remark about it."""
     mesh, limits = config.mesh, limits_of(config)
     if mesh.size == devices:
         problem = limits.problem(mesh.shape, mesh.rules)
@@ -114,7 +114,7 @@ def _now(config: Config, devices: int) -> tuple[Candidate | None, str]:
 
 
 def _table(rows: Sequence[tuple[str, Candidate]], measure: Candidate) -> list[str]:
-    """A line for each layout; its time is relative to that of `measure`."""
+    """One line for each layout; times are relative to that of `measure`."""
     parts = ("weights", "gradients", "optimizer", "activations")
     head = ("", "memory", *parts, "sent a step", "work", "time", "mesh_shape", "layout")
     cells: list[tuple[str, ...]] = [head]
@@ -138,19 +138,19 @@ def _compared(best: Candidate, now: Candidate | None) -> str:
     if now is None:
         return f"Least memory: {human_bytes(best.bytes)}"
     if _groups(best) == _groups(now):
-        return f"Least memory: {human_bytes(best.bytes)}, with the layout that the config has"
-    return f"Least memory: {human_bytes(best.bytes)} in place of {human_bytes(now.bytes)}"
+        return f"Least memory: {human_bytes(best.bytes)}, with the config's own layout"
+    return f"Least memory: {human_bytes(best.bytes)} instead of {human_bytes(now.bytes)}"
 
 
 def _groups(each: Candidate) -> set[tuple[int, frozenset[str]]]:
-    """A layout without the names of its mesh dimensions: what each splits, and into how many parts."""
+    """A layout independent of the names of mesh dimensions: what each splits, and into how many parts."""
     shape, rules = each.plan.shape, each.plan.rules
     split = {axis: frozenset(name for name in rules if rules[name] == axis) for axis in shape}
     return {(size, split[axis]) for axis, size in shape.items() if size > 1}
 
 
 def _effects(config: Config, each: Candidate) -> list[str]:
-    """What each split dimension does, in a few words."""
+    """The effect of splitting each dimension."""
     limits, lines = limits_of(config), []
     for name, axis in each.plan.rules.items():
         parts, whole = each.plan.shape[axis], limits.splittable[name]
@@ -160,13 +160,13 @@ def _effects(config: Config, each: Candidate) -> list[str]:
 
 def write_applied(config: Config, chosen: Candidate, *, replace: bool) -> str:
     """Write the config with another mesh and layout as `<name>_auto.json` beside it. A shipped config is written into
-    `configs/` of the working directory, since an installed package is not the user's to change.
+    `configs/` of the working directory, since users do not edit an installed package.
 
     Returns:
         Its path.
 
     Raises:
-        InputError: a file of that name is there, holds something else, and `replace` is false; or it cannot be written.
+        InputError: another file of that name exists and `replace` is false, or it cannot be written.
     """
     path = f"{os.path.splitext(config.source)[0]}_auto.json"
     if Path(path).resolve().parent == CONFIG_DIRECTORY:
@@ -177,12 +177,12 @@ def write_applied(config: Config, chosen: Candidate, *, replace: bool) -> str:
             values = json.load(file)
         keys = {"mesh_shape": shape_text(chosen.plan.shape), "layout": layout_text(chosen.plan.rules)}
         values.update(keys)
-        parse_config(values, path, config.directory)  # never write what could not be read
+        parse_config(values, path, config.directory)  # never write a config that cannot be read
         text = json.dumps(values, indent=4) + "\n"
         if os.path.exists(path) and not replace:
             with open(path, encoding="utf-8") as file:
                 if file.read() != text:
-                    raise InputError(f"--apply: {path} is there already; add --yes to replace it, or move it away")
+                    raise InputError(f"--apply: {path} already exists; add --yes to replace it, or move it away")
         files.write_text(path, text)
     except OSError as error:
         raise InputError(f"--apply: {path}: cannot be written ({error.strerror}); copy the config elsewhere") from None

@@ -1,7 +1,7 @@
-"""How much memory training takes on each device, from the config alone.
+"""The memory that training takes on each device, from the config alone.
 
-Weights and the optimizer's state are variables of the mesh graph, activations what its backward pass reads
-(`graph.py`). A device holds a tensor's size divided by the parts of each dimension that is split.
+Weights and optimizer state are variables of the mesh graph; activations are what its backward pass reads (`graph.py`).
+A device holds the size of a tensor divided by the number of parts of each split dimension.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Dims = tuple[mtf.Dimension, ...]
 
 
 def training_memory(config: Config, plan: MeshPlan | None = None) -> dict[str, int]:
-    """Bytes that training takes on one device: exact for weights and optimizer, near for gradients, rough for
+    """Bytes that training takes on one device: exact for weights and optimizer state, close for gradients, rough for
     activations.
 
     Args:
-        plan: the mesh and the layout; default: one device, of a kind without fused attention.
+        plan: the mesh and the layout; default: one device without fused attention.
     """
     plan = MeshPlan({}, {}, ("",)) if plan is None else plan
     settings, splits = config.training, plan.splits
@@ -39,7 +39,7 @@ def training_memory(config: Config, plan: MeshPlan | None = None) -> dict[str, i
     narrow = 2 if settings.precision == "bfloat16" else 4
     return {
         "weights": int(4 * weights),
-        # Microbatches add theirs to sums in float32.
+        # Gradients of microbatches are added to sums in float32.
         "gradients": int(weights * (narrow + 4 if microbatch < sequences else narrow)),
         "optimizer": int(4 * _held_state(config, plan)),
         "activations": int(_activations(config, plan, describe(config, plan), microbatch, sequences)),
@@ -47,8 +47,8 @@ def training_memory(config: Config, plan: MeshPlan | None = None) -> dict[str, i
 
 
 def _activations(config: Config, plan: MeshPlan, description: Description, microbatch: int, sequences: int) -> float:
-    """What the backward pass of a microbatch reads: the inside of all layers, or, with `recompute_grad`, the input of
-    each layer and the inside of one; and the two ends, with the gradient of their largest tensor.
+    """What the backward pass of a microbatch reads: the activations of all layers or, with `recompute_grad`, the input
+    of each layer and the activations of one; and the two ends, with the gradient of their largest tensor.
     """
     layers = [(section, _cut(section.kept, plan)) for section in description.layers]
     if config.training.recompute_grad:
@@ -64,7 +64,7 @@ def _activations(config: Config, plan: MeshPlan, description: Description, micro
 
 
 def _cut(sizes: Mapping[Names, float], plan: MeshPlan) -> float:
-    """One device's part of tensors."""
+    """The total size of one device's parts."""
     return sum(size / divided(names, plan) for names, size in sizes.items())
 
 
@@ -81,7 +81,7 @@ def _weights(config: Config) -> Counter[Names]:
 
 @functools.lru_cache(maxsize=8)
 def _whole_state(config: Config) -> Counter[Names]:
-    """Elements of what the optimizer keeps, by dimensions, where it is cut as the weights are."""
+    """Elements of the optimizer state, by dimensions, if it is split like the weights."""
     return _state(config, StateSplit())
 
 
@@ -93,7 +93,7 @@ def _elements(tensors: Mapping[Dims, int]) -> Counter[Names]:
 
 
 def _state(config: Config, cut: StateSplit) -> Counter[Names]:
-    """Elements of what the optimizer keeps, by dimensions. Slots that are as large as their weight are cut."""
+    """Elements of the optimizer state, by dimensions. Slots with the shape of their weight are split."""
     slot_shapes, state = find(config.optimizer.opt_name).slot_shapes, Counter[Dims]()
     for dims, count in weights_of(config).items():
         whole = mtf.Shape(list(dims))

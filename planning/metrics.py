@@ -1,4 +1,4 @@
-"""What a run reports: sizes and speeds."""
+"""Model FLOPs, peak FLOP/s of devices, and byte counts for reports."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import tensorflow as tf
 from gpt_mesh.config import Config
 from gpt_mesh.planning.graph import model_flops
 
-# Dense matmul peaks in FLOP/s from the makers' data sheets, by a part of the device's name and precision. float32 is
-# TF32 where the device has it: TensorFlow multiplies float32 matrices so by default.
+# Dense matmul peaks in FLOP/s from data sheets, by a part of the device's name and by precision. float32 is TF32 if the
+# device supports it, which TensorFlow uses by default.
 PEAK_FLOPS: dict[str, dict[str, float]] = {
     "H200": {"bfloat16": 989.4e12, "float32": 494.7e12},
     "H100": {"bfloat16": 989.4e12, "float32": 494.7e12},
@@ -26,18 +26,18 @@ PEAK_FLOPS: dict[str, dict[str, float]] = {
 def flops_per_token(config: Config) -> float:
     """Matmul FLOPs to train on one token: forward, and twice that backward.
 
-    Counted as in PaLM (Chowdhery et al., 2022, arXiv:2204.02311, appendix B): two for each weight that multiplies, plus
-    the scores and weighted sums of attention over every position of the context, or of the window where attention is
-    local. Recomputed activations and the causal half that is masked are neither added nor subtracted. Of a mixture's
-    experts, as many count as there is room for in training; the matmuls that bring tokens to them do not.
+    Counted as in PaLM (Chowdhery et al., 2022, arXiv:2204.02311, appendix B): two for each weight of a matmul, plus
+    the logits and weighted sums of attention over every position of the context, or of the window in local attention.
+    Recomputation is not counted, and masked positions are not subtracted. A mixture of experts counts for its training
+    capacity; the matmuls that dispatch tokens do not count.
     """
     return model_flops(config) / (config.training.train_batch_size * config.model.n_ctx)
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
-    """Peak matmul FLOP/s of a device by its name ("NVIDIA H100 80GB HBM3"), None where it is not known."""
+    """Peak matmul FLOP/s of a device by its name ("NVIDIA H100 80GB HBM3"), None if it is not known."""
     for part, peaks in PEAK_FLOPS.items():
-        if re.search(rf"\b{part}(?!\d)", device_name):  # an "L40" is no "L4"
+        if re.search(rf"\b{part}(?!\d)", device_name):  # an "L40" is not an "L4"
             return peaks[precision]
     return None
 

@@ -51,7 +51,7 @@ def is_key(given: str, key: str) -> bool:
     return hmac.compare_digest(*digests)
 
 
-class Hosts:
+class AllowedHosts:
     """Host headers that the server answers to.
 
     A web page can let its own name resolve to this machine's address. The browser then takes the server for a part of

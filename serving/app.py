@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gpt_mesh.config import GenerationSettings
 from gpt_mesh.data.encoders import Encoder
-from gpt_mesh.serving.access import Hosts, is_key
+from gpt_mesh.serving.access import AllowedHosts, is_key
 from gpt_mesh.serving.answers import Answer
 from gpt_mesh.serving.completions import CompletionRequest, PromptLimits, parse, read_json
 from gpt_mesh.serving.errors import ApiError, queue_full
@@ -76,7 +76,13 @@ class App:
     """The state of the server that the routes share."""
 
     def __init__(
-        self, served: Served, worker: Worker, body_bytes: int, body_seconds: float, api_key: str | None, hosts: Hosts
+        self,
+        served: Served,
+        worker: Worker,
+        body_bytes: int,
+        body_seconds: float,
+        api_key: str | None,
+        hosts: AllowedHosts,
     ) -> None:
         """
         Args:
@@ -302,7 +308,7 @@ def _digest(page: str) -> str:
 class Guard:
     """Refuses requests to names that are not the server's, and adds the headers of every answer."""
 
-    def __init__(self, app: ASGIApp, hosts: Hosts) -> None:
+    def __init__(self, app: ASGIApp, hosts: AllowedHosts) -> None:
         self._app, self._hosts = app, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -22,7 +22,7 @@ from gpt_mesh.errors import InputError
 from gpt_mesh.evaluation.scoring import Scorer
 from gpt_mesh.generation.generator import Generator
 from gpt_mesh.generation.requests import Event, GenerationRequest
-from gpt_mesh.serving.access import API_KEY, Hosts
+from gpt_mesh.serving.access import API_KEY, AllowedHosts
 from gpt_mesh.serving.address import is_loopback, url
 from gpt_mesh.serving.completions import MAX_LOGPROBS, PromptLimits
 from gpt_mesh.serving.token_text import TokenText
@@ -133,7 +133,7 @@ class WebServer(uvicorn.Server):
         self.compile = batches.compile
         self._worker = Worker(batches, settings.max_batch, settings.max_waiting, settings.max_wait)
         self._grace, self._served = grace, _served(model)
-        hosts = Hosts(bound, settings.hosts)
+        hosts = AllowedHosts(bound, settings.hosts)
         app = App(self._served, self._worker, settings.body_bytes, settings.body_seconds, settings.api_key, hosts)
         each = settings.client_connections
         limits = ConnectionLimits(each, 4 * each, settings.header_seconds, settings.write_seconds)

@@ -9,13 +9,13 @@ from gpt_mesh.meshes.compat import mtf
 
 import tensorflow as tf
 
-BYTES = 32 * 2**20  # of a bucket: fills a link, and is complete well before the last gradient is computed
+BYTES = 32 * 2**20  # of a bucket: enough to saturate a link, and complete well before the last gradient is computed
 
 
 def reduce_together(gradients: Sequence[mtf.Tensor], mesh_impl: Any) -> list[mtf.Tensor]:
-    """The gradients, with their pending all-reduces done in buckets, since each message has a latency of its own.
+    """All-reduce gradients in buckets, which saves the latency of many small messages.
 
-    Where XLA compiles, its own pass combines all-reduces, and the gradients are returned as they are.
+    With XLA, whose own pass combines all-reduces, gradients are returned unchanged.
     """
     if not mesh_impl.wants_buckets:
         return list(gradients)
@@ -45,7 +45,7 @@ class _ReduceTogether(mtf.Operation):
 
 
 def _buckets(entries: list[tuple[mtf.Tensor, Any]], itemsize: int) -> list[list[tuple[mtf.Tensor, Any]]]:
-    """Consecutive entries, at most BYTES in each bucket; a larger one has a bucket of its own."""
+    """Groups of consecutive entries of at most BYTES; a larger entry has its own bucket."""
     buckets: list[list[tuple[mtf.Tensor, Any]]] = []
     room = 0
     for entry in entries:
@@ -59,7 +59,7 @@ def _buckets(entries: list[tuple[mtf.Tensor, Any]], itemsize: int) -> list[list[
 
 
 def _reduced(mesh_impl: Any, values: list[Any], axes: list[int]) -> list[Any]:
-    """Laid-out tensors summed over mesh axes, all in one all-reduce."""
+    """Sum laid-out tensors over mesh axes in a single all-reduce."""
     if len(values) == 1:
         return [mesh_impl.allreduce(values[0], axes, "SUM")]
     shapes = [value.slice_shape for value in values]

@@ -1,4 +1,4 @@
-"""Gradients of a batch computed in microbatches, one after another, so that only one microbatch's activations exist."""
+"""Computes gradients in microbatches, one after another, so that only one microbatch's activations are in memory."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Outputs = tuple[dict[str, mtf.Tensor], list[mtf.Tensor]]
 def count(config: Config, mesh_impl: Any, batch: mtf.Dimension) -> int:
     """The number of microbatches in a batch.
 
-    Each replica (each part that the layout splits the batch into) has microbatches of at most
-    `tokens_per_mb_per_replica` tokens, or of one sequence where that is longer.
+    Each replica (each part of the batch in the layout) has microbatches of at most `tokens_per_mb_per_replica` tokens,
+    or of one sequence if that is longer.
     """
     axis = mesh_impl.tensor_dimension_to_mesh_axis(batch)
     sequences: int = batch.size // (1 if axis is None else mesh_impl.shape.dims[axis].size)
@@ -30,7 +30,7 @@ def count(config: Config, mesh_impl: Any, batch: mtf.Dimension) -> int:
 
 
 def microbatch_size(config: Config, sequences: int) -> int:
-    """How many of a replica's `sequences` make a microbatch."""
+    """The number of sequences in a microbatch, of a replica's `sequences`."""
     limit = config.training.tokens_per_mb_per_replica
     if limit is None:
         return sequences
@@ -41,15 +41,16 @@ def microbatch_size(config: Config, sequences: int) -> int:
 def accumulate(
     ctx: Context, tensors: dict[str, mtf.Tensor], count: int, fn: Callable[[Context, dict[str, mtf.Tensor]], Outputs]
 ) -> Outputs:
-    """Sums over microbatches of what `fn` returns for each.
+    """Call `fn` for each microbatch and sum its results.
 
     Args:
-        tensors: of the whole batch, [batch, ...] each.
+        tensors: tensors of the whole batch, [batch, ...].
         count: the number of microbatches; with 1, `fn` is called on the whole batch.
-        fn: from a context and the tensors of a microbatch to named outputs without a batch dimension, and gradients.
+        fn: takes a context and the tensors of a microbatch; returns named outputs without a batch dimension, and
+            gradients.
 
     Returns:
-        Outputs and gradients, summed. Gradients are summed in float32 at least.
+        Summed outputs and gradients. Gradients are summed at least in float32.
     """
     if count == 1:
         outputs, gradients = fn(ctx, tensors)
@@ -63,7 +64,7 @@ def accumulate(
         )
         outputs, gradients = fn(inner, {name: _select(x, small, count, number) for name, x in tensors.items()})
         names[:] = list(outputs)
-        # Sums over devices come once, after those over microbatches.
+        # All-reduces happen once, after the sum over microbatches.
         return [number + 1, *outputs.values(), *[cast_sum(g, ctx.statistics_dtype) for g in gradients]]
 
     first = mtf.constant(ctx.mesh, 0, dtype=tf.int32)
@@ -72,7 +73,7 @@ def accumulate(
 
 
 def _select(x: mtf.Tensor, small: mtf.Dimension, count: int, number: mtf.Tensor) -> mtf.Tensor:
-    """Every `count`-th row of x [batch, ...], from `number` on: each device selects from its own part of the batch."""
+    """Every `count`-th row of x [batch, ...], starting at `number`: each device selects from its own part."""
     batch, *rest = x.shape.dims
     parts = mtf.reshape(x, mtf.Shape([small, mtf.Dimension("microbatch", count), *rest]))
     assert batch.size == small.size * count

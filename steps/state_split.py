@@ -1,4 +1,4 @@
-"""Optimizer state split over the devices that split the batch, each of which would otherwise hold all of it."""
+"""Splits optimizer state over the devices that split the batch, instead of replicating it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from gpt_mesh.meshes.devices import OPTIMIZER_PART
 
 @dataclass(frozen=True)
 class StateSplit:
-    """Which part of a weight's state each replica keeps and updates (ZeRO, stage 1: Rajbhandari et al., 2019,
-    arXiv:1910.02054).
+    """The part of a weight's optimizer state that each replica keeps and updates (ZeRO, stage 1: Rajbhandari et al.,
+    2019, arXiv:1910.02054).
 
-    One dimension of a matrix's state is renamed to `optimizer_part`, which the mesh splits as it splits the batch. Each
-    device takes its part of gradient and weight, and the updated parts are joined again. The numbers equal those of the
-    whole update.
+    One dimension of a matrix's state is renamed to `optimizer_part`, which the mesh splits like the batch. Each device
+    updates its part of the weight, and the parts are gathered. The results equal those of an unsplit update.
 
     Attributes:
-        parts: how many; 1: state stays whole.
-        axis: the mesh axis of the batch.
-        axes: the mesh axis of each dimension that the layout splits, by its name.
+        parts: number of parts; with 1, state is not split.
+        axis: mesh axis of the batch.
+        axes: mesh axis of each dimension that the layout splits, by name.
     """
 
     parts: int = 1
@@ -32,14 +31,14 @@ class StateSplit:
 
     @staticmethod
     def by_batch(axes: Mapping[str, int], mesh_impl: Any) -> StateSplit:
-        """State split as the batch is; `axes`: as above."""
+        """Optimizer state split like the batch; `axes`: as above."""
         axis = axes.get("batch")
         return StateSplit() if axis is None else StateSplit(mesh_impl.shape.dims[axis].size, axis, axes)
 
     def shape(self, shape: mtf.Shape) -> mtf.Shape:
-        """The shape of the state of a weight with this shape.
+        """The shape of the optimizer state of a weight.
 
-        Vectors stay whole, and so do weights that are already split along the batch's mesh axis.
+        Vectors, and weights that are already split along the batch's mesh axis, are not split.
         """
         if self.parts == 1 or len(shape) < 2 or self.axis in {self.axes.get(dim.name) for dim in shape.dims}:
             return shape
@@ -50,8 +49,8 @@ class StateSplit:
         return shape
 
     def part(self, x: mtf.Tensor) -> mtf.Tensor:
-        """A weight, or its gradient, split as its state is."""
+        """A weight, or its gradient, split like its state."""
         shape = self.shape(x.shape)
-        # Where nothing is split there must be no reshape: mesh-tensorflow reshapes a sum before it is reduced, and the
-        # gradient would be reduced twice, here and for its norm.
+        # No reshape if nothing is split: mesh-tensorflow reshapes a sum before it is reduced, so the gradient would be
+        # reduced twice, here and for its norm.
         return x if shape == x.shape else mtf.reshape(x, shape)

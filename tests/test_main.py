@@ -381,7 +381,7 @@ def test_training_again_when_finished_does_nothing(trained: Trained, run: Run) -
     before = {path: path.stat().st_mtime_ns for path in trained.directory.rglob("*")}
     status, out, err = run("--model", trained.config, "--steps_per_checkpoint", 40)
     assert (status, out) == (0, "")
-    assert f"model.ckpt-{STEPS} is at step 120 of 120 already: nothing to train" in err
+    assert f"model.ckpt-{STEPS} is at step 120 of 120: nothing to train" in err
     assert {path: path.stat().st_mtime_ns for path in trained.directory.rglob("*")} == before
 
 

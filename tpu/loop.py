@@ -26,7 +26,7 @@ from gpt_mesh.tpu.session import EndHook, Figures, StepRecorderHook
 from gpt_mesh.training import report
 from gpt_mesh.training.interrupts import Interrupts
 from gpt_mesh.training.interval import Interval
-from gpt_mesh.training.loop import TrainResult, owed_outputs
+from gpt_mesh.training.loop import TrainResult, due_outputs
 from gpt_mesh.training.runs import check_resumable
 from gpt_mesh.training.samples import SampleWriter
 
@@ -179,18 +179,18 @@ class TpuTrainer:
     def _after_checkpoint(self) -> dict[str, float | None] | None:
         """The evaluation and the samples that this step owes and does not have yet; returns the evaluation's metrics.
         """
-        owed = owed_outputs(self.config, self.step, self.steps_per_checkpoint, self.sacred_id)
-        if owed.tasks or owed.samples:
+        due = due_outputs(self.config, self.step, self.steps_per_checkpoint, self.sacred_id)
+        if due.tasks or due.samples:
             self.engine.restore(str(self.checkpoint))
         found: list[Metrics] = []
         writer = tf.summary.create_file_writer(self.directory)
         with writer.as_default():
             for task in self.tasks:
-                if task.name in owed.tasks:
+                if task.name in due.tasks:
                     with alive(task.name):
                         found.append(task.run(self.engine))
                     report.keep_evaluation(self.evaluations, result_row(self.step, task, found[-1], self.config))
-            if self.samples is not None and owed.samples:
+            if self.samples is not None and due.samples:
                 self.samples.write(self.step)
         writer.close()
         return found[0] if found else None

@@ -1,11 +1,11 @@
-"""What SIGINT and SIGTERM do to a run.
+"""How a run handles SIGINT and SIGTERM.
 
-Training steps and the checkpoint after them are one piece of work: a signal during it is a request, honoured when the
-step is done and saved (`Interrupts.deferred`). Everything else that a run does (reading data, building the graph,
-evaluating, sampling) can be done again, so there a signal raises KeyboardInterrupt at once.
+During a training step and the checkpoint after it, a signal is a request, honoured when the step is done and saved
+(`Interrupts.deferred`). Everything else that a run does (reading data, building the graph, evaluation, sampling) can be
+repeated, so there a signal raises KeyboardInterrupt immediately.
 
-Python runs its signal handlers between two of its own instructions, and one call into TensorFlow can take minutes: it
-may compile. The command line therefore watches for signals from a thread of its own too (`watch`).
+Python runs signal handlers between its own instructions, but one call into TensorFlow, which may compile, can take
+minutes. Therefore the command line also watches for signals in a separate thread (`watch`).
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupts:
-    """Whether a signal has asked the run to end."""
+    """Whether the run has been asked to end."""
 
     def __init__(self) -> None:
         self.requested = False
         self._signalled = False
 
     def request(self) -> None:
-        """Ask for it without a signal, from any thread: honoured when the work in hand is done."""
+        """Ask the run to end, without a signal and from any thread. Honoured after the current step."""
         self.requested = True
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within it, the first signal only sets `requested`; a second one raises KeyboardInterrupt.
+        """In this context, the first signal only sets `requested`; a second one raises KeyboardInterrupt.
 
-        In a thread other than the main one, where Python handles no signals, they stay the caller's.
+        Outside the main thread, where Python cannot handle signals, nothing changes.
         """
 
         def request(number: int, frame: FrameType | None) -> None:
@@ -56,8 +56,8 @@ class Interrupts:
 
 @contextmanager
 def termination_raises() -> Iterator[None]:
-    """Within it SIGTERM raises KeyboardInterrupt where it would have ended the process, whose threads may be writing a
-    checkpoint. In a thread other than the main one nothing changes.
+    """In this context, a SIGTERM that would end the process, whose threads may be writing a checkpoint, raises
+    KeyboardInterrupt instead. Outside the main thread nothing changes.
     """
     ends = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     if ends:
@@ -71,8 +71,8 @@ def termination_raises() -> Iterator[None]:
 
 @contextmanager
 def watch() -> Iterator[None]:
-    """Within it SIGTERM does what SIGINT does, the first of either is answered with a line on standard error, and the
-    second ends the process at once, whatever it is doing. For the main thread of a process that is the run's own.
+    """In this context, SIGTERM acts like SIGINT: the first signal prints a line to standard error, and the second ends
+    the process immediately, whatever it is doing. For the main thread of a process that only runs this run.
     """
     before = {number: signal.signal(number, signal.default_int_handler) for number in SIGNALS}
     reader, writer = os.pipe()
@@ -100,4 +100,4 @@ def _answer(reader: int) -> None:
             os._exit(128 + received[0])  # the shell's status for a process that this signal ended
         answered = True
         name = signal.Signals(received[0]).name
-        os.write(2, f"{name}: ending as soon as nothing is lost by it; once more ends at once\n".encode())
+        os.write(2, f"{name}: ending as soon as nothing is lost; a second signal ends immediately\n".encode())

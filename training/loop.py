@@ -1,4 +1,4 @@
-"""Training on CPUs and GPUs: steps, logs, checkpoints, evaluation and samples along the way."""
+"""The training loop on CPUs and GPUs: steps, logs, checkpoints, evaluations and samples."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from gpt_mesh.training.samples import SampleWriter, predictions_path
 from gpt_mesh.training.saving import CheckpointWriter
 
 FETCH_SECONDS = 1.0  # how far the host may run ahead of the device
-STAGED = 2  # batches on the device before their steps: while one step runs, the copy for the one after the next
+STAGED = 2  # batches copied ahead to the device: while one step runs and one is queued, a third is copied
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class TrainResult:
     """How a training run ended.
 
     Attributes:
-        step: steps done, over the whole life of the run.
-        interrupted: whether a signal ended it before all was done.
-        checkpoint: the newest.
-        evaluation: metrics of the last evaluation of this call, if there was one: of the held-out set or, where that
-            is not scored, of the first of `eval_tasks`.
+        step: total number of steps of the run, over all calls.
+        interrupted: whether a signal ended it early.
+        checkpoint: path of the newest checkpoint.
+        evaluation: metrics of the last evaluation in this call, if there was one: of the held-out set or, if that is
+            not evaluated, of the first of `eval_tasks`.
     """
 
     step: int
@@ -60,25 +60,25 @@ class TrainResult:
 
 
 class InitialValues(Protocol):
-    """Weights that a new run begins from, known to fit its config."""
+    """Initial weights of a new run, checked against its config."""
 
     @property
     def source(self) -> str:
-        """Where they come from."""
+        """Their path."""
 
     def fill(self, variables: Mapping[str, tf.Variable]) -> None:
-        """Assign them to whole ("master") variables, by name."""
+        """Assign them to the whole ("master") variables, by name."""
 
 
-class Beginning(Protocol):
-    """Where a new run's weights are to be read from."""
+class WeightSource(Protocol):
+    """A source of initial weights for a new run."""
 
     @property
     def path(self) -> str:
-        """As the user named it."""
+        """The path as the user gave it."""
 
     def open(self, config: Config) -> InitialValues:
-        """The weights. Raises InputError when they cannot be read, or do not fit the config."""
+        """Open the weights. Raises InputError if they cannot be read, or do not fit the config."""
 
 
 class Trainer:
@@ -93,18 +93,18 @@ class Trainer:
         sacred_id: str | None = None,
         new: bool = False,
         hosts: Hosts | None = None,
-        init_from: Beginning | None = None,
+        init_from: WeightSource | None = None,
         profile: Steps | int | None = None,
         lease: Lease | None = None,
     ) -> None:
-        """Checks everything that can be wrong before the first step, and starts the hosts' devices after that.
+        """Check everything that can be checked before the first step, then start the hosts' devices.
 
         Args:
-            new: as if there were no checkpoint.
-            hosts: whose devices the plan has; default: this one.
-            init_from: weights that a run without a checkpoint begins from.
-            profile: the steps to profile; a number: the next ones.
-            lease: of `model_path`, which nothing is written to once another process has taken it over.
+            new: ignore existing checkpoints.
+            hosts: the hosts whose devices are in `plan`; default: this host.
+            init_from: initial weights of a run without a checkpoint.
+            profile: the steps to profile, or the number of next steps to profile.
+            lease: the lock of `model_path`; once another process has taken it over, nothing more is written.
 
         Raises:
             InputError: data, checkpoint, directory or initial weights cannot be used.
@@ -135,13 +135,13 @@ class Trainer:
         self.profiler = Profiler(self.directory, profile, self.step)
         self.profile_after_end = profile if isinstance(profile, int) and self.step >= config.training.train_steps else 0
 
-    def _initial_weights(self, init_from: Beginning | None) -> InitialValues | None:
-        """What a run without a checkpoint begins from, if that is given."""
+    def _initial_weights(self, init_from: WeightSource | None) -> InitialValues | None:
+        """The initial weights, if they are given and the run has no checkpoint."""
         if init_from is None:
             return None
         if self.checkpoint is None:
             return init_from.open(self.config)
-        log.info("--init_from %s is ignored: this run has begun and goes on from %s", init_from.path, self.checkpoint)
+        log.info("--init_from %s is ignored: this run continues from %s", init_from.path, self.checkpoint)
         return None
 
     def _restore(self) -> None:
@@ -156,7 +156,7 @@ class Trainer:
             return
         missing = self.engine.restore(self.checkpoint)
         if missing:
-            weights = {name.rpartition("/")[0] for name in missing}  # optimizers differ in slots a weight
+            weights = {name.rpartition("/")[0] for name in missing}  # a weight may have several slots
             log.info("%s has no optimizer state for %d weights: it starts at zero", self.checkpoint, len(weights))
         self.step = int(self.engine.global_step.numpy())
         state = checkpoints.restore_state(self.checkpoint)
@@ -165,16 +165,16 @@ class Trainer:
         self.begun_from = state.get("init_from")
         if state.get("data", self.data.fingerprint) != self.data.fingerprint:
             log.warning(
-                "the data, its mixture or the seed changed since %s: going on from sample %d of the new order",
+                "the data, its mixture or the seed changed since %s: continuing from sample %d of the new order",
                 self.checkpoint,
                 self.position,
             )
 
     def run(self) -> TrainResult:
-        """Train to `train_steps` or until SIGINT or SIGTERM, whichever comes first; both leave a checkpoint.
+        """Train until `train_steps`, SIGINT or SIGTERM, and save a checkpoint.
 
         Raises:
-            InputError: the loss is no longer a number, or files cannot be read or written.
+            InputError: the loss is not finite, or files cannot be read or written.
         """
         with report.file_errors_explained(self.config), termination_raises():
             return self._run()
@@ -188,7 +188,7 @@ class Trainer:
         staged = Prefetcher(map(self.engine.stage, batches), STAGED)
         with self._writing_ended(), closing(writer), writer.as_default(), closing(progress), batches, staged:
             try:
-                evaluation = self._after_checkpoint(progress)  # what an interruption may have left undone
+                evaluation = self._after_checkpoint(progress)  # which an interruption may have prevented
                 clock = _Clock()
                 while self.step < self.config.training.train_steps and not self.interrupts.requested:
                     with self.interrupts.deferred():
@@ -202,13 +202,13 @@ class Trainer:
                 cut_short = True
             with self.interrupts.deferred():
                 self._note_written(wait=True)
-        if self.checkpoint is None:  # asked to end before the first step
+        if self.checkpoint is None:  # interrupted before the first step
             raise KeyboardInterrupt
         return self._end(evaluation, cut_short)
 
     @contextmanager
     def _writing_ended(self) -> Iterator[None]:
-        """Whatever ends the run, the checkpoint that was begun is written; why the run ended stays the error."""
+        """Finish writing the checkpoint whatever ends the run, without hiding the original exception."""
         try:
             yield
         except BaseException:
@@ -241,7 +241,7 @@ class Trainer:
         return TrainResult(self.step, interrupted, self.checkpoint, evaluation)
 
     def _train_to_checkpoint(self, batches: Iterator[tf.Tensor], clock: _Clock, progress: Progress) -> None:
-        """Steps until a checkpoint is due, or one once a signal asks to end; then that checkpoint."""
+        """Train until a checkpoint is due, or a signal asks the run to end; then save."""
         last = self.config.training.train_steps
         while True:
             self._one_step(batches, clock, progress)
@@ -257,11 +257,11 @@ class Trainer:
             if self.step % self.steps_per_checkpoint == 0 or self.step >= last or self.interrupts.requested:
                 break
         with clock.paused():
-            self.profiler.close(self.step, self._fetch)  # steps only: nothing of what comes between them
+            self.profiler.close(self.step, self._fetch)  # only steps, not what happens between them
             self._save()
 
     def _one_step(self, batches: Iterator[tf.Tensor], clock: _Clock, progress: Progress) -> None:
-        """Give the next step to the device."""
+        """Queue the next step on the device."""
         self.profiler.before(self.step + 1, self._fetch)
         with part("read"):
             tokens = next(batches)
@@ -275,7 +275,7 @@ class Trainer:
         self.position += len(tokens)
 
     def _profile_after_end(self, batches: Iterator[tf.Tensor], clock: _Clock, progress: Progress) -> None:
-        """Profile steps of a run that was finished when it was restored. They are neither logged nor saved."""
+        """Profile steps of a run that was already finished when it was restored. They are neither logged nor saved."""
         if not self.profile_after_end:
             return
         last = self.step
@@ -296,16 +296,16 @@ class Trainer:
         begin = time.perf_counter()
         with alive("still compiling" if compiled else "still setting up"):
             outputs = self.engine.train_step(tokens)
-            float(outputs["loss"])  # until now it may only have been sent to the device
+            float(outputs["loss"])  # wait: so far the step may only have been queued
         log.info("first step done after %.0f s", time.perf_counter() - begin)
         progress.restart()
         return outputs
 
     def _fetch(self) -> None:
-        """Bring the interval up to date.
+        """Add pending steps to the interval.
 
         Raises:
-            InputError: the loss is no longer a number.
+            InputError: the loss is not finite.
         """
         self.interval.fetch()
         loss = self.interval.newest.get("loss", 0.0)
@@ -328,16 +328,16 @@ class Trainer:
         progress.show(loss=f"{row['loss']:.4f}", tokens_per_second=f"{tokens_per_second or 0:,.0f}")
 
     def _mfu(self, tokens_per_second: float | None) -> float | None:
-        """Model FLOPs utilisation; None where the devices' peak is not known."""
+        """Model FLOPs utilisation; None if the devices' peak is not known."""
         if tokens_per_second is None or self.peak is None:
             return None
         return tokens_per_second * flops_per_token(self.config) / self.peak
 
     def _save(self) -> None:
-        """Start to write a checkpoint, once the one before it is written.
+        """Start writing a checkpoint, after the previous one is complete.
 
         Raises:
-            InputError: another process has taken the run over, or the one before could not be written.
+            InputError: another process has taken over the run, or the previous checkpoint could not be written.
         """
         if self.lease is not None:
             self.lease.check()
@@ -352,10 +352,10 @@ class Trainer:
             self._note_written(wait=True)
 
     def _note_written(self, *, wait: bool) -> None:
-        """Take in that a checkpoint is written: if it is, or once it is.
+        """Record and log a checkpoint that is complete; with `wait`, wait until it is.
 
         Raises:
-            InputError: it cannot be written.
+            InputError: it could not be written.
         """
         path = self.saving.written(wait=wait)
         if path is not None:
@@ -363,18 +363,19 @@ class Trainer:
             log.info("saved %s", path)
 
     def _after_checkpoint(self, progress: Progress) -> dict[str, float | None] | None:
-        """The evaluation and the samples that this step owes and does not have yet; returns the evaluation's metrics.
+        """Run the evaluations and samples that are due at this step and not done yet; returns the first evaluation's
+        metrics.
 
-        The weights are those of the checkpoint. It may still be being written; their results wait for that.
+        They use the weights of the checkpoint, which may still be being written; results are recorded after that.
         """
-        owed = owed_outputs(self.config, self.step, self.steps_per_checkpoint, self.sacred_id)
+        due = due_outputs(self.config, self.step, self.steps_per_checkpoint, self.sacred_id)
         found: list[Metrics] = []
         for task in self.tasks:
-            if task.name in owed.tasks:
+            if task.name in due.tasks:
                 found.append(task.run(self.engine))
                 self._note_written(wait=True)
                 report.keep_evaluation(self.evaluations, result_row(self.step, task, found[-1], self.config))
-        if self.samples is not None and owed.samples:
+        if self.samples is not None and due.samples:
             self._note_written(wait=True)
             self.samples.write(self.step)
         tf.summary.flush()
@@ -383,36 +384,36 @@ class Trainer:
 
 
 @dataclass(frozen=True)
-class Owed:
-    """What a step still has to be given: evaluations, by the names of their tasks, and samples."""
+class Due:
+    """What is still due at a step: evaluations, by the names of their tasks, and samples."""
 
     tasks: tuple[str, ...]
     samples: bool
 
 
-def owed_outputs(config: Config, step: int, steps_per_checkpoint: int, sacred_id: str | None) -> Owed:
-    """What the checkpoint of this step should be followed by and was not, because the run was interrupted there."""
+def due_outputs(config: Config, step: int, steps_per_checkpoint: int, sacred_id: str | None) -> Due:
+    """What the checkpoint of this step should be folldue by and was not, because the run was interrupted there."""
     settings, io = config.training, tf.io.gfile
     if step == 0 or (step % steps_per_checkpoint and step < settings.train_steps):
-        return Owed((), False)
+        return Due((), False)
     wanted = [*([Validation.name] if settings.eval_steps else []), *settings.eval_tasks]
     rows = JsonLines(io.join(settings.model_path, "eval.jsonl")).rows() if wanted else []
     done = {row.get("task") for row in rows if row.get("step") == step}
-    return Owed(
+    return Due(
         tasks=tuple(name for name in wanted if name not in done),
         samples=settings.predict_steps > 0 and not io.exists(predictions_path(settings.model_path, step, sacred_id)),
     )
 
 
 def finished(config: Config, steps_per_checkpoint: int, sacred_id: str | None) -> TrainResult | None:
-    """The result of a run that has done everything its config asks for already; None for any other."""
+    """The result of a run that is already complete; None if it is not."""
     checkpoint, total = checkpoints.latest(config.training.model_path), config.training.train_steps
     if checkpoint is None or (step := checkpoints.step_of(checkpoint)) < total:
         return None
-    if owed_outputs(config, step, steps_per_checkpoint, sacred_id) != Owed((), False):
+    if due_outputs(config, step, steps_per_checkpoint, sacred_id) != Due((), False):
         return None
     log.info(
-        "%s is at step %d of %d already: nothing to train; raise train_steps in %s to go on, or start again with --new",
+        "%s is at step %d of %d: nothing to train; raise train_steps in %s to continue, or start again with --new",
         checkpoint,
         step,
         total,
@@ -422,7 +423,7 @@ def finished(config: Config, steps_per_checkpoint: int, sacred_id: str | None) -
 
 
 class _Clock:
-    """Time spent on steps since the last logged one: without the first step, which compiles, and without pauses."""
+    """Time spent on steps since the last logged one, excluding the first step, which compiles, and pauses."""
 
     def __init__(self) -> None:
         self.started = False
@@ -430,7 +431,7 @@ class _Clock:
         self._begin = self._fetched = time.perf_counter()
 
     def tick(self) -> bool:
-        """One more step was given to the device; returns whether it is time to wait for it."""
+        """Count a step that was queued on the device; returns whether it is time to wait for it."""
         now = time.perf_counter()
         if not self.started:
             self.started, self._begin = True, now
@@ -442,7 +443,7 @@ class _Clock:
         return True
 
     def rate(self) -> float | None:
-        """Steps a second since the last call; None if there were none."""
+        """Steps per second since the last call; None if there were no steps."""
         now = time.perf_counter()
         elapsed, done = now - self._begin, self._steps
         self._begin, self._steps = now, 0

@@ -1,4 +1,4 @@
-"""`--profile STEPS`: a TensorBoard profile of some steps, and a table of where their time went."""
+"""`--profile STEPS`: a TensorBoard profile of some steps, and a table of the time they took."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from gpt_mesh.config import Config
 from gpt_mesh.errors import InputError
 from gpt_mesh.storage.progress import log
 
-# Parts of a step on the host, as the training loop marks them (`part`), with what the table calls them.
+# Parts of a step on the host, as the training loop marks them (`part`), with their names in the table.
 PARTS = {"read": "reading the batch", "train": "training step", "log": "fetching figures, logging"}
-SMALL = 0.01  # operations of less than this share are one line
-# Kernels that only call others, whose time would count twice.
+SMALL = 0.01  # operations below this share of the total are combined into one line
+# Kernels that only call others; counting them too would count time twice.
 _CALLS = ("Call", "PartitionedCall", "StatefulPartitionedCall", "While", "StatelessWhile", "If", "StatelessIf")
 
 
 class Steps(NamedTuple):
-    """The first and the last step to profile; the first of a run is step 1."""
+    """The first and the last step to profile; steps count from 1."""
 
     first: int
     last: int
@@ -30,42 +30,42 @@ class Steps(NamedTuple):
     def check(self, config: Config) -> None:
         """
         Raises:
-            InputError: the run ends before them.
+            InputError: the run ends before the first of them.
         """
         if self.first > config.training.train_steps:
             raise InputError(
                 f"--profile {self.first}:{self.last}: {config.source} ends at train_steps "
-                f"{config.training.train_steps}; name steps up to that"
+                f"{config.training.train_steps}; choose steps up to that"
             )
 
 
 def part(name: str, **metadata: int) -> Any:
-    """Marks a part of a step in the profile; costs next to nothing when there is none."""
+    """Mark a part of a step in the profile; costs almost nothing when nothing is profiled."""
     return tf.profiler.experimental.Trace(name, **metadata)
 
 
 class Profiler:
-    """Profiles the given steps of a run, once they come. Without any, does nothing."""
+    """Profiles the given steps of a run. With None it does nothing."""
 
     def __init__(self, directory: str, steps: Steps | int | None, done: int) -> None:
         """
         Args:
-            directory: of the run.
-            steps: which ones; a number: that many, after the one that compiles.
-            done: steps that the run has done before. The next one compiles, which would hide all else.
+            directory: the run's directory.
+            steps: the steps to profile, or their number, after the step that compiles.
+            done: number of steps done before. The next step compiles, which would dominate the profile.
         """
         if isinstance(steps, int):
             steps = Steps(done + 2, done + 1 + steps)
         self._directory, self._steps, self._active = directory, steps, False
         if steps is not None and steps.last < done + 2:
-            log.warning("--profile %d:%d: these steps are done or compile: nothing to profile", *steps)
+            log.warning("--profile %d:%d: these steps are already done, or compile: nothing to profile", *steps)
             self._steps = None
         elif steps is not None and steps.first < done + 2:
             self._steps = Steps(done + 2, steps.last)
-            log.info("--profile: step %d compiles; the profile begins at step %d", done + 1, done + 2)
+            log.info("--profile: step %d compiles; the profile starts at step %d", done + 1, done + 2)
 
     def before(self, step: int, wait: Callable[[], None]) -> None:
-        """A step is about to be done. `wait`: until the device has done those before it."""
+        """Called before each step. `wait`: a function that waits until the device has finished earlier steps."""
         if self._steps is None or step != self._steps.first:
             return
         wait()
@@ -74,14 +74,14 @@ class Profiler:
         self._active, self._begin, self._first = True, time.perf_counter(), step
 
     def after(self, step: int, wait: Callable[[], None]) -> bool:
-        """A step was done; returns whether it was the last one of the profile, which is written then."""
+        """Called after each step; writes the profile after its last step, and returns whether it did."""
         if self._steps is None or not self._active or step != self._steps.last:
             return False
         self.close(step, wait)
         return True
 
     def close(self, step: int, wait: Callable[[], None]) -> None:
-        """Write the profile up to this step, if one is being made."""
+        """Write the profile up to this step, if profiling is active."""
         if not self._active:
             return
         self._active, self._steps = False, None
@@ -100,7 +100,7 @@ class Profiler:
 
 
 def _spaces(folder: str) -> list[Any]:
-    """What the profiler wrote, a file for each host."""
+    """The files that the profiler wrote, one for each host."""
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
     found = []
@@ -113,9 +113,9 @@ def _spaces(folder: str) -> list[Any]:
 
 
 def table(spaces: list[Any], count: int, seconds: float) -> list[str]:
-    """Where the time of `count` steps went that took so many seconds: on the host, and by kind of operation."""
+    """The time of `count` steps, which took `seconds` in total: on the host, and by kind of operation."""
     step_ms = 1e3 * seconds / count
-    lines = [f"{step_ms:.1f} ms a step, of which on the host:", f"  {'':28} {'time':>9}    {'share':>6}"]
+    lines = [f"{step_ms:.1f} ms per step, of which on the host:", f"  {'':28} {'time':>9}    {'share':>6}"]
     parts = {name: milliseconds / count for name, milliseconds in host_parts(spaces).items()}
     parts["rest"] = max(0.0, step_ms - sum(parts.values()))
     lines += [f"  {PARTS.get(name, name):28} {ms:9.2f} ms {ms / step_ms:6.1%}" for name, ms in parts.items()]
@@ -123,7 +123,7 @@ def table(spaces: list[Any], count: int, seconds: float) -> list[str]:
     if not kinds:
         return lines
     total = sum(kinds.values())
-    lines.append(f"operations, {total:.1f} ms a step over all devices or threads, forward and backward:")
+    lines.append(f"operations, {total:.1f} ms per step over all devices or threads, forward and backward:")
     lines.append(f"  {'':28} {'forward':>9} {'backward':>9}    {'share':>6}")
     names = sorted({name for name, _ in kinds}, key=lambda name: -_both(kinds, name))
     shown = [name for name in names if _both(kinds, name) >= SMALL * total]
@@ -140,7 +140,7 @@ def _both(kinds: dict[tuple[str, bool], float], name: str) -> float:
 
 
 def host_parts(spaces: list[Any]) -> dict[str, float]:
-    """Milliseconds in each part that the training loop marks."""
+    """Milliseconds in each part of a step (`PARTS`)."""
     found = dict.fromkeys(PARTS, 0.0)
     for plane, event, _ in _events(spaces):
         name = plane.event_metadata[event.metadata_id].name
@@ -150,9 +150,9 @@ def host_parts(spaces: list[Any]) -> dict[str, float]:
 
 
 def operations(spaces: list[Any]) -> dict[tuple[str, bool], float]:
-    """Milliseconds by operation of the mesh graph (einsum, attend, …) and whether it is of the backward pass.
+    """Milliseconds by operation of the mesh graph (einsum, attend, …) and whether it belongs to the backward pass.
 
-    From GPU kernels, else from what XLA ran on the CPU, else from TensorFlow's own kernels.
+    Measured for GPU kernels, else for XLA's instructions on the CPU, else for TensorFlow's own kernels.
     """
     origins = _origins(spaces)
     by_source: dict[str, dict[tuple[str, bool], float]] = {"gpu": {}, "xla": {}, "tensorflow": {}}
@@ -176,10 +176,10 @@ def operations(spaces: list[Any]) -> dict[tuple[str, bool], float]:
 
 
 def kind_of(origin: str) -> tuple[str, bool]:
-    """The operation of the mesh graph that made an operation, and whether it is of the backward pass.
+    """The operation of the mesh graph that an operation comes from, and whether it belongs to the backward pass.
 
-    "einsum_5/gradients/einsum_1/parallel_0/einsum/Einsum" is of an einsum's gradient. A fusion that XLA gave no origin
-    keeps its kind: "wrapped_reduce-window.10" is a reduce-window.
+    "einsum_5/gradients/einsum_1/parallel_0/einsum/Einsum" belongs to the gradient of an einsum. A fusion for which XLA
+    records no origin keeps its kind: "wrapped_reduce-window.10" is a reduce-window.
     """
     first = origin.partition("/")[0]
     name = re.sub(r"[._]\d+$", "", first).removeprefix("wrapped_")
@@ -187,7 +187,7 @@ def kind_of(origin: str) -> tuple[str, bool]:
 
 
 def _origins(spaces: list[Any]) -> dict[str, str]:
-    """The names that the graph's operations gave XLA's instructions, from the programs in the profile."""
+    """The names of the graph operations that XLA's instructions come from, by instruction."""
     from tensorflow.compiler.xla.service import hlo_pb2
 
     found: dict[str, str] = defaultdict(str)
@@ -213,7 +213,7 @@ def _events(spaces: list[Any]) -> Iterator[tuple[Any, Any, Any]]:
 
 
 def _hlo_op(plane: Any, event: Any) -> str | None:
-    """The instruction of XLA's program that an event is the running of."""
+    """The XLA instruction that an event is an execution of; None if it is not one."""
     for stat in event.stats:
         if plane.stat_metadata[stat.metadata_id].name == "hlo_op":
             return stat.str_value or plane.stat_metadata[stat.ref_value].name

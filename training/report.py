@@ -1,4 +1,4 @@
-"""What a run says of itself: its header, its lines, and the config it leaves in its directory."""
+"""What a run reports: its header, its log lines, and the config in its directory."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def prepare_directory(config: Config) -> None:
     """Create a run's directory and check that it can be written to.
 
     Raises:
-        InputError: it cannot.
+        InputError: it cannot be written to.
     """
     path = config.training.model_path
     probe = os.path.join(path, ".writable")
@@ -48,7 +48,7 @@ def prepare_directory(config: Config) -> None:
 
 @contextlib.contextmanager
 def claimed(config: Config) -> Iterator[Lease]:
-    """Create a run's directory and hold it for the duration of the block.
+    """Create a run's directory and lock it for the duration of the block.
 
     Raises:
         InputError: it cannot be written to, or another process is using it.
@@ -63,10 +63,10 @@ def claimed(config: Config) -> Iterator[Lease]:
 
 @contextlib.contextmanager
 def file_errors_explained(config: Config) -> Iterator[None]:
-    """Raise InputError for an exception that says that a file could not be read or written."""
+    """Convert exceptions about files that cannot be read or written to InputError."""
     try:
         yield
-    except (tf.errors.OpError, OSError) as error:  # TensorFlow raises OpError for much else, such as lack of memory
+    except (tf.errors.OpError, OSError) as error:  # OpError has many other causes, such as lack of memory
         if not isinstance(error, OSError) and _system_error(error) is None:
             raise
         raise unwritable(config, error) from error
@@ -81,11 +81,11 @@ def unwritable(config: Config, error: Exception) -> InputError:
     ours = named is None or str(named).startswith(path)
     what = f"model_path = {path}: cannot be written to" if ours else f"{named}: cannot be used"
     return InputError(
-        f"{config.source}: {what} ({why}); {remedy}, and the same command goes on from the newest checkpoint"
+        f"{config.source}: {what} ({why}); {remedy}, and the same command continues from the newest checkpoint"
     )
 
 
-# What the system says of files; TensorFlow passes it on as text.
+# System errors about files, which TensorFlow passes on as text.
 _SYSTEM_ERRORS = (
     errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR,
     errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.EFBIG, errno.ENODEV, errno.ENXIO,
@@ -93,14 +93,14 @@ _SYSTEM_ERRORS = (
 
 
 def _system_error(error: Exception) -> int | None:
-    """The errno that an exception has or quotes; None if there is none."""
+    """The errno of an exception, or the one in its message; None if there is none."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     return next((number for number in _SYSTEM_ERRORS if os.strerror(number) in str(error)), None)
 
 
 def header(config: Config, plan: MeshPlan) -> list[str]:
-    """Effective config, parameters, memory and devices, in lines that fit a terminal."""
+    """The effective config, parameters, memory and devices, in lines that fit a terminal."""
     memory = training_memory(config, plan)
     parts = ", ".join(f"{name} {human_bytes(size)}" for name, size in memory.items())
     mesh = ", ".join(f"{name}:{size}" for name, size in plan.shape.items()) or "one device"
@@ -119,7 +119,7 @@ def header(config: Config, plan: MeshPlan) -> list[str]:
 
 
 def _snapshot_line(config: Config) -> list[str]:
-    """What the host needs beside that for checkpoints."""
+    """The host memory for writing checkpoints."""
     if not config.training.background_checkpoints:
         return []
     whole = training_memory(config)
@@ -128,7 +128,7 @@ def _snapshot_line(config: Config) -> list[str]:
 
 
 def warnings(config: Config, plan: MeshPlan) -> list[str]:
-    """What works, but to no good."""
+    """Warnings about settings that work but have a cost."""
     width, on_cpu = config.model.n_embd, len(plan.devices) == 1 and "CPU" in plan.devices[0]
     if config.training.precision != "bfloat16" or not on_cpu or processor.bfloat16_wins(width) is not False:
         return []
@@ -138,7 +138,7 @@ def warnings(config: Config, plan: MeshPlan) -> list[str]:
 
 
 def _settings(config: Config) -> list[str]:
-    """The keys that differ from their constant defaults, a paragraph for each group."""
+    """The keys that differ from their constant defaults, one paragraph for each group."""
     values, lines = config.to_json(), []
     for group in GROUPS:
         settings: Group = getattr(config, group)
@@ -153,7 +153,7 @@ def _settings(config: Config) -> list[str]:
 
 
 def _wrapped(title: str, items: list[str]) -> list[str]:
-    """Items after a title, in lines that break between items only."""
+    """Items after a title, in lines that only break between items."""
     unbroken = ", ".join(item.replace(" ", "\0") for item in items)
     lines = textwrap.wrap(
         unbroken, 118, initial_indent=title, subsequent_indent=" " * len(title), break_long_words=False,
@@ -169,7 +169,7 @@ def _plain(value: Any) -> str:
 def metrics_row(
     step: int, values: Mapping[str, float], tokens_per_second: float | None, mfu: float | None
 ) -> dict[str, Any]:
-    """A line of `metrics.jsonl`: the figures that every run has, then what this model has beside them."""
+    """A line of `metrics.jsonl`: the metrics of every run, then those of this model."""
     first = ("loss", "nll", "lr", "grad_norm")
     return {
         "step": step,
@@ -181,7 +181,7 @@ def metrics_row(
 
 
 def log_line(row: dict[str, Any], total: int, rate: float | None) -> str:
-    """One logged step, in words."""
+    """The log line of a training step."""
     speed = f", {row['tokens_per_second']:,.0f} tokens/s" if row["tokens_per_second"] else ""
     mfu = f", MFU {row['mfu']:.1%}" if row["mfu"] else ""
     loads = [value for name, value in row.items() if name.startswith("load/")]
@@ -194,7 +194,7 @@ def log_line(row: dict[str, Any], total: int, rate: float | None) -> str:
 
 
 def evaluation_line(row: Mapping[str, Any]) -> str:
-    """One row of `eval.jsonl`, in words."""
+    """The log line of a row of `eval.jsonl`."""
     if row["task"] != "validation":
         shown = [name for name in row if f"{name}_stderr" in row and row[name] is not None]
         found = ", ".join(f"{name} {row[name]:,.6g}{_error(row, name)}" for name in shown)
@@ -208,11 +208,11 @@ def evaluation_line(row: Mapping[str, Any]) -> str:
 
 def _error(row: Mapping[str, Any], name: str) -> str:
     error = row[f"{name}_stderr"]
-    return "" if error is None else f" ± {float(f'{error:.2g}'):,.6g}"  # two digits, and no exponent for hundreds
+    return "" if error is None else f" ± {float(f'{error:.2g}'):,.6g}"  # two significant digits, without an exponent
 
 
 def keep_evaluation(rows: JsonLines, row: Mapping[str, Any]) -> None:
-    """Write an evaluation of a run in training, a row of `eval.jsonl`: there (`rows`), to TensorBoard and the log."""
+    """Write the result of an evaluation during training to `eval.jsonl` (`rows`), TensorBoard and the log."""
     for name, value in row.items():
         if name != "step" and isinstance(value, (int, float)):
             tf.summary.scalar(f"{row['task']}/{name}", value, step=row["step"])
@@ -221,12 +221,12 @@ def keep_evaluation(rows: JsonLines, row: Mapping[str, Any]) -> None:
 
 
 def interrupted_line(step: int, total: int, checkpoint: str) -> str:
-    """How a run ended that a signal asked to."""
-    return f"interrupted at step {step} of {total}, saved in {checkpoint}: the same command goes on from there"
+    """The log line of a run that a signal ended."""
+    return f"interrupted at step {step} of {total}, saved in {checkpoint}: the same command continues from there"
 
 
 def diverged(config: Config, loss: float, step: int, checkpoint: str | None) -> InputError:
-    """The error of a run whose loss is no longer a number. `checkpoint`: the newest, if there is one."""
+    """The error of a run whose loss is not finite. `checkpoint`: the newest, if there is one."""
     return InputError(
         f"{config.source}: the loss became {loss} by step {step}; the newest checkpoint is {checkpoint or 'none yet'}; "
         f"train with a lower lr ({config.optimizer.lr}) or more warmup_steps ({config.optimizer.warmup_steps})"
@@ -244,7 +244,7 @@ def write_config(config: Config) -> None:
 
 
 def _dataset_json(dataset: DatasetConfig) -> dict[str, Any]:
-    """The dataset config with paths that hold from any directory."""
+    """The dataset config with absolute paths."""
     values = dataset.model_dump(mode="json")
     for key in ("path", "eval_path"):
         values[key] = [_absolute(dataset.source, pattern) for pattern in values[key]]
@@ -255,8 +255,8 @@ def _dataset_json(dataset: DatasetConfig) -> dict[str, Any]:
 
 
 def _absolute(source: str, path: str) -> str:
-    """A local path or glob as an absolute one, found as a dataset config finds it; unchanged if there is no such file.
-    """
+    """A local path or glob, resolved like those in dataset configs, as an absolute path; unchanged if there is no such
+    file."""
     if "://" not in path:
         for candidate in (path, os.path.join(os.path.dirname(source), path)):
             if glob.glob(os.path.expanduser(candidate), recursive=True):

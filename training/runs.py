@@ -1,4 +1,4 @@
-"""Finding a run: its config and its checkpoint, from what a user names."""
+"""Finds the config and the checkpoint of a run from the name that a user gives."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from gpt_mesh.storage.progress import log
 
 
 def find(name: str) -> tuple[Config, str | None]:
-    """The config, and the checkpoint if one is named, for a config's name or path, a run's directory, or a checkpoint.
+    """The config, and the checkpoint if one is named. `name`: a config's name or path, a run's directory, or a
+    checkpoint.
 
     Raises:
         InputError: it is none of these.
@@ -35,7 +36,7 @@ def find(name: str) -> tuple[Config, str | None]:
 
 
 def config_of_run(directory: str) -> Config:
-    """The config that a run left in its directory, wherever that is now."""
+    """The config in a run's directory, which may have been moved."""
     io, name = tf.io.gfile, "config.json"
     if not io.exists(io.join(directory, name)):
         raise InputError(
@@ -51,13 +52,13 @@ def config_of_run(directory: str) -> Config:
 
 
 def check_resumable(config: Config, checkpoint: str) -> None:
-    """Refuse to resume a run as another model, and log what else is not as it was.
+    """Refuse to resume a run as another model, and log all other changes of the config.
 
-    The run's own config, which it left in its directory, is compared. Keys that it lacks, as it was written before they
-    existed, have their defaults there. Without that file, or if it cannot be read, nothing is compared.
+    The config is compared with the one in the run's directory; keys that did not exist then have their defaults.
+    If that file is missing or cannot be read, nothing is compared.
 
     Raises:
-        InputError: a key that the weights' shapes or the function computed depend on has another value.
+        InputError: a key has changed on which the shapes of weights or the computed function depend.
     """
     directory, io = config.training.model_path, tf.io.gfile
     path = io.join(directory, "config.json")
@@ -67,16 +68,16 @@ def check_resumable(config: Config, checkpoint: str) -> None:
         with io.GFile(path, "rb") as file:
             was = values_of_file(parse_json(file.read(), path), path)
     except (InputError, tf.errors.OpError) as error:
-        log.warning("not known whether the model is the one of %s, as its config cannot be read: %s", checkpoint, error)
+        log.warning("cannot check that the model is the one of %s: its config cannot be read: %s", checkpoint, error)
         return
     found = [change for change in changes(was, values_of_config(config)) if change.key != "model_path"]
     for change in found:
         if change.touches is not None:
-            begin = " with --init_from" if change.adaptable else ""
+            init = " with --init_from" if change.adaptable else ""
             raise InputError(
                 f"{config.source}: {change.key} = {_short(change.now)}, but the run in {directory} has "
-                f"{_short(change.was)}: its weights would become another model's; set {change.key} back, or begin "
-                f"another run{begin}, in another model_path"
+                f"{_short(change.was)}: its weights would become another model's; set {change.key} back, or start "
+                f"another run{init}, in another model_path"
             )
     if found:
         changed = ", ".join(f"{change.key} {_short(change.was)} -> {_short(change.now)}" for change in found)
@@ -102,7 +103,7 @@ def _learning_rate_line(config: Config, was: Mapping[str, Any], step: int) -> st
 
 
 def _short(value: Any) -> str:
-    """A key's value, shortened."""
+    """A value as text, shortened."""
     text = value if isinstance(value, str) and value else json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -124,13 +125,13 @@ def find_checkpoint(config: Config, checkpoint: str | None = None) -> str:
 
 
 def how_to_resume(config: Config) -> str:
-    """What to do after a run on several hosts was cut off."""
+    """What to do after a run on several hosts was interrupted."""
     path = checkpoints.latest(config.training.model_path)
     if path is None:
         return "there is no checkpoint yet: the same commands, on all hosts, start again"
-    return f"the newest checkpoint is {path}: the same commands, on all hosts, go on from there"
+    return f"the newest checkpoint is {path}: the same commands, on all hosts, continue from there"
 
 
 def how_to_repeat() -> str:
-    """What to do after an evaluation or a model on several hosts was cut off."""
+    """What to do after another command on several hosts was interrupted."""
     return "nothing was changed: start the same commands again, on all hosts"

@@ -1,4 +1,4 @@
-"""Text that a model in training writes after each checkpoint."""
+"""Samples of a model in training, written after each checkpoint."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from gpt_mesh.storage.progress import alive, log
 
 
 class SampleWriter:
-    """Writes `predict_steps` batches of samples, begun from an end of text, to `<model_path>/predictions/`.
+    """Writes `predict_steps` batches of samples, which start from an end-of-text token, to `model_path`/predictions.
 
-    They are drawn as the config's `generation` says, without its beams, `num_samples` and `logprobs`.
+    The config's `generation` settings apply, except `num_beams`, `num_samples` and `logprobs`.
     """
 
     def __init__(self, config: Config, decoder: Callable[[int], Decoder], sacred_id: str | None) -> None:
         """
         Args:
-            decoder: makes what generates, given the id that ends a continuation.
+            decoder: makes a decoder, given the end-of-text id.
 
         Raises:
-            InputError: the datasets have no tokenizer in common, it has no end-of-text token, or the model fills masks.
+            InputError: the datasets have no common tokenizer, it has no end-of-text token, or the model does not
+                predict the next token.
         """
         self.config, self.sacred_id = config, sacred_id
         where = f"{self.config.source}: predict_steps = {self.config.training.predict_steps}"
@@ -43,14 +44,14 @@ class SampleWriter:
         eos_id = end_of_text(self.config.data.datasets[0].dataset, self.encoder)
         if eos_id is None:
             raise InputError(
-                f"{where}: samples begin with an end of text, and {self.encoder.source} has no <|endoftext|>; set "
-                "eos_id in the dataset config, or predict_steps to 0"
+                f"{where}: samples start from an end-of-text token, and {self.encoder.source} has no <|endoftext|>; "
+                "set eos_id in the dataset config, or predict_steps to 0"
             )
         self.eos_id = eos_id
         self.decoder = decoder(eos_id)
 
     def write(self, step: int) -> None:
-        """Generate into `predictions/<name>.txt`, and into TensorBoard's writer where there is one."""
+        """Write samples to `predictions/<name>.txt` and, if there is a default writer, to TensorBoard."""
         training, n_ctx = self.config.training, self.config.model.n_ctx
         count = training.predict_steps * training.predict_batch_size
         settings = training.generation
@@ -67,7 +68,7 @@ class SampleWriter:
 
 
 def _before(text: str, stop: Sequence[str]) -> str:
-    """`text` up to the first of these strings in it."""
+    """`text` up to the first stop string."""
     return text[: min((place for place in map(text.find, stop) if place >= 0), default=len(text))]
 
 
@@ -81,6 +82,6 @@ def write_predictions(model_path: str, step: int, sacred_id: str | None, text: s
 
 
 def predictions_path(model_path: str, step: int, sacred_id: str | None, kind: str = "samples") -> str:
-    """The file of generated text of this step. `kind`: "samples" of a run in training, or what a "prompt" gave."""
+    """The path of a step's generated text. `kind`: "samples" of training, or the text for a "prompt"."""
     name = f"{kind}_step_{step}.txt"
     return str(tf.io.gfile.join(model_path, "predictions", f"{sacred_id}_{name}" if sacred_id else name))

@@ -1,4 +1,4 @@
-"""Checkpoints written beside training, from a snapshot of the variables."""
+"""Writes checkpoints in the background, from a snapshot of the variables."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ from gpt_mesh.training import report
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of a run one at a time, in a thread: as `checkpoints.save` would at once.
-
-    What went wrong in the thread is raised by the next call of any method.
+    """Writes the checkpoints of a run in a thread, one at a time. They equal those of `checkpoints.save`.
     """
 
     def __init__(self, config: Config) -> None:
@@ -27,9 +25,11 @@ class CheckpointWriter:
         self._writing: Future[str] | None = None
 
     def start(self, step: int, values: Mapping[str, tf.Tensor], state: Mapping[str, Any]) -> None:
-        """Begin to write these values, which stay as they are (`Engine.snapshot`), and `state` as it is now.
+        """Start writing a checkpoint. Only one may be written at a time.
 
-        Nothing else may be being written.
+        Args:
+            values: from `Engine.snapshot`; they must not change.
+            state: copied.
         """
         assert self._writing is None
         directory = self._config.training.model_path
@@ -37,12 +37,13 @@ class CheckpointWriter:
 
     @property
     def is_writing(self) -> bool:
-        """Whether a checkpoint is being written, as any thread may ask."""
+        """Whether a checkpoint is being written. Callable from any thread."""
         writing = self._writing
         return writing is not None and not writing.done()
 
     def written(self, *, wait: bool) -> str | None:
-        """The path of the checkpoint begun last, told once, when it is whole; None if there is none, or not yet.
+        """The path of the last checkpoint, returned once, when it is complete; None if there is none, or it is not
+        complete yet and `wait` is false.
 
         Raises:
             InputError: it could not be written.
@@ -50,14 +51,14 @@ class CheckpointWriter:
         if self._writing is None or not (wait or self._writing.done()):
             return None
         with alive("writing the checkpoint"):
-            error = self._writing.exception()  # a signal may end the wait: then nothing was told yet
+            error = self._writing.exception()  # a signal may interrupt the wait: then nothing was returned yet
         writing, self._writing = self._writing, None
         if isinstance(error, (tf.errors.OpError, OSError)):
             raise report.unwritable(self._config, error) from error
         return writing.result()
 
     def close(self) -> None:
-        """Wait for what is being written."""
+        """Wait for the checkpoint that is being written."""
         try:
             self.written(wait=True)
         finally:

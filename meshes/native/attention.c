@@ -254,7 +254,7 @@ static XLA_FFI_Error *gradient(XLA_FFI_CallFrame *frame) {
     const XLA_FFI_Buffer *x = i < 3 ? result(frame, i) : operand(frame, i == 3 ? 3 : 5);
     fits = is_float(x, 4) && same_shape(x, operand(frame, 0));
   }
-  if (!fits) return invalid(frame, "these are no queries, keys, values and gradients in float32");
+  if (!fits) return invalid(frame, "expected queries, keys, values and gradients in float32");
   p.attended_before = operand(frame, 3)->data;
   p.log_sums_before = operand(frame, 4)->data;
   p.upstream = operand(frame, 5)->data;

@@ -93,7 +93,7 @@ static XLA_FFI_Error *gelu(XLA_FFI_CallFrame *frame) {
   if (!has(frame, 2, 1)) return invalid(frame, "unexpected number of tensors");
   const XLA_FFI_Buffer *x = operand(frame, 0), *bias = operand(frame, 1);
   if (!is_float(x, 2) || !is_row_of(x, bias) || !is_like(x, result(frame, 0)))
-    return invalid(frame, "these are no rows in float32 with a bias");
+    return invalid(frame, "expected rows in float32 with a bias");
   const struct gelu p = {
       .rows = x->dims[0], .width = x->dims[1], .x = x->data, .bias = bias->data, .y = result(frame, 0)->data};
   if (elements(x)) share_out(frame, parts_of(p.rows, ROWS), activate, &p);
@@ -107,7 +107,7 @@ static XLA_FFI_Error *gradient(XLA_FFI_CallFrame *frame) {
   const XLA_FFI_Buffer *x = operand(frame, 0), *bias = operand(frame, 1), *upstream = operand(frame, 2);
   if (!is_float(x, 2) || !is_row_of(x, bias) || !is_like(x, upstream) || !is_like(x, result(frame, 0)) ||
       !is_row_of(x, result(frame, 1)))
-    return invalid(frame, "these are no rows in float32 with a bias and a gradient");
+    return invalid(frame, "expected rows in float32 with a bias and a gradient");
   struct gelu p = {
       .rows = x->dims[0], .width = x->dims[1], .x = x->data, .bias = bias->data, .upstream = upstream->data,
       .dx = result(frame, 0)->data};

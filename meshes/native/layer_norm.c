@@ -89,7 +89,7 @@ static XLA_FFI_Error *layer_norm(XLA_FFI_CallFrame *frame) {
   if (!has(frame, 3, 1)) return invalid(frame, "unexpected number of tensors");
   const XLA_FFI_Buffer *x = operand(frame, 0), *gain = operand(frame, 1), *bias = operand(frame, 2);
   if (!is_float(x, 2) || !is_row_of(x, gain) || !is_row_of(x, bias) || !is_like(x, result(frame, 0)))
-    return invalid(frame, "these are no rows in float32 with a gain and a bias");
+    return invalid(frame, "expected rows in float32 with a gain and a bias");
   const struct norm p = {
       .rows = x->dims[0], .width = x->dims[1], .epsilon = (float)number(frame, "epsilon", 0),
       .x = x->data, .gain = gain->data, .bias = bias->data, .y = result(frame, 0)->data};
@@ -104,7 +104,7 @@ static XLA_FFI_Error *gradient(XLA_FFI_CallFrame *frame) {
   const XLA_FFI_Buffer *x = operand(frame, 0), *gain = operand(frame, 1), *upstream = operand(frame, 2);
   if (!is_float(x, 2) || !is_row_of(x, gain) || !is_like(x, upstream) || !is_like(x, result(frame, 0)) ||
       !is_row_of(x, result(frame, 1)) || !is_row_of(x, result(frame, 2)))
-    return invalid(frame, "these are no rows in float32 with a gain and a gradient");
+    return invalid(frame, "expected rows in float32 with a gain and a gradient");
   struct norm p = {
       .rows = x->dims[0], .width = x->dims[1], .epsilon = (float)number(frame, "epsilon", 0),
       .x = x->data, .gain = gain->data, .upstream = upstream->data, .dx = result(frame, 0)->data};

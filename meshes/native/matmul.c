@@ -308,7 +308,7 @@ static XLA_FFI_Error *matmul(XLA_FFI_CallFrame *frame) {
   const bool transposed_a = integer(frame, "transposed_a", 0), transposed_b = integer(frame, "transposed_b", 0);
   if (!is_float(a, 2) || !is_float(b, 2) || !is_float(c, 2) || a->dims[transposed_a] != c->dims[0] ||
       b->dims[!transposed_b] != c->dims[1] || a->dims[!transposed_a] != b->dims[transposed_b])
-    return invalid(frame, "these are no factors of such a product in float32");
+    return invalid(frame, "expected factors of such a product in float32");
   struct matmul p = {
       .a = {a->data, transposed_a ? 1 : a->dims[1], transposed_a ? a->dims[1] : 1},
       .b = {b->data, transposed_b ? 1 : b->dims[1], transposed_b ? b->dims[1] : 1},

@@ -75,7 +75,7 @@ static XLA_FFI_Error *adam(XLA_FFI_CallFrame *frame) {
     const XLA_FFI_Buffer *x = i < 4 ? operand(frame, i) : result(frame, i - 4);
     fits = is_float(x, w->rank) && same_shape(x, w);
   }
-  if (!fits) return invalid(frame, "these are no weights with gradients and moments in float32");
+  if (!fits) return invalid(frame, "expected weights with gradients and moments in float32");
   const struct adam p = {
       .count = elements(w), .lr = *(const float *)lr->data, .scale = *(const float *)scale->data,
       .beta1 = (float)number(frame, "beta1", 0), .beta2 = (float)number(frame, "beta2", 0),

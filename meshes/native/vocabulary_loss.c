@@ -141,7 +141,7 @@ static XLA_FFI_Error *vocabulary_loss(XLA_FFI_CallFrame *frame) {
       !is_float(dweight, 2) || !same_shape(dweight, weight) || !is_float(scaled, 2) || !is_float(parts, 2) ||
       logits->dims[1] < padded(weight->dims[transposed]) || scaled->dims[0] != logits->dims[0] || !logits->dims[0] ||
       scaled->dims[1] != x->dims[1] || parts->dims[0] != 2 || parts->dims[1] != x->dims[0])
-    return invalid(frame, "these are no activations, weights, labels and shares");
+    return invalid(frame, "expected activations, weights, labels and shares");
   struct loss p = {
       .tokens = x->dims[0], .width = x->dims[1], .vocab = weight->dims[transposed], .chunk = logits->dims[0],
       .apart = logits->dims[1], .z_loss = number(frame, "z_loss", 0), .x = x->data,

@@ -168,7 +168,7 @@ def test_another_program_has_the_workers_port(pair: tuple[Cluster, Cluster]) -> 
         threading.Thread(target=answer, daemon=True).start()
         message = refusal(pair[0])
         other.shutdown(socket.SHUT_RDWR)
-    assert "(it answers, but not as a worker that waits: what it sends is not of this program) in 1 s" in message
+    assert "(it answers, but not like a waiting worker: its messages are not of this program) in 1 s" in message
 
 
 def test_the_chiefs_own_port_is_taken(pair: tuple[Cluster, Cluster]) -> None:
@@ -195,7 +195,7 @@ def fake_worker(cluster: Cluster, *answers: dict[str, Any]) -> socket.socket:
 def test_another_tensorflow(pair: tuple[Cluster, Cluster]) -> None:
     with fake_worker(pair[1], {"tensorflow": "2.3.4", "devices": ["device:CPU:0"]}):
         message = refusal(pair[0])
-    assert message.startswith(f"worker {pair[1].addresses[1]} runs TensorFlow 2.3.4, and this host 2.")
+    assert message.startswith(f"worker {pair[1].addresses[1]} runs TensorFlow 2.3.4, but this host 2.")
 
 
 def test_a_mesh_of_another_size_names_the_hosts(pair: tuple[Cluster, Cluster], workspace: Workspace) -> None:

@@ -32,7 +32,7 @@ def command(*flags: object, **environment: str) -> tuple[int, str]:
     ("flags", "expected"),
     [
         (["--cluster", "a:1,b"], "--cluster: 'b' is not host:port with a port from 1 to 65535; such as node0:2222"),
-        (["--cluster", "a:1,a:1"], "--cluster: a:1 is there twice; each host has an address of its own"),
+        (["--cluster", "a:1,a:1"], "--cluster: a:1 is listed twice; list each host once"),
         (["--cluster", "a:1,b:1", "--worker", "2"], "--worker 2: --cluster lists 2 hosts, so workers are 1 to 1"),
     ],
 )

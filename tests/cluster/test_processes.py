@@ -35,7 +35,7 @@ def test_losses_are_those_of_one_host(workspace: Workspace, name: str, mesh: dic
     with run_of_two(workspace, config, cpus=cpus) as (chief, worker):
         assert chief.end()[0] == 0, chief.lines
         status, said = worker.end(30)
-    assert (status, said.splitlines()[-1]) == (0, "the chief is done"), said
+    assert (status, said.splitlines()[-1]) == (0, "the chief has finished"), said
     alone = workspace.config(f"one_host_{name}", iterations=2, **KEYS, **mesh)
     assert main.main(["--model", str(alone), "--gpu_ids", *cpu_names(2 * cpus)]) == 0
     ours, theirs = (losses(workspace.root / f"{hosts}_{name}") for hosts in ("two_hosts", "one_host"))
@@ -89,7 +89,7 @@ def check_saved_and_ended(chief: tuple[int, str], worker: tuple[int, str]) -> No
     """Both ended well, because the worker had been told to end."""
     status, said = chief
     assert status == 0 and re.search(r"interrupted at step \d+ of 28, saved in .*the same command", said), said
-    assert re.search(r"worker localhost:\d+ was told to end \(SIGTERM\)", said)
+    assert re.search(r"worker localhost:\d+ got a signal to end \(SIGTERM\)", said)
     assert worker[0] == 0 and "SIGTERM: asked the chief to save and end" in worker[1], worker
 
 
@@ -106,7 +106,7 @@ def check_loss(chief: tuple[int, str]) -> None:
     assert status == 1 and "Traceback" not in said, said
     match = re.fullmatch(
         r"error: worker localhost:\d+ was lost: the connection was closed; the newest checkpoint is "
-        r"(.*/model\.ckpt-\d+): the same commands, on all hosts, go on from there",
+        r"(.*/model\.ckpt-\d+): the same commands, on all hosts, continue from there",
         said.splitlines()[-1],
     )
     assert match and Path(match[1] + ".index").exists(), said

@@ -134,10 +134,10 @@ def test_tasks_run_after_each_checkpoint_on_one_graph(
     }
     assert result.evaluation is not None and result.evaluation["accuracy"] == rows(kept)[1]["accuracy"]
     assert any(line.startswith("step 2: lambada accuracy ") for line in messages)
-    # What a kill left undone is owed, task by task.
+    # What a kill left undone is due, task by task.
     lines = kept.read_text().splitlines(keepends=True)
     kept.write_text(lines[0] + lines[1][:20])
-    assert loop.owed_outputs(config, 2, 1, None).tasks == ("lambada",)
+    assert loop.due_outputs(config, 2, 1, None).tasks == ("lambada",)
     assert loop.finished(config, 1, None) is None
     shutil.rmtree(workspace.root / "tasked")
 

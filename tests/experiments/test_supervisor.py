@@ -18,7 +18,7 @@ import pytest
 
 from gpt_mesh.experiments import process, supervisor
 from gpt_mesh.experiments.signals import Signals
-from gpt_mesh.experiments.stream import Rows, newest_checkpoint
+from gpt_mesh.experiments.stream import RowStream, newest_checkpoint
 from gpt_mesh.experiments.supervisor import Ending, Plan, Supervisor
 from gpt_mesh.storage import heartbeat
 from tests.support.stand_in import append, rewind
@@ -309,7 +309,7 @@ def test_rows_in_the_writing_and_rewound_rows(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     for step in range(1, 6):
         append(path, step=step, loss=float(step))
-    rows = Rows(str(path), after=3)
+    rows = RowStream(str(path), after=3)
     assert rows.new() == [], "4 and 5 will be written again"
     rewind(path, 3)
     assert rows.new() == []
@@ -325,7 +325,7 @@ def test_rows_in_the_writing_and_rewound_rows(tmp_path: Path) -> None:
 def test_an_evaluation_that_is_made_again_is_new(tmp_path: Path) -> None:
     path = tmp_path / "eval.jsonl"
     append(path, step=5, task="validation", nll=1.0)
-    rows = Rows(str(path), after=None)
+    rows = RowStream(str(path), after=None)
     append(path, step=5, task="validation", nll=2.0)
     assert rows.new() == [{"step": 5, "task": "validation", "nll": 2.0}]
 
@@ -333,7 +333,7 @@ def test_an_evaluation_that_is_made_again_is_new(tmp_path: Path) -> None:
 def test_rows_written_again_between_two_looks_are_growth(tmp_path: Path) -> None:
     """However fast a restarted run comes past its checkpoint, and however far the one before it had come."""
     path = tmp_path / "metrics.jsonl"
-    stream = Rows(str(path), after=-1)
+    stream = RowStream(str(path), after=-1)
     path.write_text("".join(f'{{"step": {step}}}\n' for step in range(1, 12)))
     assert len(stream.new()) == 11
     stream.rewound(6)

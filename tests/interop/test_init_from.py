@@ -58,7 +58,7 @@ def test_a_run_begins_there_and_then_goes_on_by_itself(workspace: Workspace, the
 
     workspace.config("tuned", **NEO, train_steps=3, iterations=1, warmup_steps=0, lr=1e-9)
     status, _, err = run("--model", path, "--init_from", "/gone", "--steps_per_checkpoint", 1)
-    assert status == 0 and "--init_from /gone is ignored: this run has begun and goes on from" in err
+    assert status == 0 and "--init_from /gone is ignored: this run continues from" in err
     assert [row["step"] for row in rows(workspace.root / "tuned" / "metrics.jsonl")] == [1, 2, 3]
 
 

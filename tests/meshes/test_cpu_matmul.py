@@ -74,7 +74,7 @@ def test_what_does_not_fit_is_refused() -> None:
     assert native.known()
     for shapes in [((4, 300), (256, 256)), ((4, 256), (2, 256, 256)), ((2, 4, 256), (3, 256, 256))]:
         x, w = drawn(*shapes)
-        with pytest.raises(tf.errors.InvalidArgumentError, match="no factors of such a product"):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="do not match"):
             compiled(cpu_matmul.few_rows, x, w)
     with pytest.raises(ValueError, match=r"[Dd]imension"):
         compiled(lambda x, w: cpu_matmul.einsum("ab,bc->ac", x, w), *drawn((4, 300), (256, 256)))

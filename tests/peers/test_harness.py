@@ -214,7 +214,7 @@ def test_mistakes_are_one_line(answer: dict) -> None:
     for said, wanted in zip(answer["mistakes"], (
         "model_args: name the model, such as config=demo",
         "configs/nowhere.json: no such model config",
-        "model_args dtype: not known here; there are config and devices",
+        "model_args dtype: unknown; use config and devices",
     ), strict=True):  # fmt: skip
         assert said.startswith(wanted) and "\n" not in said
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gpt_mesh.errors import InputError
-from gpt_mesh.serving.access import API_KEY, API_KEY_FILE, Hosts, api_key, is_key
+from gpt_mesh.serving.access import API_KEY, API_KEY_FILE, AllowedHosts, api_key, is_key
 from gpt_mesh.serving.address import host, listen
 
 
@@ -32,15 +32,15 @@ from gpt_mesh.serving.address import host, listen
 def test_a_name_of_another_site_is_not_answered(header: str, loopback: bool, everywhere: bool) -> None:
     for address, allowed in (("127.0.0.1:0", loopback), ("0.0.0.0:0", everywhere)):
         with listen(address) as bound:
-            assert Hosts(bound, ["given.example"]).allows(header) is allowed
+            assert AllowedHosts(bound, ["given.example"]).allows(header) is allowed
 
 
 def test_the_machine_is_called_by_its_name_where_others_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "workshop")
     with listen("0.0.0.0:0") as bound:
-        assert Hosts(bound).allows("Workshop:80")
+        assert AllowedHosts(bound).allows("Workshop:80")
     with listen("127.0.0.1:0") as bound:
-        assert not Hosts(bound).allows("workshop:80")
+        assert not AllowedHosts(bound).allows("workshop:80")
 
 
 def test_the_host_of_an_address() -> None:

@@ -187,7 +187,7 @@ def test_a_run_killed_and_restarted_ends_as_one_that_was_not(trained: Trained) -
         process.terminate()
         _, log = process.communicate(timeout=60)
     assert process.returncode == 0, log
-    assert "interrupted at step" in log and "the same command goes on from there" in log
+    assert "interrupted at step" in log and "the same command continues from there" in log
 
     done = workspace.run(*flags)
     assert done.returncode == 0, done.stderr
@@ -262,8 +262,8 @@ def test_a_finished_run_is_only_finished_with_its_evaluation_and_samples(trained
     lines = (tmp_path / "run" / "eval.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "run" / "eval.jsonl").write_text("".join(lines[:-1]) + lines[-1][:20])  # killed while it wrote
     assert finished(config, STEPS_PER_CHECKPOINT, None) is None
-    assert loop.owed_outputs(config, STEPS, STEPS_PER_CHECKPOINT, None) == loop.Owed(("validation",), samples=False)
-    assert loop.owed_outputs(config, 37, STEPS_PER_CHECKPOINT, None) == loop.Owed((), samples=False)
+    assert loop.due_outputs(config, STEPS, STEPS_PER_CHECKPOINT, None) == loop.Due(("validation",), samples=False)
+    assert loop.due_outputs(config, 37, STEPS_PER_CHECKPOINT, None) == loop.Due((), samples=False)
 
 
 # Signals and signs of life

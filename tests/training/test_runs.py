@@ -33,7 +33,7 @@ def resumed(workspace: Workspace, tmp_path: Path, **keys: Any) -> Config:
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"n_head": 1}, "n_head = 1, but the run in .* has 2: .*; set n_head back, or begin another run, in another"),
+        ({"n_head": 1}, "n_head = 1, but the run in .* has 2: .*; set n_head back, or start another run, in another"),
         ({"activation_function": "relu"}, "activation_function = relu, but the run in .* has gelu"),
         ({"attention_types": [[["global"], 2]]}, r"attention_types = .*another run with --init_from, in another model"),
         ({"local_attention_radius": 3}, "local_attention_radius = 3, but the run in .* has 8"),
