@@ -13,7 +13,7 @@ try:
 except ModuleNotFoundError as error:  # not the interpreter in which the requirements are installed
     if error.name is None or error.name.startswith("gpt_mesh"):
         raise
-    remedy = "run `make venv`, then use .venv/bin/python in its place"
+    remedy = "run `make venv`, then use .venv/bin/python instead"
     sys.exit(f"error: {sys.executable}: has no {error.name}; {remedy}")
 
 

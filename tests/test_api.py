@@ -269,7 +269,7 @@ def test_two_models_train_evaluate_and_score_in_one_process(
     second = str(workspace.config("second", train_steps=2, n_embd=16, **ONE_LAYER))
     assert api.train(second).step == 2
     assert api.train(first).checkpoint == result.checkpoint  # nothing to do, the second time
-    assert messages[-1].startswith(f"{result.checkpoint} is at step 6 of 6 already")
+    assert messages[-1].startswith(f"{result.checkpoint} is at step 6 of 6: nothing to train")
 
     one, other = api.load(first), api.load(second)
     assert one.logits([1, 2]).shape == other.logits([1, 2]).shape

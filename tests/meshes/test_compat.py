@@ -148,7 +148,7 @@ def test_tpu_estimator_is_there_or_the_error_names_the_remedy():
     assert (result.returncode, result.stderr) == (0, "")
 
 
-REMEDY = "run `make venv`, then use .venv/bin/python in its place"
+REMEDY = "run `make venv`, then use .venv/bin/python instead"
 
 
 def test_an_interpreter_without_tensorflow_is_told_which_to_take() -> None:
