@@ -122,14 +122,14 @@ def test_bad_text_is_one_line_and_nothing_stays(corpus: Path, tokenizer_path: st
 
 FAILS_AT_THE_END = """
 import os, sys
-import gpt_mesh.data.beam
+from gpt_mesh.data import beam
 from gpt_mesh.data.create_tfrecords import main
 from gpt_mesh.errors import InputError
 
 def fail(_, folder, *rest):
     raise InputError(f"{len([name for name in os.listdir(folder) if name.endswith('.tfrecords')])} files were there")
 
-data.beam._save = fail
+beam._save = fail
 sys.exit(main(sys.argv[1:]))
 """
 
