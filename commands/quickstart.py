@@ -166,6 +166,7 @@ def _write_config(files: Files, dataset: dict[str, Any], minutes: float) -> None
     import tensorflow as tf
 
     from gpt_mesh.storage import strict_json
+    from gpt_mesh.storage.json_lines import JsonLines
 
     model = _model(dataset["tokens"], minutes, bool(tf.config.list_physical_devices("GPU")))
     stitch = max(10, math.ceil((model["n_ctx"] + 1) / MINIMUM_SIZE))
@@ -179,8 +180,7 @@ def _write_config(files: Files, dataset: dict[str, Any], minutes: float) -> None
     strict_json.write(trial_config, {**values, "train_steps": TRIAL_STEPS, "iterations": 10, "model_path": trial})
     _say(f"{TRIAL_STEPS} steps, to measure how fast this machine trains:")
     _command("main.py", "--model", trial_config)
-    with open(os.path.join(trial, "metrics.jsonl"), encoding="utf-8") as file:
-        rate = json.loads(file.readlines()[-1])["tokens_per_second"]
+    rate = JsonLines(os.path.join(trial, "metrics.jsonl")).rows()[-1]["tokens_per_second"]
     shutil.rmtree(trial)
     os.remove(trial_config)
     step = model["train_batch_size"] * model["n_ctx"]

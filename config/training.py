@@ -70,7 +70,7 @@ class TrainingConfig(Group):
     )
     recompute_grad: Flag = key("Recompute each block's activations in the backward pass.", default=False)
     tokens_per_mb_per_replica: Count | None = key(
-        "Microbatch size of a replica; null: the whole batch at once.", default=None, unit="tokens"
+        "Microbatch size of a replica; null: no microbatches.", default=None, unit="tokens"
     )
     seed: Annotated[int, Interval(ge=0, le=2**31 - 1), WHOLE] = key(
         "Seeds initialisation, dropout, data order and sampling.", default=1

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
-import tensorflow as tf
-
 from gpt_mesh.config import Config
 from gpt_mesh.engine import checkpoints
 from gpt_mesh.interop.architecture import Architecture
 from gpt_mesh.models.shapes import weight_count
+from gpt_mesh.storage.json_lines import JsonLines
 
 
 def text(config: Config, kind: Architecture, checkpoint: str, name: str, n_vocab: int, licence: str | None) -> str:
@@ -87,19 +84,8 @@ def _training(config: Config, checkpoint: str, step: int) -> list[tuple[str, str
 
 def _scores(config: Config, step: int) -> list[tuple[str, str]]:
     """The held-out scores of this step, as the run has kept them."""
-    path = tf.io.gfile.join(config.training.model_path, "eval.jsonl")
-    if not tf.io.gfile.exists(path):
-        return []
-    with tf.io.gfile.GFile(path) as file:
-        lines = file.read().splitlines()
-    scores = {}
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:  # what a kill cut off
-            continue
-        if row.get("step") == step:
-            scores[row.get("task", "validation")] = row
+    rows = JsonLines(f"{config.training.model_path}/eval.jsonl").rows()
+    scores = {row.get("task", "validation"): row for row in rows if row["step"] == step}
     names = {"nll": "nats a token", "perplexity": "perplexity", "bits_per_byte": "bits a byte", "accuracy": "accuracy"}
     return [
         (task, ", ".join(f"{row[key]:.4g} {words}" for key, words in names.items() if row.get(key) is not None))

@@ -136,8 +136,10 @@ def read_json(path: str) -> dict[str, Any]:
         InputError: no such file, or something else in it.
     """
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             values = json.load(file)
+    except RecursionError:
+        raise InputError(f"{path}: brackets are nested too deeply; download it again") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({storage.reason(error)}); download it again") from None
     if not isinstance(values, dict):

@@ -105,8 +105,8 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, storage_type, key, *_ = pid
-        # Nothing that a pickle made is turned into text before its type is known: nested tuples of a few bytes can have
-        # texts of gigabytes.
+        # Nothing that a pickle made is converted to text before its type is known: nested tuples of a few bytes can
+        # have texts of gigabytes.
         if kind != "storage" or not isinstance(storage_type, _StorageType) or not isinstance(key, str):
             raise pickle.UnpicklingError("it names something that is not a storage")
         return _Storage(key, storage_type.dtype)

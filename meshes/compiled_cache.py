@@ -21,6 +21,8 @@ import time
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 
+from gpt_mesh.storage import checksums
+
 KEPT_DAYS = 30
 KEPT_BYTES = 4 * 2**30
 FREE_BYTES = 2**30  # with less free space the cache is off, since TensorFlow fails if it cannot write an entry
@@ -83,7 +85,7 @@ def seal() -> None:
     with contextlib.suppress(OSError):  # without a digest the entry is removed at the next start
         for entry in folder.glob(_ENTRIES):
             if not _seal_of(entry).exists():
-                _seal_of(entry).write_text(_digest(entry))
+                _seal_of(entry).write_text(checksums.of_file(str(entry)))
 
 
 def directory(environment: Mapping[str, str] = os.environ) -> Path | None:
@@ -169,7 +171,7 @@ def _remove_unsealed(folder: Path) -> None:
     """Remove every entry whose digest is missing or wrong, and digests without an entry."""
     for entry in folder.glob(_ENTRIES):
         try:
-            sound = _seal_of(entry).read_text() == _digest(entry)
+            sound = _seal_of(entry).read_text() == checksums.of_file(str(entry))
         except (OSError, UnicodeDecodeError):
             sound = False
         if not sound:
@@ -191,5 +193,3 @@ def _seal_of(entry: Path) -> Path:
     return entry.with_name(f".{entry.name}.sha256")
 
 
-def _digest(entry: Path) -> str:
-    return hashlib.sha256(entry.read_bytes()).hexdigest()

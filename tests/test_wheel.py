@@ -115,7 +115,7 @@ def user(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Environment:
 
 
 def files_of(folder: Path) -> dict[str, float]:
-    """Every file below, but for Python's own compiled ones, with the time of its last change."""
+    """Every file below except Python's own compiled ones, with the time of its last change."""
     paths = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     return {str(path.relative_to(folder)): path.stat().st_mtime for path in paths}
 

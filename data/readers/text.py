@@ -14,7 +14,7 @@ _MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"  # a byte-order mark, decoded
 
 
 class TextReader(Reader):
-    """The whole file is one document, as it stands but for a byte-order mark at its start."""
+    """The whole file is one document, without a byte-order mark at its start."""
 
     name: ClassVar[str] = "text"
     endings: ClassVar[tuple[str, ...]] = (".txt",)

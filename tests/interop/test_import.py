@@ -92,6 +92,19 @@ def test_a_tensor_that_is_not_where_the_index_says(workspace: Workspace, tmp_pat
         HuggingFaceWeights(str(folder))
 
 
+def test_an_index_may_begin_with_a_byte_order_mark_and_not_with_endless_brackets(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    folder = write_folder(tmp_path / "theirs", workspace.tokenizer, form="shards")
+    index = folder / "model.safetensors.index.json"
+    index.write_bytes(b"\xef\xbb\xbf" + index.read_bytes())
+    read = HuggingFaceWeights(str(folder))
+    np.testing.assert_array_equal(read.read("gpt2/wte"), random_state()["transformer.wte.weight"])
+    index.write_text("[" * 100_000)
+    with pytest.raises(InputError, match=r"index.json: brackets are nested too deeply"):
+        HuggingFaceWeights(str(folder))
+
+
 def test_a_bare_model_is_read_too(workspace: Workspace, tmp_path: Path) -> None:
     state = {name.removeprefix("transformer."): array for name, array in random_state().items()}
     keys: dict[str, Any] = {"architectures": ["GPTNeoModel"]}
