@@ -36,6 +36,18 @@ COMBINED: dict[str, Any] = {
 ROTARY: dict[str, Any] = {"pos_emb": "rotary", "n_head": 1, "rotary_emb_base": 50}
 SHORTER = {"original_max_position_embeddings": 8}
 LLAMA3 = {"rope_type": "llama3", "factor": 4, "low_freq_factor": 0.2, "high_freq_factor": 1, **SHORTER}
+LLAMA: dict[str, Any] = {
+    "attention_types": types("global", "global"),
+    "rotary_emb": True,
+    "norm": "rmsnorm",
+    "norm_epsilon": 1e-3,
+    "mlp_glu": True,
+    "glu_columns": "separate",
+    "activation_function": "silu",
+    "intermediate_size": 20,
+    "use_bias_in_mlp": False,
+    "no_weight_tie": True,
+}
 # Every variant at least once, alone and beside others.
 VARIANTS: dict[str, dict[str, Any]] = {
     "linear": {"attention_types": types("linear", "global")},
@@ -62,6 +74,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "untied": {"no_weight_tie": True},
     "scalenorm": {"scalenorm": True},
     "combined": COMBINED,
+    "rms": {"norm": "rmsnorm", "norm_epsilon": 0.01},
+    "no norm": {"norm": "none"},
+    "layer norm, no bias": {"use_bias_in_norms": False, "norm_epsilon": 0.01},
+    "norms after": {"norm": "rmsnorm", "norm_placement": "post"},
+    "norms before and after": {"norm_placement": "both", "macaron": True},
+    "narrow": {"intermediate_size": 6, "use_bias_in_mlp": False, "activation_function": "gelu_exact"},
+    "gated, separate": {"mlp_glu": True, "glu_columns": "separate", "intermediate_size": 6},
+    "parallel": {"gpt_j_residual": True},
+    "parallel, one norm": {"gpt_j_residual": True, "gpt_j_tied": True, "lm_head_bias": True, "no_weight_tie": True},
+    "parallel, none": {"gpt_j_residual": True, "gpt_j_tied": True, "attention_types": types("none", "global")},
+    "parallel, macaron, rezero": {"gpt_j_residual": True, "macaron": True, "rezero": True, "norm": "rmsnorm"},
+    "embedding": {"embedding_scale": 2.5, "embed_norm": True, "norm_epsilon": 0.01},
+    "embedding scale": {"embedding_scale": 2.5, "share_parameters": True, "norm_placement": "both"},
+    "bounded logits": {"final_logit_softcapping": 3.0, "lm_head_bias": True},
+    "llama": LLAMA,
     "all": {
         "attention_types": [[["linear", "global", "local", "none"], 1]],
         "n_layer": 4,

@@ -1,4 +1,4 @@
-"""The cross-entropy that is computed in pieces, against NumPy float64 and against the plain operations."""
+"""The cross-entropy that is computed in chunks, against NumPy float64 and against the plain operations."""
 
 from __future__ import annotations
 
@@ -67,15 +67,15 @@ def found(mesh_shape: str, layout: str, *, untied: bool, dtype: tf.DType) -> dic
     return values
 
 
-@pytest.mark.parametrize("pieces", [1, 3, 5])  # 5 pieces of 24 tokens (3 of a device's 6): the last is filled up
+@pytest.mark.parametrize("chunks", [1, 3, 5])  # 5 chunks of 24 tokens (3 of a device's 6): the last is padded
 @pytest.mark.parametrize(
     ("mesh_shape", "layout", "untied"),
     [("", "", False), ("", "", True), ("a:2,b:2", "batch:a,sequence:b", False), ("a:2", "batch:a", True)],
 )
 def test_equals_the_formulas(
-    monkeypatch: pytest.MonkeyPatch, mesh_shape: str, layout: str, untied: bool, pieces: int
+    monkeypatch: pytest.MonkeyPatch, mesh_shape: str, layout: str, untied: bool, chunks: int
 ) -> None:
-    monkeypatch.setattr(vocabulary_loss, "pieces", lambda tokens, row_bytes: (pieces, -(-tokens // pieces)))
+    monkeypatch.setattr(vocabulary_loss, "chunks", lambda tokens, row_bytes: (chunks, -(-tokens // chunks)))
     values = found(mesh_shape, layout, untied=untied, dtype=tf.float64)
     for name, value in expected().items():
         np.testing.assert_allclose(values[name], value, rtol=1e-12, atol=1e-12, err_msg=name)
@@ -87,9 +87,9 @@ def test_bfloat16_sums_in_float32() -> None:
         assert np.abs(values[name] - value).max() < 0.02 * np.abs(value).max(), name
 
 
-def test_pieces_stay_within_their_bytes() -> None:
+def test_chunks_stay_within_their_bytes() -> None:
     for tokens, row in ((16384, 50304 * 4), (2048, 8192 * 4), (7, 4), (9, 2**22), (1009, 2**25)):
-        count, size = vocabulary_loss.pieces(tokens, row)
+        count, size = vocabulary_loss.chunks(tokens, row)
         assert (count - 1) * size < tokens <= count * size
         assert size == 1 or size * row <= vocabulary_loss.CPU_BYTES
 
