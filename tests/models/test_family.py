@@ -186,7 +186,8 @@ MAC = {
 }
 NORM_1 = {"h0/norm_1/g": (8,), "h0/norm_1/b": (8,)}
 NORM_2 = {"h0/norm_2/g": (8,), "h0/norm_2/b": (8,)}
-FC = "h0/mlp/conv1d_main/c_fc"
+AFTER = {f"h0/norm_{i}_post/{part}": (8,) for i in (1, 2) for part in "gb"}
+FC, GATE, PROJ = (f"h0/mlp/conv1d_main/{part}" for part in ("c_fc", "c_gate", "c_proj"))
 
 
 @pytest.mark.parametrize(
@@ -205,6 +206,23 @@ FC = "h0/mlp/conv1d_main/c_fc"
         ({"rezero": True}, {**NORM_1, **NORM_2}, {"h0/norm_rezero_1/g": (), "h0/norm_rezero_2/g": ()}),
         ({"macaron": True}, {}, {**MAC, "h0/norm_mac/g": (8,), "h0/norm_mac/b": (8,)}),
         ({"no_weight_tie": True}, {}, {"linear_out/kernel": (8, 24)}),
+        ({"norm": "rmsnorm"}, {"h0/norm_1/b": (8,), "h0/norm_2/b": (8,), "ln_f/b": (8,)}, {}),
+        ({"norm": "none"}, {**NORM_1, **NORM_2, "ln_f/g": (8,), "ln_f/b": (8,)}, {}),
+        ({"use_bias_in_norms": False}, {"h0/norm_1/b": (8,), "h0/norm_2/b": (8,), "ln_f/b": (8,)}, {}),
+        ({"norm_placement": "post"}, {**NORM_1, **NORM_2}, AFTER),
+        ({"norm_placement": "both"}, {}, AFTER),
+        ({"gpt_j_residual": True}, {}, {}),
+        ({"gpt_j_residual": True, "gpt_j_tied": True}, NORM_2, {}),
+        ({"embed_norm": True}, {}, {"embed_norm/g": (8,), "embed_norm/b": (8,)}),
+        ({"lm_head_bias": True}, {}, {"linear_out/bias": (24,)}),
+        ({"embedding_scale": 2.0, "final_logit_softcapping": 3.0}, {}, {}),
+        (
+            {"intermediate_size": 6},
+            {f"{FC}/kernel": (8, 32), f"{FC}/bias": (32,), f"{PROJ}/kernel": (32, 8)},
+            {f"{FC}/kernel": (8, 6), f"{FC}/bias": (6,), f"{PROJ}/kernel": (6, 8)},
+        ),
+        ({"use_bias_in_mlp": False}, {f"{FC}/bias": (32,), f"{PROJ}/bias": (8,)}, {}),
+        ({"mlp_glu": True, "glu_columns": "separate"}, {}, {f"{GATE}/kernel": (8, 32), f"{GATE}/bias": (32,)}),
         ({"share_parameters": True, "n_layer": 2, "attention_types": types("global", "local")}, {}, {}),
     ],
     ids=lambda value: next(iter(value), "") if isinstance(value, dict) else "",

@@ -61,7 +61,7 @@ class _Row:
         half = 0.5 if self.model.macaron else 1.0
         if self.model.macaron:
             x = x + half * self._out(self._dense(self._in(x, name, "mac"), f"{name}/mlp_mac"), name, "mac")
-        y = 0.0
+        y = np.zeros_like(x)
         if kind != "none":
             y = self._out(self._attention(self._in(x, name, "1"), f"{name}/attn", kind), name, "1")
         reads = self._in(x if self.model.gpt_j_residual else x + y, name, "1" if self.model.gpt_j_tied else "2")
