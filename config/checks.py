@@ -49,7 +49,21 @@ def check_model(source: str, model: ModelConfig) -> None:
     if model.scalenorm and model.rezero:
         refused("scalenorm", True, "cannot be combined with rezero, which replaces the norms; choose one")
     _check_blocks(source, model)
+    _check_original(source, model)
     _check_moe(source, model)
+
+
+def _check_original(source: str, model: ModelConfig) -> None:
+    """What the original has not, or cannot train."""
+    if not model.gpt_neo_original:
+        return
+    reason = "cannot be combined with gpt_neo_original: EleutherAI's code has no such model (docs/gpt_neo.md); "
+    for name in ("mlp_glu", "num_mem_kv", "moe_layers", "gpt_j_residual", "lm_head_bias", "embed_norm"):
+        if value := getattr(model, name):
+            refuse(source, name, list(value) if isinstance(value, tuple) else value, f"{reason}leave one of them out")
+    for name, known in (("norm", ("layernorm", "scalenorm")), ("norm_placement", ("pre",))):
+        if (value := getattr(model, name)) not in known:
+            refuse(source, name, value, f"{reason}use {' or '.join(known)}")
 
 
 def _check_positions(source: str, model: ModelConfig) -> None:

@@ -62,7 +62,13 @@ class Problem:
     @property
     def drops(self) -> bool:
         """Whether attention weights are dropped."""
-        return self.ctx.train and self.ctx.model.attn_dropout > 0
+        return self.ctx.train and self.dropout > 0
+
+    @property
+    def dropout(self) -> float:
+        """The rate at which attention weights are dropped in training; the original drops those of global layers."""
+        model = self.ctx.model
+        return 0.0 if model.gpt_neo_original and self.view.window is not None else model.attn_dropout
 
     @property
     def on_slices(self) -> bool:
