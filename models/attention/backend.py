@@ -92,13 +92,14 @@ class Problem:
 
         Args:
             gradient: of `fn`: see `kernel`.
-            log_sums: `fn` also returns the logarithm of each softmax's denominator, float32 [batch, heads, sequence].
+            log_sums: `fn` also returns the logarithm of each softmax's denominator, [batch, heads, sequence] in the
+                type of statistics.
             keys_met: the keys whose logits `fn` computes for each query, where the backward pass keeps its weights.
         """
         dims, q = self.ctx.dims, self.heads.q
         outputs = [(q.shape, q.dtype)]
         if log_sums:
-            outputs.append((mtf.Shape([dims.batch, dims.heads, dims.sequence]), tf.float32))
+            outputs.append((mtf.Shape([dims.batch, dims.heads, dims.sequence]), self.ctx.statistics_dtype))
         operands, split, kept = [q, self.k, self.v, *(extra or [])], [dims.batch, dims.heads], None
         if keys_met is not None:  # the weights, and their gradient
             weights = mtf.Shape([dims.batch, dims.heads, dims.sequence, keys_met]), self.ctx.statistics_dtype
