@@ -54,9 +54,9 @@ def test_every_weight_arrives(workspace: Workspace, tmp_path: Path, form: str) -
     names = [name for exchange in exchanges for name in exchange.ours]
     assert stored.keys() == {*names, "global_step"} and stored["global_step"] == 0
     for exchange in exchanges:
-        [name] = exchange.ours
-        is_linear = state[exchange.theirs].ndim == 2 and name not in ("gpt2/wte", "gpt2/wpe")
-        wanted = state[exchange.theirs].T if is_linear else state[exchange.theirs]
+        [name], [theirs] = exchange.ours, exchange.theirs
+        is_linear = state[theirs].ndim == 2 and name not in ("gpt2/wte", "gpt2/wpe")
+        wanted = state[theirs].T if is_linear else state[theirs]
         np.testing.assert_array_equal(stored[name], wanted, err_msg=name)
     assert (config.model.n_vocab, config.model.n_ctx, config.model.local_attention_radius) == (320, 32, 8)
     assert config.model.attention_types == ("global", "local")
