@@ -60,7 +60,7 @@ def values_of_causal_model(model: ModelConfig) -> dict[str, Any]:
 
 
 def changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """The keys that differ, with those inside `moe_params` and `generation`.
+    """The keys that differ, with those inside `rope_scaling`, `moe_params` and `generation`.
 
     Args:
         was: values by key. Keys that it lacks are not compared.
@@ -82,13 +82,17 @@ def _compared(was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[
             if name not in was or (declared.used and not (declared.used(was) or declared.used(now))):
                 continue
             old, new = was[name], now[name]
-            if isinstance(old, Group):
+            if isinstance(old, Group) and isinstance(new, Group):
                 for inner, its in keys(type(old)).items():
                     yield inner, its, _inner(old, inner, was), _inner(new, inner, now)
             elif name == "datasets":
                 yield name, declared, [use.model_dump() for use in old], [use.model_dump() for use in new]
             else:
-                yield name, declared, old, new
+                yield name, declared, _shown(old), _shown(new)
+
+
+def _shown(value: Any) -> Any:
+    return value.model_dump() if isinstance(value, Group) else value
 
 
 def _inner(group: Group, name: str, values: Mapping[str, Any]) -> Any:

@@ -7,6 +7,7 @@ import functools
 import math
 
 from gpt_mesh.config.config import Config
+from gpt_mesh.config.fields import Group
 from gpt_mesh.config.mesh import MeshConfig
 from gpt_mesh.config.messages import display, refuse, show
 from gpt_mesh.config.mlm import MlmConfig
@@ -44,13 +45,48 @@ def check_model(source: str, model: ModelConfig) -> None:
         product = math.prod(model.axial_pos_emb)
         axes = list(model.axial_pos_emb)
         refused("axial_pos_emb", axes, f"the product is {product}; choose two sizes with product n_ctx = {model.n_ctx}")
-    if model.rotary_emb and model.axial_pos_emb is not None:
-        refused("rotary_emb", True, "cannot be combined with axial_pos_emb; choose one position embedding")
-    if model.rotary_emb and model.head_size % 2:
-        refused("rotary_emb", True, f"needs an even head size, but n_embd / n_head = {model.head_size}; change n_head")
+    _check_positions(source, model)
     if model.scalenorm and model.rezero:
         refused("scalenorm", True, "cannot be combined with rezero, which replaces the norms; choose one")
     _check_moe(source, model)
+
+
+def _check_positions(source: str, model: ModelConfig) -> None:
+    """One position embedding, with its own settings and no others."""
+    refused = functools.partial(refuse, source)
+    if model.rotary_emb and model.axial_pos_emb is not None:
+        refused("rotary_emb", True, "cannot be combined with axial_pos_emb; choose one position embedding")
+    if model.rotary_emb and model.pos_emb != "rotary":
+        refused("pos_emb", model.pos_emb, "cannot be combined with rotary_emb; choose one position embedding")
+    if model.axial_pos_emb is not None and model.pos_emb != "axial":
+        refused("pos_emb", model.pos_emb, "cannot be combined with axial_pos_emb; choose one position embedding")
+    if model.pos_emb == "axial" and model.axial_pos_emb is None:
+        refused("pos_emb", "axial", "needs axial_pos_emb; add it")
+    if model.pos_emb == "alibi" and "linear" in model.attention_types:
+        refused("pos_emb", "alibi", "linear attention has no logits to add a bias to; use global or local attention")
+    if model.pos_emb == "rotary":
+        _check_rotary(source, model)
+        return
+    for name in ("rotary_pct", "rotary_emb_base", "rotary_interleaved", "rope_scaling"):
+        value = getattr(model, name)
+        if value != ModelConfig.model_fields[name].default:
+            shown = value.model_dump(exclude_defaults=True) if isinstance(value, Group) else value
+            refused(name, shown, f'pos_emb = {show(model.pos_emb)} has none; remove it, or set pos_emb to "rotary"')
+
+
+def _check_rotary(source: str, model: ModelConfig) -> None:
+    """Features rotate in pairs."""
+    size, features, scaling = model.head_size, model.rotary_features, model.rope_scaling
+    if model.rotary_pct == 1 and size % 2:
+        problem = f"needs an even head size, but n_embd / n_head = {size}; change n_head"
+        name = "rotary_emb" if model.rotary_emb else "pos_emb"
+        refuse(source, name, getattr(model, name), problem)
+    if features % 2 or not features:
+        problem = f"{features} of the {size} features of a head would rotate; choose a share that gives an even number"
+        refuse(source, "rotary_pct", model.rotary_pct, problem)
+    if scaling is not None and scaling.rope_type == "dynamic" and features == 2:
+        shown = scaling.model_dump(exclude_defaults=True)
+        refuse(source, "rope_scaling", shown, "dynamic needs 4 rotating features or more; change n_head or rotary_pct")
 
 
 def _check_moe(source: str, model: ModelConfig) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from annotated_types import Ge, Interval
+from annotated_types import Ge, Gt, Interval
 from pydantic import BeforeValidator, WithJsonSchema, field_serializer
 
-from gpt_mesh.config.fields import WHOLE, Count, Flag, Group, Natural, Rate, count, key, same_as
+from gpt_mesh.config.fields import NUMBER, WHOLE, Count, Flag, Group, Natural, Rate, count, key, same_as
 from gpt_mesh.config.messages import Refused, one_of, show
 from gpt_mesh.config.moe import MoeParams
+from gpt_mesh.config.rope import RopeScaling
 
 # Attention and activations by the names that a config gives them. models/ has a table of functions by these names.
 AttentionType = Literal["global", "local", "linear", "none"]
@@ -22,6 +23,8 @@ Activation = Literal[
     "maxsig", "cosid", "minsin", "maxtanh", "mish", "tanhexp", "lisht", "seagull", "snake", "roottanh", "softplusmone",
 ]  # fmt: skip
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+PositionEmbedding = Literal["learned", "axial", "rotary", "alibi", "none"]
+POSITION_EMBEDDINGS: tuple[PositionEmbedding, ...] = get_args(PositionEmbedding)
 
 MAX_LAYERS = 10_000
 
@@ -69,6 +72,16 @@ def _axes(value: Any) -> tuple[int, int] | None:
 
 def _has_mixtures(values: Mapping[str, Any]) -> bool:
     return bool(values["moe_layers"])
+
+
+def _position_embedding(values: Mapping[str, Any]) -> PositionEmbedding:
+    if values["rotary_emb"]:
+        return "rotary"
+    return "axial" if values["axial_pos_emb"] else "learned"
+
+
+def _rotates(values: Mapping[str, Any]) -> bool:
+    return bool(values["pos_emb"] == "rotary")
 
 
 AttentionTypes = Annotated[
@@ -152,7 +165,42 @@ class ModelConfig(Group):
         touches="shapes",
         type_text="[integer, integer] or null",
     )
-    rotary_emb: Flag = key("Rotary position embeddings (arXiv:2104.09864).", default=False, touches="shapes")
+    rotary_emb: Flag = key("Short for `pos_emb`: `rotary`.", default=False)
+    pos_emb: PositionEmbedding = key(
+        "How the model knows positions: a `learned` vector each, or `axial` ones (`axial_pos_emb`), added to the token "
+        "embeddings; `rotary`: queries and keys rotate (arXiv:2104.09864); `alibi`: logits fall with distance, at a "
+        "slope of each head (arXiv:2108.12409); `none`: only by what attention to earlier tokens shows.",
+        touches="shapes",
+        derive=_position_embedding,
+        default_text="`rotary` with `rotary_emb`, `axial` with `axial_pos_emb`, else `learned`",
+        null_is_default=True,
+    )
+    rotary_pct: Annotated[float, Interval(gt=0, le=1), NUMBER] = key(
+        "Share of the features of a head that rotate, from the first on.",
+        default=1.0,
+        touches="function",
+        used=_rotates,
+    )
+    rotary_emb_base: Annotated[float, Gt(1), NUMBER] = key(
+        "Base of the frequencies: the i-th pair of n rotating features turns by base ** (-2 i / n) radians a token.",
+        default=10000.0,
+        touches="function",
+        adaptable=True,
+        used=_rotates,
+    )
+    rotary_interleaved: Flag = key(
+        "Features 2 i and 2 i + 1 rotate together, as in GPT-J; else feature i of the first half and of the second.",
+        default=False,
+        touches="function",
+        used=_rotates,
+    )
+    rope_scaling: RopeScaling | None = key(
+        "Scaling of rotary positions for a longer context, from the table below.",
+        default=None,
+        touches="function",
+        adaptable=True,
+        type_text="object or null",
+    )
     mlp_glu: Flag = key(
         "Gated linear units in the feed-forward layers (arXiv:2002.05202).", default=False, touches="shapes"
     )
@@ -190,6 +238,11 @@ class ModelConfig(Group):
     def head_size(self) -> int:
         """Features per attention head."""
         return self.n_embd // self.n_head
+
+    @property
+    def rotary_features(self) -> int:
+        """Features of each head that rotate."""
+        return int(self.head_size * self.rotary_pct + 1e-6)  # what the product loses by rounding is no feature
 
     @field_serializer("attention_types")
     def _repeated(self, types: tuple[str, ...]) -> list[list[Any]]:

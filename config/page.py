@@ -17,10 +17,12 @@ from gpt_mesh.config.model import ACTIVATIONS, ModelConfig
 from gpt_mesh.config.moe import MoeParams
 from gpt_mesh.config.optimizer import OptimizerConfig
 from gpt_mesh.config.reading import bounds, choices, is_nullable
+from gpt_mesh.config.rope import RopeScaling
 from gpt_mesh.config.training import TrainingConfig
 
 _TITLES: dict[str, type[Group]] = {
     "Model": ModelConfig,
+    "Scaled rotary positions (`rope_scaling`)": RopeScaling,
     "Mixture of experts (`moe_params`)": MoeParams,
     "Optimizer": OptimizerConfig,
     "Training": TrainingConfig,

@@ -51,6 +51,8 @@ def check_complete(groups: Iterable[type[Group]], values: Mapping[str, Any], sou
 
 def reason(group: type[Group], error: ErrorDetails, *, named: bool = True) -> str:
     """Why a value of a group was refused, and what would work. `named`: say which element of a list or an object."""
+    if error["type"] == "missing":
+        return f"{error['loc'][-1]} is missing in it; add it"
     found: Any = group
     place: int | str = ""
     for place in error["loc"]:
@@ -76,13 +78,16 @@ def _because(annotation: Any, error: ErrorDetails) -> str:
     if kind.startswith(("greater_than", "less_than")):
         return f"must be {bounds(annotation)}{' or null' if is_nullable(annotation) else ''}"
     if kind == "model_type":
-        return f"must be an object such as {_bare(annotation).example}"
+        return f"must be an object such as {_bare(annotation).example}{' or null' if is_nullable(annotation) else ''}"
     return _REASONS[kind]
 
 
 def _bare(annotation: Any) -> Any:
-    """A type without its metadata."""
-    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+    """A type without its metadata, and without null."""
+    if get_origin(annotation) is Annotated:
+        return _bare(get_args(annotation)[0])
+    others = [part for part in get_args(annotation) if part is not type(None)]
+    return others[0] if type(None) in get_args(annotation) and len(others) == 1 else annotation
 
 
 def _parts(annotation: Any) -> Iterable[Any]:

@@ -17,8 +17,7 @@ from gpt_mesh.config import ModelConfig
 from gpt_mesh.models.context import Context
 from gpt_mesh.models.dims import whole
 from gpt_mesh.models.kernels import embedding_lookup, kernel
-
-ROTARY_BASE = 10000.0
+from gpt_mesh.models.rope import rope_of
 
 
 @dataclass(frozen=True)
@@ -102,40 +101,88 @@ class Axial(_Table):
 class Rotary(PositionEmbedding):
     """Rotary position embedding (Su et al., 2021, arXiv:2104.09864).
 
-    Feature i of the first half of a head and feature i of its second half rotate together by
-    position * 10000 ** (-2 i / head size); angles in float32.
+    Of the n = `rotary_features` first features of a head, feature i of their first half and feature i of their second
+    half rotate together, or with `rotary_interleaved` features 2 i and 2 i + 1, by the angles of `rope_of`; angles in
+    float32.
     """
 
     def rotate(self, ctx: Context, x: mtf.Tensor, positions: mtf.Tensor) -> mtf.Tensor:
-        dims, half = ctx.dims, ctx.dims.features_per_head.size // 2
+        dims, rope, half = ctx.dims, rope_of(ctx.model), ctx.model.rotary_features // 2
+
+        def angles(positions: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+            """[..., positions, 1, half]."""
+            frequencies = rope.base ** (-tf.range(half, dtype=dtype) / half)
+            if rope.factors is not None:
+                frequencies *= tf.constant(rope.factors, dtype)
+            return (tf.cast(positions, dtype)[..., None] * frequencies)[..., None, :]
 
         def rotate(x: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
-            dtype = ctx.statistics_dtype
-            frequencies = ROTARY_BASE ** (-tf.range(half, dtype=dtype) / half)
-            angles = (tf.cast(positions, dtype)[..., None] * frequencies)[..., None, :]
-            cos, sin = tf.cos(angles), tf.sin(angles)
-            first, second = tf.split(tf.cast(x, dtype), 2, axis=-1)
-            return tf.cast(tf.concat([first * cos - second * sin, second * cos + first * sin], -1), x.dtype)
+            found = angles(positions, ctx.statistics_dtype)
+            cos, sin = tf.cos(found), tf.sin(found)
+            if rope.magnitude != 1.0:
+                cos, sin = cos * rope.magnitude, sin * rope.magnitude
+            rotating, rest = (x, None) if x.shape[-1] == 2 * half else tf.split(x, [2 * half, -1], axis=-1)
+            wide = tf.cast(rotating, cos.dtype)
+            if ctx.model.rotary_interleaved:
+                first, second = wide[..., 0::2], wide[..., 1::2]
+                pairs = tf.stack([first * cos - second * sin, second * cos + first * sin], -1)
+                rotated = tf.reshape(pairs, wide.shape)
+            else:
+                first, second = tf.split(wide, 2, axis=-1)
+                rotated = tf.concat([first * cos - second * sin, second * cos + first * sin], -1)
+            rotated = tf.cast(rotated, x.dtype)
+            return rotated if rest is None else tf.concat([rotated, rest], -1)
 
         splittable = [dims.batch, dims.sequence, dims.heads]
         return kernel(rotate, [x, positions], [(x.shape, x.dtype)], splittable, "rotary", kept=[])[0]  # linear in x
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearBias(Bias):
+    """A bias that falls linearly with distance: minus slope times the distance of query and key.
+
+    Attributes:
+        slopes: takes the slices of `operands` and a type; returns the slope of each head, [heads].
+    """
+
+    slopes: Callable[..., tf.Tensor]
+
+
+class Alibi(PositionEmbedding):
+    """ALiBi: logits fall with distance, at a slope of each head (Press et al., 2022, arXiv:2108.12409)."""
+
+    def bias(self, ctx: Context) -> LinearBias:
+        slopes = alibi_slopes(ctx.dims.heads.size)
+
+        def of_heads(heads: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+            return tf.gather(tf.constant(slopes, dtype), heads)
+
+        def linear(query: tf.Tensor, key: tf.Tensor, heads: tf.Tensor) -> tf.Tensor:
+            distance = tf.cast(tf.abs(query - key), ctx.statistics_dtype)
+            return -of_heads(heads, ctx.statistics_dtype)[:, None, None] * distance[..., None, :, :]
+
+        return LinearBias(linear, [mtf.range(ctx.mesh, ctx.dims.heads, tf.int32)], slopes=of_heads)
+
+
+def alibi_slopes(heads: int) -> list[float]:
+    """The slope of each head: for a power of 2 the geometric sequence from 2 ** (-8 / heads) to 2 ** -8. For other
+    numbers, that of the next lower power of 2, followed by every other slope of the next higher one, from the first on
+    (the paper's code, and BLOOM).
+    """
+    power = 1 << heads.bit_length() - 1
+    between = [2.0 ** (-4.0 * (2 * i + 1) / power) for i in range(heads - power)]
+    return [2.0 ** (-8.0 * (i + 1) / power) for i in range(power)] + between
 
 
 POSITIONS: dict[str, PositionEmbedding] = {
     "learned": Learned(),
     "axial": Axial(),
     "rotary": Rotary(),
+    "alibi": Alibi(),
     "none": PositionEmbedding(),
 }
 
 
-def position_name(model: ModelConfig) -> str:
-    """The name in `POSITIONS` that a config's keys stand for."""
-    if model.rotary_emb:
-        return "rotary"
-    return "axial" if model.axial_pos_emb else "learned"
-
-
 def position_embedding(model: ModelConfig) -> PositionEmbedding:
     """The position embedding of a model."""
-    return POSITIONS[position_name(model)]
+    return POSITIONS[model.pos_emb]

@@ -212,6 +212,8 @@ NEAREST = [
     ({"eval_tasks": ["lambda"]}, "eval_tasks", '["lambda"]', "did you mean lambada?"),
     ({"moe_params": {"moe_experts": 4}}, "moe_params", '{"moe_experts": 4}', "did you mean moe_num_experts?"),
 ]
+LINEAR = {"rope_type": "linear", "factor": 2.0}
+LLAMA3 = {"rope_type": "llama3", "factor": 8, "original_max_position_embeddings": 8, "low_freq_factor": 1}
 TYPES = [
     ({"n_ctx": True}, "n_ctx", "true", "must be an integer"),
     ({"n_ctx": "16"}, "n_ctx", '"16"', "must be an integer"),
@@ -233,6 +235,15 @@ TYPES = [
     ({"moe_layers": ["1"]}, "moe_layers", '["1"]', 'element "1" cannot work: must be an integer'),
     ({"moe_params": []}, "moe_params", "[]", "must be an object"),
     ({"moe_params": {"moe_dropout_rate": 1}}, "moe_params", '{"moe_dropout_rate": 1}', "must be in [0, 1)"),
+    ({"rope_scaling": 2}, "rope_scaling", "2", "} or null"),
+    ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling", '{"rope_type": "linear"}', "factor is missing in it"),
+    (
+        {"rope_scaling": {"rope_type": "ntk", "factor": 2}},
+        "rope_scaling",
+        '{"rope_type": "ntk", "factor": 2}',
+        'the rope_type "ntk" cannot work: unknown name; use one of linear, dynamic, llama3, yarn',
+    ),
+    ({"rope_scaling": LINEAR | {"factr": 1}}, "rope_scaling", '{"rope_type": ', "did you mean factor?"),
     ({"mesh_shape": ["x"]}, "mesh_shape", '["x"]', 'must be a string such as "x:4,y:2"'),
     ({"layout": 1}, "layout", "1", 'must be a string such as "batch:x,heads:y"'),
     ({"axial_pos_emb": 16}, "axial_pos_emb", "16", "must be a pair [d1, d2]"),
@@ -263,6 +274,15 @@ RANGES = [
     ({"predict_max_steps": 16}, "predict_max_steps", "16", "must be less than n_ctx = 16"),
 ]  # fmt: skip
 COMBINATIONS = [
+    *[
+        ({"rotary_emb": True, "rope_scaling": scaling}, "rope_scaling", '{"rope_type": "', words)
+        for scaling, words in (
+            (LLAMA3, "rope_type llama3 needs high_freq_factor; add it"),
+            (LLAMA3 | {"high_freq_factor": 1}, "low_freq_factor = 1.0 must be less than high_freq_factor = 1.0"),
+            (LINEAR | {"beta_fast": 16}, "rope_type linear has no beta_fast; remove it"),
+            (LINEAR | {"rope_type": "yarn", "beta_slow": 33}, "must not be more than beta_fast = 32.0"),
+        )
+    ],
     ({"n_embd": 30}, "n_embd", "30", "not divisible by n_head = 4; make n_embd a multiple of n_head"),
     ({"n_positions": 17}, "n_positions", "17", "must equal n_ctx = 16"),
     (
@@ -274,6 +294,32 @@ COMBINATIONS = [
     ({"axial_pos_emb": [0, 5]}, "axial_pos_emb", "[0, 5]", "the size 0 cannot work: must be >= 1"),
     ({"rotary_emb": True, "axial_pos_emb": [4, 4]}, "rotary_emb", "true", "choose one position embedding"),
     ({"rotary_emb": True, "n_embd": 36}, "rotary_emb", "true", "needs an even head size, but n_embd / n_head = 9"),
+    ({"pos_emb": "rotary", "n_embd": 36}, "pos_emb", '"rotary"', "needs an even head size, but n_embd / n_head = 9"),
+    ({"rotary_emb": True, "pos_emb": "alibi"}, "pos_emb", '"alibi"', "cannot be combined with rotary_emb"),
+    ({"axial_pos_emb": [4, 4], "pos_emb": "none"}, "pos_emb", '"none"', "cannot be combined with axial_pos_emb"),
+    ({"pos_emb": "axial"}, "pos_emb", '"axial"', "needs axial_pos_emb; add it"),
+    (
+        {"pos_emb": "alibi", "attention_types": [[["linear"], 2]]},
+        "pos_emb",
+        '"alibi"',
+        "linear attention has no logits to add a bias to; use global or local attention",
+    ),
+    ({"rotary_pct": 0.5}, "rotary_pct", "0.5", 'pos_emb = "learned" has none; remove it, or set pos_emb to "rotary"'),
+    ({"rotary_emb_base": 500, "pos_emb": "none"}, "rotary_emb_base", "500", 'pos_emb = "none" has none'),
+    ({"rotary_interleaved": True}, "rotary_interleaved", "true", "remove it"),
+    ({"rope_scaling": LINEAR}, "rope_scaling", '{"rope_type": "linear", "factor": 2.0}', 'set pos_emb to "rotary"'),
+    (
+        {"rotary_emb": True, "rotary_pct": 0.3, "n_embd": 40},
+        "rotary_pct",
+        "0.3",
+        "3 of the 10 features of a head would rotate; choose a share that gives an even number",
+    ),
+    (
+        {"rotary_emb": True, "rotary_pct": 0.25, "rope_scaling": {"rope_type": "dynamic", "factor": 2}},
+        "rope_scaling",
+        '{"rope_type": "dynamic", "factor": 2.0}',
+        "dynamic needs 4 rotating features or more",
+    ),
     ({"scalenorm": True, "rezero": True}, "scalenorm", "true", "cannot be combined with rezero"),
     ({"moe_layers": [2]}, "moe_layers", "[2]", "layer 2 does not exist; use layers from 0 to 1"),
     ({"moe_layers": [1, 1]}, "moe_layers", "[1, 1]", "list each once"),
@@ -665,7 +711,7 @@ def test_reference_page_is_current() -> None:
 
 def test_reference_page_names_every_key() -> None:
     page = reference_page()
-    for group in (*GROUPS.values(), config.DatasetConfig, config.MoeParams):
+    for group in (*GROUPS.values(), config.DatasetConfig, config.MoeParams, config.RopeScaling):
         for name, declared in keys(group).items():
             assert f"| `{name}` |" in page
             assert declared.doc.endswith((".", ")")), name
@@ -729,7 +775,8 @@ def test_schema_accepts_shipped_configs(name: str) -> None:
 def test_schema_describes_every_key() -> None:
     schema = json_schema()
     properties = schema["properties"]
-    groups: list[type[config.Group]] = [*GROUPS.values(), config.MoeParams, config.GenerationSettings]
+    inner_groups = config.MoeParams, config.RopeScaling, config.GenerationSettings
+    groups: list[type[config.Group]] = [*GROUPS.values(), *inner_groups]
     for group in groups:
         inner = schema["$defs"].get(group.__name__, {"properties": properties})["properties"]
         for name, declared in keys(group).items():

@@ -159,7 +159,9 @@ def test_files_are_no_larger_than_asked(tmp_path: Path, command: Command) -> Non
 
 BEYOND: list[tuple[str, dict[str, Any]]] = [
     ("axial_pos_emb", {"axial_pos_emb": [4, 4]}),
-    ("rotary_emb", {"rotary_emb": True}),
+    ("pos_emb", {"rotary_emb": True}),
+    ("pos_emb", {"pos_emb": "alibi"}),
+    ("pos_emb", {"pos_emb": "none"}),
     ("mlp_glu", {"mlp_glu": True}),
     ("scalenorm", {"scalenorm": True}),
     ("rezero", {"rezero": True}),
@@ -183,7 +185,8 @@ def test_what_a_gpt_neo_cannot_be_is_refused_by_name(tmp_path: Path, key: str, k
 
 def test_no_such_key_is_forgotten() -> None:
     touching = {name for group in GROUPS.values() for name, declared in keys(group).items() if declared.touches}
-    decided_by_others = {"model", "objective", "moe_activation", "moe_params"}
+    decided_by_others = {"model", "objective", "moe_activation", "moe_params", "rotary_pct", "rotary_emb_base",
+                         "rotary_interleaved", "rope_scaling"}  # fmt: skip
     assert touching - GPTNeo.expresses - decided_by_others <= {key for key, _ in BEYOND}
 
 

@@ -33,6 +33,9 @@ COMBINED: dict[str, Any] = {
     "macaron": True,
     "rezero": True,
 }
+ROTARY: dict[str, Any] = {"pos_emb": "rotary", "n_head": 1, "rotary_emb_base": 50}
+SHORTER = {"original_max_position_embeddings": 8}
+LLAMA3 = {"rope_type": "llama3", "factor": 4, "low_freq_factor": 0.2, "high_freq_factor": 1, **SHORTER}
 # Every variant at least once, alone and beside others.
 VARIANTS: dict[str, dict[str, Any]] = {
     "linear": {"attention_types": types("linear", "global")},
@@ -42,6 +45,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "axial": {"axial_pos_emb": [3, 4]},
     "rotary": {"rotary_emb": True},
     "rotary, linear": {"rotary_emb": True, "attention_types": types("linear", "local")},
+    "rotary, share": {"pos_emb": "rotary", "rotary_pct": 0.5, "n_head": 1, "rotary_emb_base": 100},
+    "rotary, interleaved": {"pos_emb": "rotary", "rotary_interleaved": True, "rotary_pct": 0.75, "n_head": 1},
+    "rotary, linear scaling": {**ROTARY, "rope_scaling": {"rope_type": "linear", "factor": 2}},
+    "rotary, dynamic scaling": {**ROTARY, "rope_scaling": {"rope_type": "dynamic", "factor": 2, **SHORTER}},
+    "rotary, llama3 scaling": {**ROTARY, "rope_scaling": LLAMA3},
+    "rotary, yarn scaling": {**ROTARY, "rope_scaling": {"rope_type": "yarn", "factor": 4, **SHORTER}},
+    "alibi": {"pos_emb": "alibi", "attention_types": types("global", "local")},
+    "alibi, memory": {"pos_emb": "alibi", "n_head": 3, "n_embd": 12, "num_mem_kv": 2},
+    "no positions": {"pos_emb": "none"},
     "glu": {"mlp_glu": True},
     "rezero": {"rezero": True},
     "macaron": {"macaron": True},
@@ -62,7 +74,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "scalenorm": True,
     },
 }
-BOTH_WAYS = ["linear", "linear, memory", "memory", "rotary, linear", "all"]
+BOTH_WAYS = ["linear", "linear, memory", "memory", "rotary, linear", "alibi, memory", "all"]
 
 
 def logits_engine(*, scale: float = 0.5, **keys: Any) -> tuple[DeviceEngine, Any, np.ndarray]:
@@ -157,6 +169,7 @@ FC = "h0/mlp/conv1d_main/c_fc"
         ({"num_mem_kv": 3}, {}, {"h0/attn/mem_k": (3, 8), "h0/attn/mem_v": (3, 8)}),
         ({"axial_pos_emb": [3, 4]}, {"wpe": (12, 8)}, {"axial_wpe_1": (3, 8), "axial_wpe_2": (4, 8)}),
         ({"rotary_emb": True}, {"wpe": (12, 8)}, {}),
+        ({"pos_emb": "alibi"}, {"wpe": (12, 8)}, {}),
         (
             {"mlp_glu": True},
             {f"{FC}/kernel": (8, 32), f"{FC}/bias": (32,)},
@@ -258,7 +271,7 @@ def test_gradients_are_finite_differences_of_the_loss(keys, monkeypatch):
     ],
 )
 def test_cached_logits_are_those_of_a_full_pass(read, name):
-    engine = make_engine(tiny_config(**SMALL, **VARIANTS[name]), compiled=False)
+    engine = make_engine(tiny_config(**{**SMALL, **VARIANTS[name]}), compiled=False)
     function, tokens = cached_logits(engine, read, tf.float64), token_batch(engine.config, width=12)
     function.traced(tf.TensorSpec(tokens.shape, tf.int32))
     enlarge_weights(engine, scale=0.5)

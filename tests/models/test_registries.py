@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from gpt_mesh.config import ACTIVATIONS, ATTENTION_TYPES
+from gpt_mesh.config import ACTIVATIONS, ATTENTION_TYPES, POSITION_EMBEDDINGS
 from gpt_mesh.models import activations
 from gpt_mesh.models.attention.kinds import KINDS, by_layer, layer_kinds, positions_axes, state_tensors
 from gpt_mesh.models.dims import Dims
 from gpt_mesh.models.feed_forward import FEED_FORWARDS, feed_forward_name
 from gpt_mesh.models.norms import NORMS, norm_name
-from gpt_mesh.models.positions import POSITIONS, position_name
+from gpt_mesh.models.positions import POSITIONS
 from tests.support.models import tiny_config
 
 MOE = {"moe_layers": [1], "moe_params": {"moe_num_experts": 2}}
@@ -20,6 +20,10 @@ MOE = {"moe_layers": [1], "moe_params": {"moe_num_experts": 2}}
 
 def test_activations() -> None:
     assert activations.ACTIVATIONS.keys() == set(ACTIVATIONS)
+
+
+def test_position_embeddings() -> None:
+    assert POSITIONS.keys() == set(POSITION_EMBEDDINGS)
 
 
 def test_attention_kinds() -> None:
@@ -30,16 +34,14 @@ def test_attention_kinds() -> None:
     ("registry", "name_of", "choices"),
     [
         (NORMS, norm_name, [{}, {"scalenorm": True}, {"rezero": True}]),
-        (POSITIONS, position_name, [{}, {"axial_pos_emb": [4, 4]}, {"rotary_emb": True}]),
         (FEED_FORWARDS, lambda model: feed_forward_name(model, 1), [{}, {"mlp_glu": True}, MOE]),
     ],
-    ids=["norms", "positions", "feed-forwards"],
+    ids=["norms", "feed-forwards"],
 )
 def test_keys_of_the_config_stand_for_names(registry: Any, name_of: Any, choices: list[dict[str, Any]]) -> None:
     names = [name_of(tiny_config(**keys).model) for keys in choices]
     assert len(set(names)) == len(choices)
-    # "none" is for kinds of attention that know positions by themselves.
-    assert set(registry) - set(names) <= {"none"} and set(names) <= set(registry)
+    assert set(names) == set(registry)
 
 
 def test_states_by_layer() -> None:

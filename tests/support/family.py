@@ -1,12 +1,14 @@
 """The block variants in NumPy float64, written from the papers alone, one head and one query at a time.
 
 Linear attention: Shen et al. 2018 (both directions), Katharopoulos et al. 2020 (causal). Learned keys and values:
-Sukhbaatar et al. 2019. Rotary: Su et al. 2021. Axial positions: Kitaev et al. 2020. GLU: Shazeer 2020. Macaron: Lu et
-al. 2019. ReZero: Bachlechner et al. 2020. ScaleNorm: Nguyen & Salazar 2019.
+Sukhbaatar et al. 2019. Rotary: Su et al. 2021, scaled: Chen et al. 2023, Peng et al. 2023. ALiBi: Press et al. 2022.
+Axial positions: Kitaev et al. 2020. GLU: Shazeer 2020. Macaron: Lu et al. 2019. ReZero: Bachlechner et al. 2020.
+ScaleNorm: Nguyen & Salazar 2019.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -40,9 +42,10 @@ class _Row:
         return self._norm(x, "ln_f") @ out
 
     def _position(self, p: int) -> np.ndarray | float:
-        if self.model.rotary_emb or self.bias:
+        if self.model.pos_emb in ("rotary", "alibi", "none") or self.bias:
             return 0.0
-        if self.model.axial_pos_emb:
+        if self.model.pos_emb == "axial":
+            assert self.model.axial_pos_emb
             row, column = divmod(p, self.model.axial_pos_emb[1])
             return self.w["axial_wpe_1"][row] + self.w["axial_wpe_2"][column]
         return self.w["wpe"][p]
@@ -81,8 +84,8 @@ class _Row:
         for head in range(self.model.n_head):
             part = slice(head * size, (head + 1) * size)
             q, k, v = (x @ self.w[f"{name}/{which}"][:, part] for which in "qkv")
-            if self.model.rotary_emb:
-                q, k = rotated(q), rotated(k)
+            if self.model.pos_emb == "rotary":
+                q, k = rotated(q, self.model), rotated(k, self.model)
             memory = np.zeros((0, size)), np.zeros((0, size))
             if self.model.num_mem_kv:
                 memory = self.w[f"{name}/mem_k"][:, part], self.w[f"{name}/mem_v"][:, part]
@@ -94,6 +97,8 @@ class _Row:
                     scores = keys @ query
                     if self.bias:
                         scores[len(memory[0]) :] += self.bias(self.w, head, p - np.array(seen))
+                    if self.model.pos_emb == "alibi":
+                        scores[len(memory[0]) :] -= slope(head, self.model.n_head) * abs(p - np.array(seen))
                     rows.append(softmax(scores) @ values)
                 elif self.causal:
                     rows.append(linear_causal(query, keys, values))
@@ -113,9 +118,47 @@ def linear_causal(query: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np
     return weights @ values / (weights.sum() + 1e-6)
 
 
-def rotated(x: np.ndarray) -> np.ndarray:
-    """x: [positions, features]; features i and i + half are one complex number, turned by its position."""
-    half = x.shape[1] // 2
-    frequencies = 10000.0 ** (-2 * np.arange(half) / x.shape[1])
-    turned = (x[:, :half] + 1j * x[:, half:]) * np.exp(1j * np.outer(np.arange(len(x)), frequencies))
-    return np.concatenate([turned.real, turned.imag], -1)
+def slope(head: int, heads: int) -> float:
+    """Of ALiBi; for a number of heads that is no power of 2, as footnote 5 of the paper has it."""
+    power = 2 ** math.floor(math.log2(heads))
+    if head < power:
+        return 2.0 ** (-8 * (head + 1) / power)
+    return slope(2 * (head - power), 2 * power)
+
+
+def rotated(x: np.ndarray, model: ModelConfig) -> np.ndarray:
+    """x: [positions, features]; two features are one complex number, turned by its position."""
+    n, size = round(x.shape[1] * model.rotary_pct), x.shape[1]
+    first = [2 * i if model.rotary_interleaved else i for i in range(n // 2)]
+    second = [2 * i + 1 if model.rotary_interleaved else n // 2 + i for i in range(n // 2)]
+    turns, magnitude = frequencies(model, n)
+    found = np.array(x)
+    numbers = (x[:, first] + 1j * x[:, second]) * np.exp(1j * np.outer(np.arange(len(x)), turns)) * magnitude
+    found[:, first], found[:, second] = numbers.real, numbers.imag
+    assert found.shape[1] == size
+    return found
+
+
+def frequencies(model: ModelConfig, n: int) -> tuple[list[float], float]:
+    """Radians a position for each pair of n features, and what they are multiplied by."""
+    base, scaling = model.rotary_emb_base, model.rope_scaling
+    plain = [base ** (-2 * i / n) for i in range(n // 2)]
+    if scaling is None:
+        return plain, 1.0
+    factor, context = scaling.factor, scaling.original_max_position_embeddings or model.n_ctx
+    if scaling.rope_type == "linear":
+        return [f / factor for f in plain], 1.0
+    if scaling.rope_type == "dynamic":
+        longer = base * (factor * model.n_ctx / context - (factor - 1)) ** (n / (n - 2))
+        return [longer ** (-2 * i / n) for i in range(n // 2)], 1.0
+    if scaling.rope_type == "llama3":
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        assert low and high
+        periods = [context * f / (2 * math.pi) for f in plain]
+        kept = [0 if p < low else 1 if p > high else (p - low) / (high - low) for p in periods]
+        return [f * (g + (1 - g) / factor) for f, g in zip(plain, kept, strict=True)], 1.0
+    # The feature that turns r times in the context; a ramp between two of them.
+    ends = [n * math.log(context / (2 * math.pi * r)) / (2 * math.log(base)) for r in (32, 1)]
+    begin, end = max(math.floor(ends[0]), 0), min(math.ceil(ends[1]), n - 1)
+    kept = [1 - min(1, max(0, (i - begin) / ((end - begin) or 0.001))) for i in range(n // 2)]
+    return [f * (g + (1 - g) / factor) for f, g in zip(plain, kept, strict=True)], 0.1 * math.log(factor) + 1

@@ -37,7 +37,7 @@ def resumed(workspace: Workspace, tmp_path: Path, **keys: Any) -> Config:
         ({"activation_function": "relu"}, "activation_function = relu, but the run in .* has gelu"),
         ({"attention_types": [[["global"], 2]]}, r"attention_types = .*another run with --init_from, in another model"),
         ({"local_attention_radius": 3}, "local_attention_radius = 3, but the run in .* has 8"),
-        ({"rotary_emb": True}, "rotary_emb = true, but the run in .* has false"),
+        ({"rotary_emb": True}, "pos_emb = rotary, but the run in .* has learned"),
         ({"scalenorm": True}, "scalenorm = true, but the run in .* has false"),
         ({"moe_activation": "gelu"}, "moe_activation = gelu"),
         ({"moe_params": {"moe_num_experts": 2}}, "moe_num_experts = 2, but the run in .* has 4"),
@@ -110,14 +110,14 @@ def test_keys_that_an_old_run_did_not_know_have_their_defaults(
 ) -> None:
     path = tmp_path / "run" / "config.json"
     values = json.loads(path.read_text())
-    for name in ("entmax_loss", "rotary_emb", "moe_activation", "background_checkpoints"):
+    for name in ("entmax_loss", "rotary_emb", "pos_emb", "rope_scaling", "moe_activation", "background_checkpoints"):
         del values[name]
     del values["moe_params"]["moe_second_policy_eval"]
     path.write_text(json.dumps(values))
     with logged() as messages:
         check_resumable(begun, "model.ckpt-5")
     assert messages == []
-    with pytest.raises(InputError, match="rotary_emb = true"):
+    with pytest.raises(InputError, match="pos_emb = rotary"):
         check_resumable(resumed(workspace, tmp_path, rotary_emb=True), "model.ckpt-5")
 
 
