@@ -6,34 +6,34 @@ from typing import Any
 
 _SIZES = {
     "vocab_size": 320, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "max_position_embeddings": 32, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1,
+    "max_position_embeddings": 96, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1,
 }  # fmt: skip
 _GPT2 = {
-    "vocab_size": 320, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 32, "bos_token_id": 0,
+    "vocab_size": 320, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 96, "bos_token_id": 0,
     "eos_token_id": 0, "pad_token_id": 1,
 }  # fmt: skip
 _LLAMA = {**_SIZES, "intermediate_size": 88}
 _GROUPED = {**_LLAMA, "num_key_value_heads": 2}
 _BLOOM = {
     **{name: value for name, value in _SIZES.items() if name != "max_position_embeddings"},
-    "n_layer": 2, "n_head": 4, "seq_length": 32,
+    "n_layer": 2, "n_head": 4, "seq_length": 96,
 }  # fmt: skip
 LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8,
+    "original_max_position_embeddings": 12,
 }  # fmt: skip
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 24}
 # By model_type: each shape has a name, for tests.
 FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
     "gpt_neo": {
         "mixed": {
             "vocab_size": 320, "hidden_size": 64, "num_layers": 2, "num_heads": 4, "window_size": 8,
-            "max_position_embeddings": 32, "attention_types": [[["global", "local"], 1]], "bos_token_id": 0,
+            "max_position_embeddings": 96, "attention_types": [[["global", "local"], 1]], "bos_token_id": 0,
             "eos_token_id": 0, "pad_token_id": 1,
         },
         "narrow": {
             "vocab_size": 320, "hidden_size": 48, "num_layers": 2, "num_heads": 3, "window_size": 5,
-            "max_position_embeddings": 32, "attention_types": [[["local"], 2]], "intermediate_size": 100,
+            "max_position_embeddings": 96, "attention_types": [[["local"], 2]], "intermediate_size": 100,
             "layer_norm_epsilon": 1e-3, "activation_function": "gelu", "tie_word_embeddings": False,
             "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1,
         },
