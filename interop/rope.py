@@ -40,7 +40,9 @@ def keys(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     name = "rope_scaling" if values["rope_scaling"] else "rope_parameters"
     given = values[name] or {}
     if not isinstance(given, dict) or any(isinstance(value, dict) for value in given.values()):
-        raise InputError(f"{source}: {name} = {json.dumps(given)}: only one set of settings for all layers is supported")
+        raise InputError(
+            f"{source}: {name} = {json.dumps(given)}: only one set of settings for all layers is supported"
+        )
     kind = given.get("rope_type", given.get("type", "default"))
     if kind not in [*_SETTINGS]:  # a list, as it may be anything
         known = ", ".join(_SETTINGS)

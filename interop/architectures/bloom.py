@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from gpt_mesh.config import ModelConfig
 from gpt_mesh.interop.architecture import Architecture
@@ -35,7 +35,7 @@ class Bloom(Architecture):
     causal_class = "BloomForCausalLM"
     base_class = "BloomModel"
     prefix = "transformer."
-    defaults = {
+    defaults: ClassVar[Mapping[str, Any]] = {
         "vocab_size": 250880,
         "hidden_size": 64,
         "n_layer": 2,
@@ -46,9 +46,13 @@ class Bloom(Architecture):
         "attention_dropout": 0.0,
         "tie_word_embeddings": True,
     }
-    other_names = {"n_embed": "hidden_size", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
-    fixed = {"apply_residual_connection_post_layernorm": False}
-    same_keys = {
+    other_names: ClassVar[Mapping[str, str]] = {
+        "n_embed": "hidden_size",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+    }
+    fixed: ClassVar[Mapping[str, Any]] = {"apply_residual_connection_post_layernorm": False}
+    same_keys: ClassVar[Mapping[str, str]] = {
         "hidden_size": "n_embd",
         "n_layer": "n_layer",
         "n_head": "n_head",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from gpt_mesh.config import ModelConfig
 from gpt_mesh.errors import InputError
@@ -31,7 +31,7 @@ class Falcon(Architecture):
     causal_class = "FalconForCausalLM"
     base_class = "FalconModel"
     prefix = "transformer."
-    defaults = {
+    defaults: ClassVar[Mapping[str, Any]] = {
         **rope.DEFAULTS,
         "vocab_size": 65024,
         "hidden_size": 4544,
@@ -51,9 +51,9 @@ class Falcon(Architecture):
         "activation": "gelu",
         "tie_word_embeddings": True,
     }
-    other_names = {"n_embed": "hidden_size"}
-    fixed = {"alibi": False, "partial_rotary_factor": 1.0}
-    same_keys = {
+    other_names: ClassVar[Mapping[str, str]] = {"n_embed": "hidden_size"}
+    fixed: ClassVar[Mapping[str, Any]] = {"alibi": False, "partial_rotary_factor": 1.0}
+    same_keys: ClassVar[Mapping[str, str]] = {
         "hidden_size": "n_embd",
         "num_hidden_layers": "n_layer",
         "num_attention_heads": "n_head",

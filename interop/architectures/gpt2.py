@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from gpt_mesh.config import ModelConfig
 from gpt_mesh.interop.architecture import THEIR_ACTIVATIONS, Architecture, activation
@@ -35,7 +35,7 @@ class GPT2(Architecture):
     causal_class = "GPT2LMHeadModel"
     base_class = "GPT2Model"
     prefix = "transformer."
-    defaults = {
+    defaults: ClassVar[Mapping[str, Any]] = {
         "vocab_size": 50257,
         "n_positions": 1024,
         "n_embd": 768,
@@ -50,14 +50,14 @@ class GPT2(Architecture):
         "scale_attn_weights": True,
         "tie_word_embeddings": True,
     }
-    other_names = {
+    other_names: ClassVar[Mapping[str, str]] = {
         "max_position_embeddings": "n_positions",
         "hidden_size": "n_embd",
         "num_attention_heads": "n_head",
         "num_hidden_layers": "n_layer",
     }
-    fixed = {"scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
-    same_keys = {
+    fixed: ClassVar[Mapping[str, Any]] = {"scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
+    same_keys: ClassVar[Mapping[str, str]] = {
         "n_positions": "n_ctx",
         "n_embd": "n_embd",
         "n_layer": "n_layer",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from gpt_mesh.config import ModelConfig
 from gpt_mesh.config.model import repeated
@@ -35,7 +35,7 @@ class GPTNeo(Architecture):
     causal_class = "GPTNeoForCausalLM"
     base_class = "GPTNeoModel"
     prefix = "transformer."
-    defaults = {
+    defaults: ClassVar[Mapping[str, Any]] = {
         "vocab_size": 50257,
         "max_position_embeddings": 2048,
         "hidden_size": 2048,
@@ -51,8 +51,8 @@ class GPTNeo(Architecture):
         "intermediate_size": None,
         "tie_word_embeddings": True,
     }
-    other_names = {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
-    same_keys = {
+    other_names: ClassVar[Mapping[str, str]] = {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
+    same_keys: ClassVar[Mapping[str, str]] = {
         "max_position_embeddings": "n_ctx",
         "hidden_size": "n_embd",
         "num_layers": "n_layer",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from gpt_mesh.config import ModelConfig
 from gpt_mesh.interop import rope
@@ -34,7 +34,7 @@ class GPTNeoX(Architecture):
     base_class = "GPTNeoXModel"
     prefix = "gpt_neox."
     head = "embed_out.weight"
-    defaults = {
+    defaults: ClassVar[Mapping[str, Any]] = {
         **rope.DEFAULTS,
         "partial_rotary_factor": 0.25,
         "vocab_size": 50432,
@@ -51,8 +51,8 @@ class GPTNeoX(Architecture):
         "use_parallel_residual": True,
         "attention_bias": True,
     }
-    other_names = {"rotary_pct": "partial_rotary_factor", "rotary_emb_base": "rope_theta"}
-    same_keys = {
+    other_names: ClassVar[Mapping[str, str]] = {"rotary_pct": "partial_rotary_factor", "rotary_emb_base": "rope_theta"}
+    same_keys: ClassVar[Mapping[str, str]] = {
         "hidden_size": "n_embd",
         "num_hidden_layers": "n_layer",
         "num_attention_heads": "n_head",
@@ -87,7 +87,9 @@ class GPTNeoX(Architecture):
         found = [same("gpt_neox.embed_in.weight", "gpt2/wte")]
         for i in range(model.n_layer):
             theirs, ours = f"gpt_neox.layers.{i}", f"gpt2/h{i}"
-            for part, suffix in (("weight", ""), ("bias", "_b")) if model.use_bias_in_attn_linear else (("weight", ""),):
+            for part, suffix in (
+                (("weight", ""), ("bias", "_b")) if model.use_bias_in_attn_linear else (("weight", ""),)
+            ):
                 qkv = [f"{ours}/attn/{letter}{suffix}" for letter in "qkv"]
                 name = f"{theirs}.attention.query_key_value.{part}"
                 found.append(grouped_qkv(name, qkv, model.n_head, model.head_size))

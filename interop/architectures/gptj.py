@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from gpt_mesh.config import ModelConfig
 from gpt_mesh.interop.architecture import THEIR_ACTIVATIONS, Architecture, activation, whole
@@ -31,7 +31,7 @@ class GPTJ(Architecture):
     causal_class = "GPTJForCausalLM"
     base_class = "GPTJModel"
     prefix = "transformer."
-    defaults = {
+    defaults: ClassVar[Mapping[str, Any]] = {
         "vocab_size": 50400,
         "n_positions": 2048,
         "n_embd": 4096,
@@ -46,13 +46,13 @@ class GPTJ(Architecture):
         "layer_norm_epsilon": 1e-5,
         "tie_word_embeddings": False,
     }
-    other_names = {
+    other_names: ClassVar[Mapping[str, str]] = {
         "max_position_embeddings": "n_positions",
         "hidden_size": "n_embd",
         "num_attention_heads": "n_head",
         "num_hidden_layers": "n_layer",
     }
-    same_keys = {
+    same_keys: ClassVar[Mapping[str, str]] = {
         "n_positions": "n_ctx",
         "n_embd": "n_embd",
         "n_layer": "n_layer",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from gpt_mesh.config import ModelConfig
 from gpt_mesh.errors import InputError
@@ -23,7 +23,7 @@ class Llama(Architecture):
     causal_class = "LlamaForCausalLM"
     base_class = "LlamaModel"
     prefix = "model."
-    defaults = {
+    defaults: ClassVar[Mapping[str, Any]] = {
         **rope.DEFAULTS,
         "vocab_size": 32000,
         "hidden_size": 4096,
@@ -40,7 +40,7 @@ class Llama(Architecture):
         "mlp_bias": False,
         "tie_word_embeddings": False,
     }
-    same_keys = {
+    same_keys: ClassVar[Mapping[str, str]] = {
         "hidden_size": "n_embd",
         "intermediate_size": "intermediate_size",
         "num_hidden_layers": "n_layer",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from gpt_mesh.config import ModelConfig
 from gpt_mesh.interop.architecture import whole
@@ -17,14 +17,14 @@ class Mistral(Llama):
     title = "Mistral"
     causal_class = "MistralForCausalLM"
     base_class = "MistralModel"
-    defaults = {
+    defaults: ClassVar[Mapping[str, Any]] = {
         **Llama.defaults,
         "intermediate_size": 14336,
         "num_key_value_heads": 8,
         "max_position_embeddings": 131072,
         "sliding_window": 4096,
     }
-    fixed = {"attention_bias": False, "mlp_bias": False}
+    fixed: ClassVar[Mapping[str, Any]] = {"attention_bias": False, "mlp_bias": False}
 
     def model_keys(self, values: Mapping[str, Any], source: str) -> dict[str, Any]:
         keys = super().model_keys(values, source)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from gpt_mesh.config import ModelConfig
 from gpt_mesh.interop.architecture import THEIR_ACTIVATIONS, whole
@@ -20,7 +20,7 @@ class Mixtral(Mistral):
     title = "Mixtral"
     causal_class = "MixtralForCausalLM"
     base_class = "MixtralModel"
-    defaults = {
+    defaults: ClassVar[Mapping[str, Any]] = {
         **Mistral.defaults,
         "rms_norm_eps": 1e-5,
         "rope_theta": 1e6,
@@ -29,8 +29,10 @@ class Mixtral(Mistral):
         "num_local_experts": 8,
         "router_aux_loss_coef": 0.001,
     }
-    other_names = {"num_experts": "num_local_experts"}
-    same_keys = {name: key for name, key in Mistral.same_keys.items() if name != "intermediate_size"}
+    other_names: ClassVar[Mapping[str, str]] = {"num_experts": "num_local_experts"}
+    same_keys: ClassVar[Mapping[str, str]] = {
+        name: key for name, key in Mistral.same_keys.items() if name != "intermediate_size"
+    }
     ignored = frozenset({"activation_function", "intermediate_size", "mlp_glu", "glu_columns", "use_bias_in_mlp"})
 
     def model_keys(self, values: Mapping[str, Any], source: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ class Qwen2(Llama):
     title = "Qwen 2"
     causal_class = "Qwen2ForCausalLM"
     base_class = "Qwen2Model"
-    defaults = {
+    defaults: ClassVar[Mapping[str, Any]] = {
         **Llama.defaults,
         "vocab_size": 151936,
         "intermediate_size": 22016,
@@ -32,7 +32,7 @@ class Qwen2(Llama):
         "max_window_layers": 28,
         "layer_types": None,
     }
-    fixed = {"attention_bias": False, "mlp_bias": False}
+    fixed: ClassVar[Mapping[str, Any]] = {"attention_bias": False, "mlp_bias": False}
     use_bias_in_qkv: ClassVar[bool] = True
 
     def model_keys(self, values: Mapping[str, Any], source: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from gpt_mesh.interop.architectures.qwen2 import Qwen2
 
@@ -15,8 +15,8 @@ class Qwen3(Qwen2):
     title = "Qwen 3"
     causal_class = "Qwen3ForCausalLM"
     base_class = "Qwen3Model"
-    defaults = {**Qwen2.defaults, "head_dim": 128}
-    fixed = {"mlp_bias": False}
+    defaults: ClassVar[Mapping[str, Any]] = {**Qwen2.defaults, "head_dim": 128}
+    fixed: ClassVar[Mapping[str, Any]] = {"mlp_bias": False}
     use_bias_in_qkv = False
 
     def model_keys(self, values: Mapping[str, Any], source: str) -> dict[str, Any]:

@@ -94,7 +94,11 @@ def test_a_config_json_survives_both_ways(family: str, shape: str) -> None:
         ("llama", {"rope_theta": 500.0}, {"rope_theta": 500.0, "rope_type": "default"}),
         ("llama", {"rope_theta": 500.0, "rope_scaling": LLAMA3}, {"rope_theta": 500.0, **LLAMA3}),
         ("mixtral", {}, {"rope_type": "default"}),
-        ("gpt_neox", {"rotary_pct": 0.5, "rotary_emb_base": 500.0}, {"rope_theta": 500.0, "partial_rotary_factor": 0.5}),
+        (
+            "gpt_neox",
+            {"rotary_pct": 0.5, "rotary_emb_base": 500.0},
+            {"rope_theta": 500.0, "partial_rotary_factor": 0.5},
+        ),
         ("falcon", {"rope_scaling": {"type": "linear", "factor": 2.0}}, {"rope_type": "linear", "factor": 2.0}),
     ],
 )

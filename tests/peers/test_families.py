@@ -92,9 +92,7 @@ def imported(models: Models, family: str, shape: str, workspace: Workspace, fold
 
 
 @pytest.mark.parametrize(("family", "shape"), SHAPES)
-def test_their_models_run_here(
-    workspace: Workspace, tmp_path: Path, theirs: Models, family: str, shape: str
-) -> None:
+def test_their_models_run_here(workspace: Workspace, tmp_path: Path, theirs: Models, family: str, shape: str) -> None:
     """Logits of whole passes, and of decoding with the cache."""
     model = imported(theirs, family, shape, workspace, tmp_path)
     logits = theirs.logits(family, shape)
@@ -162,9 +160,7 @@ def test_trained_models_run_there(trained: dict[str, Any], tmp_path: Path, versi
     answers = ask("families", {"models": jobs}, tmp_path, site=SITES[version], timeout=600)
     for number, family in enumerate(FAMILIES):
         ours = trained["logits"][family]
-        np.testing.assert_allclose(
-            ours, answers[f"{number}/logits"], rtol=0, atol=TRAINED_TOLERANCE, err_msg=family
-        )
+        np.testing.assert_allclose(ours, answers[f"{number}/logits"], rtol=0, atol=TRAINED_TOLERANCE, err_msg=family)
         assert ours.std() > 1, f"{family} learned nothing"
 
 
