@@ -9,7 +9,7 @@ from gpt_mesh.config.files import CONFIG_DIRECTORY, parse_json, shipped_configs
 from gpt_mesh.config.generation import GenerationSettings
 from gpt_mesh.config.mesh import TENSOR_DIMENSIONS, MeshConfig
 from gpt_mesh.config.mlm import MlmConfig
-from gpt_mesh.config.model import ACTIVATIONS, ATTENTION_TYPES, POSITION_EMBEDDINGS, ModelConfig
+from gpt_mesh.config.model import ACTIVATIONS, ATTENTION_TYPES, NORMS, POSITION_EMBEDDINGS, ModelConfig
 from gpt_mesh.config.moe import MoeParams
 from gpt_mesh.config.names import ALIASES, RETIRED_KEYS
 from gpt_mesh.config.optimizer import OPTIMIZERS, SCHEDULES, OptimizerConfig
@@ -18,8 +18,8 @@ from gpt_mesh.config.rope import ROPE_TYPES, RopeScaling
 from gpt_mesh.config.training import EVAL_TASKS, OBJECTIVES, TrainingConfig
 
 __all__ = [
-    "ACTIVATIONS", "ALIASES", "ATTENTION_TYPES", "CONFIG_DIRECTORY", "EVAL_TASKS", "GROUPS", "OBJECTIVES", "OPTIMIZERS",
-    "POSITION_EMBEDDINGS", "RETIRED_KEYS", "ROPE_TYPES", "SCHEDULES", "TENSOR_DIMENSIONS",
+    "ACTIVATIONS", "ALIASES", "ATTENTION_TYPES", "CONFIG_DIRECTORY", "EVAL_TASKS", "GROUPS", "NORMS", "OBJECTIVES",
+    "OPTIMIZERS", "POSITION_EMBEDDINGS", "RETIRED_KEYS", "ROPE_TYPES", "SCHEDULES", "TENSOR_DIMENSIONS",
     "Change", "Config", "DataConfig", "DatasetConfig", "DatasetUse", "GenerationSettings", "Group", "MeshConfig",
     "MlmConfig", "ModelConfig", "MoeParams", "OptimizerConfig", "RopeScaling", "TrainingConfig", "changes",
     "generation_settings", "keys", "load_config", "parse_config", "parse_json", "parse_model", "replace",

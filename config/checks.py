@@ -48,6 +48,7 @@ def check_model(source: str, model: ModelConfig) -> None:
     _check_positions(source, model)
     if model.scalenorm and model.rezero:
         refused("scalenorm", True, "cannot be combined with rezero, which replaces the norms; choose one")
+    _check_blocks(source, model)
     _check_moe(source, model)
 
 
@@ -87,6 +88,22 @@ def _check_rotary(source: str, model: ModelConfig) -> None:
     if scaling is not None and scaling.rope_type == "dynamic" and features == 2:
         shown = scaling.model_dump(exclude_defaults=True)
         refuse(source, "rope_scaling", shown, "dynamic needs 4 rotating features or more; change n_head or rotary_pct")
+
+
+def _check_blocks(source: str, model: ModelConfig) -> None:
+    """Norms, their places and the form of the residual branches agree."""
+    refused = functools.partial(refuse, source)
+    if model.scalenorm and model.norm != "scalenorm":
+        refused("norm", model.norm, "contradicts scalenorm = true; remove one of the two")
+    if model.rezero and model.norm_placement != "pre":
+        refused("norm_placement", model.norm_placement, "rezero replaces the norms of blocks; remove one of the two")
+    if model.embed_norm and model.norm == "none":
+        refused("embed_norm", True, 'norm = "none" leaves none to apply; choose a norm or remove this')
+    if model.gpt_j_tied:
+        if not model.gpt_j_residual:
+            refused("gpt_j_tied", True, "needs gpt_j_residual; set gpt_j_residual or remove gpt_j_tied")
+        if model.rezero or model.norm == "none" or model.norm_placement == "post":
+            refused("gpt_j_tied", True, "no norm comes before attention and feed-forward here; remove gpt_j_tied")
 
 
 def _check_moe(source: str, model: ModelConfig) -> None:

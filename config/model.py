@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 from annotated_types import Ge, Gt, Interval
 from pydantic import BeforeValidator, WithJsonSchema, field_serializer
 
-from gpt_mesh.config.fields import NUMBER, WHOLE, Count, Flag, Group, Natural, Rate, count, key, same_as
+from gpt_mesh.config.fields import NUMBER, WHOLE, Count, Flag, Group, Natural, Positive, Rate, count, key, same_as
 from gpt_mesh.config.messages import Refused, one_of, show
 from gpt_mesh.config.moe import MoeParams
 from gpt_mesh.config.rope import RopeScaling
@@ -21,10 +21,15 @@ Activation = Literal[
     "lrelu020", "id", "triangle_relax", "square_relax", "spike", "spike2", "tanhshrink", "softsign", "softmax",
     "logsoftmax", "bipolarsigmoid", "rrelu", "elish", "arcsinh", "aria", "prelu", "parcsinh", "psoftplus", "proottanh",
     "maxsig", "cosid", "minsin", "maxtanh", "mish", "tanhexp", "lisht", "seagull", "snake", "roottanh", "softplusmone",
+    "gelu_exact",
 ]  # fmt: skip
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 PositionEmbedding = Literal["learned", "axial", "rotary", "alibi", "none"]
 POSITION_EMBEDDINGS: tuple[PositionEmbedding, ...] = get_args(PositionEmbedding)
+NormName = Literal["layernorm", "rmsnorm", "scalenorm", "none"]
+NORMS: tuple[NormName, ...] = get_args(NormName)
+NormPlacement = Literal["pre", "post", "both"]
+GluColumns = Literal["interleaved", "separate"]
 
 MAX_LAYERS = 10_000
 
@@ -82,6 +87,14 @@ def _position_embedding(values: Mapping[str, Any]) -> PositionEmbedding:
 
 def _rotates(values: Mapping[str, Any]) -> bool:
     return bool(values["pos_emb"] == "rotary")
+
+
+def _has_norms(values: Mapping[str, Any]) -> bool:
+    return values["norm"] != "none"
+
+
+def _has_norms_in_blocks(values: Mapping[str, Any]) -> bool:
+    return _has_norms(values) and not values["rezero"]
 
 
 AttentionTypes = Annotated[
@@ -146,7 +159,8 @@ class ModelConfig(Group):
         used=lambda values: "local" in values["attention_types"],
     )
     activation_function: Activation = key(
-        "Activation of the feed-forward layers, one of the names below (alias `activation_fn`).",
+        "Activation of the feed-forward layers, one of the names below (alias `activation_fn`). `gelu` is the tanh "
+        "form (Hugging Face's `gelu_new`), `gelu_exact` the exact one (Hugging Face's `gelu`).",
         default="gelu",
         touches="function",
     )
@@ -212,6 +226,70 @@ class ModelConfig(Group):
     share_parameters: Flag = key("One set of block weights for all layers.", default=False, touches="shapes")
     no_weight_tie: Flag = key(
         "An output projection of its own in place of the token embedding.", default=False, touches="shapes"
+    )
+    norm: NormName = key(
+        "Normalisation: `layernorm` (arXiv:1607.06450), `rmsnorm` (arXiv:1910.07467), `scalenorm` (arXiv:1910.05895) "
+        "or `none`. With `rezero` it applies to the last activations only.",
+        touches="shapes",
+        derive=lambda values: "scalenorm" if values["scalenorm"] else "layernorm",
+        default_text="`scalenorm` with `scalenorm`, else `layernorm`",
+        null_is_default=True,
+    )
+    norm_epsilon: Positive = key(
+        "Added to the variance (`layernorm`) or the mean square (`rmsnorm`) before the root; the lower bound of the "
+        "length (`scalenorm`).",
+        default=1e-5,
+        touches="function",
+        used=_has_norms,
+    )
+    norm_placement: NormPlacement = key(
+        "Where a block normalises: the input of attention and feed-forward (`pre`), their output, before it is added "
+        "to the residual stream (`post`, as OLMo 2), or `both` (as Gemma 2).",
+        default="pre",
+        touches="shapes",
+        used=_has_norms_in_blocks,
+    )
+    use_bias_in_norms: Flag = key(
+        "Biases of layer norms. Other norms have none.",
+        default=True,
+        touches="shapes",
+        used=lambda values: values["norm"] == "layernorm",
+    )
+    intermediate_size: Count = key(
+        "Features inside a feed-forward layer: with `mlp_glu`, of values and of gates each. This is Hugging Face's "
+        "meaning; GPT-NeoX divides the size of a gated layer by three and rounds it up.",
+        touches="shapes",
+        derive=lambda values: 4 * values["n_embd"],
+        default_text="4 x `n_embd`",
+        null_is_default=True,
+    )
+    glu_columns: GluColumns = key(
+        "Kernels of gated feed-forward layers: one whose columns alternate between values and gates (`interleaved`), "
+        "or one of values and one of gates (`separate`, as Hugging Face's models).",
+        default="interleaved",
+        touches="shapes",
+        used=lambda values: bool(values["mlp_glu"]),
+    )
+    use_bias_in_mlp: Flag = key(
+        "Biases of feed-forward layers. Experts of a mixture have none.", default=True, touches="shapes"
+    )
+    gpt_j_residual: Flag = key(
+        "Attention and feed-forward both read the block's input, and the sum of their outputs is added to it.",
+        default=False,
+        touches="shapes",
+    )
+    gpt_j_tied: Flag = key(
+        "With `gpt_j_residual`, one norm for the inputs of both, as GPT-J has it.", default=False, touches="shapes"
+    )
+    embed_norm: Flag = key("Normalise token embeddings, as BLOOM does.", default=False, touches="shapes")
+    embedding_scale: Positive | None = key(
+        "Multiply token embeddings by this number; Gemma and PaLM: sqrt(`n_embd`).", default=None, touches="function"
+    )
+    lm_head_bias: Flag = key("A bias of the logits, as GPT-J has it.", default=False, touches="shapes")
+    final_logit_softcapping: Positive | None = key(
+        "Bound logits smoothly to this number c: c x tanh(logits / c), as Gemma 2 does.",
+        default=None,
+        touches="function",
     )
     num_mem_kv: Natural = key(
         "Learned keys and values that every query sees (arXiv:1907.01470).", default=0, touches="shapes"

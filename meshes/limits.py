@@ -135,7 +135,7 @@ def _key_of(dim: mtf.Dimension) -> str:
         "memory_length": "n_ctx",
         "embed_sequence": "n_ctx",
         "experts": "moe_num_experts",
-        "intermediate_expanded": "4 x n_embd",
+        "intermediate_expanded": "intermediate_size",
     }
     return f"{dim.name} ({keys[dim.name]} = {dim.size})" if dim.name in keys else f"{dim.name} ({dim.size})"
 

@@ -36,9 +36,16 @@ def activate(ctx: Context, x: mtf.Tensor, name: str, layer_name: str) -> mtf.Ten
     return ACTIVATIONS[name].apply(ctx, x, name, layer_name)
 
 
-def activate_biased(ctx: Context, x: mtf.Tensor, bias: mtf.Tensor, name: str, layer_name: str) -> mtf.Tensor:
-    """The same of x plus a bias of its last dimension."""
+def activate_biased(ctx: Context, x: mtf.Tensor, bias: mtf.Tensor | None, name: str, layer_name: str) -> mtf.Tensor:
+    """The same of x plus a bias of its last dimension, if there is one."""
+    if bias is None:
+        return activate(ctx, x, name, layer_name)
     return ACTIVATIONS[name].apply_biased(ctx, x, bias, name, layer_name)
+
+
+def activate_gated(ctx: Context, value: mtf.Tensor, gate: mtf.Tensor, name: str, layer_name: str) -> mtf.Tensor:
+    """`value` times the activated `gate`, both of one shape: rounded once, and recomputed in the backward pass."""
+    return ACTIVATIONS[name].apply_gated(ctx, value, gate, name, layer_name)
 
 
 class Activation:
@@ -55,6 +62,12 @@ class Activation:
         """See `activate_biased`."""
         return self.apply(ctx, x + bias, name, layer_name)
 
+    def apply_gated(
+        self, ctx: Context, value: mtf.Tensor, gate: mtf.Tensor, name: str, layer_name: str
+    ) -> mtf.Tensor:
+        """See `activate_gated`."""
+        return value * self.apply(ctx, gate, name, layer_name)
+
 
 @dataclass(frozen=True)
 class Elementwise(Activation):
@@ -64,6 +77,11 @@ class Elementwise(Activation):
 
     def apply(self, ctx: Context, x: mtf.Tensor, name: str, layer_name: str) -> mtf.Tensor:
         return _elementwise(ctx, self.function, x, name=name)
+
+    def apply_gated(
+        self, ctx: Context, value: mtf.Tensor, gate: mtf.Tensor, name: str, layer_name: str
+    ) -> mtf.Tensor:
+        return _elementwise(ctx, lambda gate, value: value * self.function(gate), gate, value, name=f"gated_{name}")
 
 
 @dataclass(frozen=True)
@@ -128,11 +146,12 @@ class AlongFeatures(Activation):
 
 
 def _elementwise(ctx: Context, function: Callable[..., tf.Tensor], *inputs: mtf.Tensor, name: str) -> mtf.Tensor:
-    """`function` of the first input's elements and of scalars, for any layout."""
+    """`function` of the elements of the first input and of others of its shape, or of scalars, for any layout."""
     x = inputs[0]
 
-    def wide(x: tf.Tensor, *scalars: tf.Tensor) -> tf.Tensor:
-        return tf.cast(function(tf.cast(x, ctx.statistics_dtype), *scalars), x.dtype)
+    def wide(x: tf.Tensor, *others: tf.Tensor) -> tf.Tensor:
+        dtype = ctx.statistics_dtype
+        return tf.cast(function(tf.cast(x, dtype), *[tf.cast(other, dtype) for other in others]), x.dtype)
 
     outputs = [(x.shape, x.dtype)]
     return kernel(wide, inputs, outputs, x.shape.dims, name, recompute=ctx.tensor_cores)[0]
@@ -174,6 +193,11 @@ def leaky(s: float) -> ElementFunction:
 def _gelu(x: tf.Tensor) -> tf.Tensor:
     """GELU in its tanh form (Hendrycks & Gimpel, 2016, arXiv:1606.08415)."""
     return tf.nn.gelu(x, approximate=True)
+
+
+def _gelu_exact(x: tf.Tensor) -> tf.Tensor:
+    """GELU: x times the normal distribution's cumulative function (Hendrycks & Gimpel, 2016, arXiv:1606.08415)."""
+    return 0.5 * x * (1.0 + tf.math.erf(x * 0.5**0.5))
 
 
 def _triangle_relax(x: tf.Tensor) -> tf.Tensor:
@@ -273,6 +297,7 @@ def _log_add_exp(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
 ACTIVATIONS: dict[str, Activation] = {
     "id": Activation(),
     "gelu": Gelu(_gelu),
+    "gelu_exact": Elementwise(_gelu_exact),
     "rrelu": RandomSlope(),
     "softmax": AlongFeatures(tf.nn.softmax, mtf.softmax),
     "logsoftmax": AlongFeatures(tf.nn.log_softmax, mtf.log_softmax),

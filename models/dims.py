@@ -11,7 +11,7 @@ A layout ("batch:x,heads:y") maps these names, and only these, to mesh dimension
 | embd | n_embd | the residual stream, weights |
 | heads | n_head, and n_head * head size in weights | queries, keys, values |
 | features_per_head | head size | queries, keys, values |
-| intermediate_expanded | 4 * n_embd | the feed-forward's inside |
+| intermediate_expanded | intermediate_size; twice that with interleaved GLU columns | the feed-forward's inside |
 | vocab | n_vocab | embedding, logits |
 | embed_sequence | n_ctx | position embedding |
 | experts | moe_num_experts | weights and activations of a mixture of experts |
@@ -86,12 +86,12 @@ class Dims:
             # factor, so that a layout that splits "heads" splits the weights alike and the reshape between the two
             # moves nothing.
             heads_and_features=mtf.Dimension("heads", model.n_embd),
-            intermediate_expanded=mtf.Dimension("intermediate_expanded", 4 * model.n_embd),
+            intermediate_expanded=mtf.Dimension("intermediate_expanded", model.intermediate_size),
             vocab=mtf.Dimension("vocab", model.n_vocab),
             embed_sequence=mtf.Dimension("embed_sequence", model.n_ctx),
             glu_halves=mtf.Dimension("glu_halves", 2),
             # Column-major in the feature, so that a layout that splits the features keeps value and gate together.
-            gated_expanded=mtf.Dimension("intermediate_expanded", 8 * model.n_embd),
+            gated_expanded=mtf.Dimension("intermediate_expanded", 2 * model.intermediate_size),
             learned_memory=mtf.Dimension("learned_memory", model.num_mem_kv),
             new_positions=mtf.Dimension("new_positions", new_positions),
             value_features=mtf.Dimension("value_features", model.n_embd // model.n_head),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from gpt_mesh.meshes.compat import mtf
 
 from gpt_mesh.config import ModelConfig
-from gpt_mesh.models.activations import activate, activate_biased
+from gpt_mesh.models.activations import activate, activate_biased, activate_gated
 from gpt_mesh.models.context import Context, constant
 from gpt_mesh.models.moe import Balance, mixture_of_experts
 
@@ -38,15 +38,21 @@ def dense(ctx: Context, x: mtf.Tensor, name: str, site: str) -> tuple[mtf.Tensor
 def gated(ctx: Context, x: mtf.Tensor, name: str, site: str) -> tuple[mtf.Tensor, None]:
     """Values times activated gates, both linear in x, then a dense layer (Shazeer, 2020, arXiv:2002.05202).
 
-    Columns of the first kernel alternate: value 0, gate 0, value 1, gate 1, …
+    Values and gates have kernels of their own, `c_fc` and `c_gate`; with `glu_columns` = interleaved they share `c_fc`,
+    whose columns alternate: value 0, gate 0, value 1, gate 1, …
     """
     del site
-    dims = ctx.dims
-    product, bias = _affine(ctx, x, dims.embd, dims.gated_expanded, f"{name}/conv1d_main/c_fc")
-    h = product + bias
+    dims, activation, prefix = ctx.dims, ctx.model.activation_function, f"{name}/conv1d_main"
+    if ctx.model.glu_columns == "separate":
+        value, gate = (
+            _add(*_affine(ctx, x, dims.embd, dims.intermediate_expanded, f"{prefix}/{part}"))
+            for part in ("c_fc", "c_gate")
+        )
+        return _contract(ctx, activate_gated(ctx, value, gate, activation, name), name), None
+    h = _add(*_affine(ctx, x, dims.embd, dims.gated_expanded, f"{prefix}/c_fc"))
     pairs = mtf.reshape(h, mtf.Shape([*h.shape.dims[:-1], dims.intermediate_expanded, dims.glu_halves]))
     value, gate = mtf.unstack(pairs, dims.glu_halves)
-    return _contract(ctx, value * activate(ctx, gate, ctx.model.activation_function, name), name), None
+    return _contract(ctx, value * activate(ctx, gate, activation, name), name), None
 
 
 FEED_FORWARDS: dict[str, FeedForward] = {
@@ -67,16 +73,21 @@ def _contract(ctx: Context, h: mtf.Tensor, name: str) -> mtf.Tensor:
     """h: [..., intermediate_expanded] through the last dense layer: [..., embd]."""
     scale = ctx.model.n_layer**-0.5 if ctx.model.scale_by_depth else 1.0
     dims = ctx.dims
-    product, bias = _affine(ctx, h, dims.intermediate_expanded, dims.embd, f"{name}/conv1d_main/c_proj", scale)
-    return product + bias
+    return _add(*_affine(ctx, h, dims.intermediate_expanded, dims.embd, f"{name}/conv1d_main/c_proj", scale))
 
 
 def _affine(
     ctx: Context, x: mtf.Tensor, old: mtf.Dimension, new: mtf.Dimension, name: str, scale: float = 1.0
-) -> tuple[mtf.Tensor, mtf.Tensor]:
-    """x [..., old] times `<name>/kernel` [old, new], and `<name>/bias` [new]; `scale` is that of the initial kernel."""
+) -> tuple[mtf.Tensor, mtf.Tensor | None]:
+    """x [..., old] times `<name>/kernel` [old, new], and `<name>/bias` [new] (None without `use_bias_in_mlp`); `scale`
+    is that of the initial kernel.
+    """
     stddev = 0.02 * scale * (old.size**-0.5 if ctx.model.scale_by_in else 1.0)
     kernel = ctx.variable(f"{name}/kernel", [old, new], ctx.normal(f"{name}/kernel", stddev))
-    bias = ctx.variable(f"{name}/bias", [new], constant(0.0))
+    bias = ctx.variable(f"{name}/bias", [new], constant(0.0)) if ctx.model.use_bias_in_mlp else None
     shape = mtf.Shape([dim for dim in x.shape.dims if dim != old] + [new])
     return mtf.einsum([x, kernel], output_shape=shape), bias
+
+
+def _add(x: mtf.Tensor, bias: mtf.Tensor | None) -> mtf.Tensor:
+    return x if bias is None else x + bias

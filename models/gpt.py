@@ -14,12 +14,13 @@ import tensorflow as tf
 
 from gpt_mesh.models import kernels
 from gpt_mesh.models.attention.cache import Cache, FullPass
+from gpt_mesh.models.attention.kind import Kind
 from gpt_mesh.models.attention.kinds import KINDS
 from gpt_mesh.models.attention.layer import attention
-from gpt_mesh.models.context import Context
+from gpt_mesh.models.context import Context, constant
 from gpt_mesh.models.feed_forward import FEED_FORWARDS, feed_forward_name
 from gpt_mesh.models.moe import Balance
-from gpt_mesh.models.norms import norm_of
+from gpt_mesh.models.norms import after, before, norm_of
 from gpt_mesh.models.positions import position_embedding
 
 
@@ -79,8 +80,14 @@ def forward(
 
 
 def embed(ctx: Context, tokens: mtf.Tensor, cache: Cache) -> mtf.Tensor:
-    """[batch, sequence, embd]: token plus position embeddings, with dropout."""
+    """[batch, sequence, embd]: token embeddings, scaled and normalised if the config says so, plus position embeddings,
+    with dropout.
+    """
     x = kernels.embedding_lookup(token_embedding(ctx), tokens, ctx.dims.vocab)
+    if ctx.model.embedding_scale is not None:
+        x *= ctx.model.embedding_scale
+    if ctx.model.embed_norm:
+        x = norm_of(ctx.model).apply(ctx, x, "embed_norm")
     positions = position_embedding(ctx.model).embed(ctx, cache.positions(ctx))
     return ctx.dropout(x if positions is None else x + positions, ctx.model.embed_dropout, "embed")
 
@@ -93,36 +100,55 @@ class Block:
 
     def __init__(self, ctx: Context, number: int, cache: Cache) -> None:
         model = ctx.model
-        self.ctx, self.model, self.cache, self.norm = ctx, model, cache, norm_of(model)
+        self.ctx, self.model, self.cache = ctx, model, cache
         self.kind = KINDS[model.attention_types[number]]
         self.feed_forward = FEED_FORWARDS[feed_forward_name(model, number)]
         self.site = f"h{number}"
         self.name = "h0" if model.share_parameters else self.site
+        self.share = 0.5 if model.macaron else 1.0  # of each feed-forward
 
     def __call__(self, x: mtf.Tensor) -> mtf.Tensor | tuple[mtf.Tensor, ...]:
-        share = 0.5 if self.model.macaron else 1.0
         if self.model.macaron:  # half a feed-forward on either side of attention (Lu et al., 2019, arXiv:1906.02762)
             outer = FEED_FORWARDS[feed_forward_name(self.model)]
             y, _ = outer.apply(self.ctx, self._before(x, "mac"), f"{self.name}/mlp_mac", f"{self.site}/mlp_mac")
-            x += self._after(y, "mac", share)
-        if self.kind is not None:
-            h = self._before(x, "1")
-            y = attention(self.ctx, h, f"{self.name}/attn", self.kind, self.cache, f"{self.site}/attn")
-            x += self._after(y, "1")
-        weights = self.feed_forward.weights
-        h = self._before(x, "2")
-        y, balance = self.feed_forward.apply(self.ctx, h, f"{self.name}/{weights}", f"{self.site}/{weights}")
-        x += self._after(y, "2", share)
+            x += self._after(y, "mac", self.share)
+        x, balance = self._parallel(x) if self.model.gpt_j_residual else self._sequential(x)
         return x if balance is None else (x, balance.loss, balance.load)
 
-    def _before(self, x: mtf.Tensor, number: str) -> mtf.Tensor:
-        """The input of a branch, from the residual stream."""
-        return self.norm.before(self.ctx, x, f"{self.name}/norm_{number}")
+    def _sequential(self, x: mtf.Tensor) -> tuple[mtf.Tensor, Balance | None]:
+        if self.kind is not None:
+            x += self._attention(self._before(x, "1"), self.kind)
+        y, balance = self._feed_forward(self._before(x, "2"))
+        return x + y, balance
 
-    def _after(self, y: mtf.Tensor, number: str, share: float = 1.0) -> mtf.Tensor:
+    def _parallel(self, x: mtf.Tensor) -> tuple[mtf.Tensor, Balance | None]:
+        """Both halves read x (Wang & Komatsuzaki, 2021, github.com/kingoflolz/mesh-transformer-jax): through one norm
+        with `gpt_j_tied`. Their outputs are added first, so that a layout which splits both inside needs one sum over
+        devices where nothing comes between (no bias, no dropout).
+        """
+        tied = self._before(x, "1") if self.model.gpt_j_tied else None
+        attended = None
+        if self.kind is not None:
+            attended = self._attention(self._before(x, "1") if tied is None else tied, self.kind)
+        y, balance = self._feed_forward(self._before(x, "2") if tied is None else tied)
+        return x + (y if attended is None else attended + y), balance
+
+    def _attention(self, h: mtf.Tensor, kind: Kind) -> mtf.Tensor:
+        y = attention(self.ctx, h, f"{self.name}/attn", kind, self.cache, f"{self.site}/attn")
+        return self._after(y, "1")
+
+    def _feed_forward(self, h: mtf.Tensor) -> tuple[mtf.Tensor, Balance | None]:
+        weights = self.feed_forward.weights
+        y, balance = self.feed_forward.apply(self.ctx, h, f"{self.name}/{weights}", f"{self.site}/{weights}")
+        return self._after(y, "2", self.share), balance
+
+    def _before(self, x: mtf.Tensor, branch: str) -> mtf.Tensor:
+        """The input of a branch, from the residual stream."""
+        return before(self.ctx, x, f"{self.name}/norm_{branch}")
+
+    def _after(self, y: mtf.Tensor, branch: str, share: float = 1.0) -> mtf.Tensor:
         """What is added to the residual stream, from the output of a branch."""
-        y = self.ctx.dropout(y, self.model.res_dropout, f"{self.site}/residual_{number}")
-        y = self.norm.after(self.ctx, y, f"{self.name}/norm_{number}")
+        y = after(self.ctx, y, f"{self.name}/norm_{branch}", f"{self.site}/residual_{branch}")
         return y if share == 1.0 else y * share
 
 
@@ -133,7 +159,19 @@ def token_embedding(ctx: Context) -> mtf.Tensor:
 
 def score(ctx: Context, x: mtf.Tensor) -> mtf.Tensor:
     """Features [..., embd] to logits [..., vocab], in the activation type."""
-    return mtf.einsum([x, output_weight(ctx)], output_shape=[*x.shape.dims[:-1], ctx.dims.vocab])
+    logits = mtf.einsum([x, output_weight(ctx)], output_shape=[*x.shape.dims[:-1], ctx.dims.vocab])
+    bias, cap = output_bias(ctx), ctx.model.final_logit_softcapping
+    logits = logits if bias is None else logits + bias
+    return logits if cap is None else _capped(ctx, logits, cap)
+
+
+def _capped(ctx: Context, logits: mtf.Tensor, cap: float) -> mtf.Tensor:
+    """cap · tanh(logits / cap), in the same shape and type (Gemma 2: Gemma Team, 2024, arXiv:2408.00118)."""
+
+    def bounded(logits: tf.Tensor) -> tf.Tensor:
+        return tf.cast(cap * tf.tanh(tf.cast(logits, ctx.statistics_dtype) / cap), logits.dtype)
+
+    return kernels.kernel(bounded, [logits], [(logits.shape, logits.dtype)], logits.shape.dims, "softcap")[0]
 
 
 def output_weight(ctx: Context) -> mtf.Tensor:
@@ -142,6 +180,11 @@ def output_weight(ctx: Context) -> mtf.Tensor:
         return token_embedding(ctx)
     name = "linear_out/kernel"
     return ctx.variable(name, [ctx.dims.embd, ctx.dims.vocab], ctx.normal(name, 0.02))
+
+
+def output_bias(ctx: Context) -> mtf.Tensor | None:
+    """[vocab], added to logits; None without `lm_head_bias`."""
+    return ctx.variable("linear_out/bias", [ctx.dims.vocab], constant(0.0)) if ctx.model.lm_head_bias else None
 
 
 def _pick(ctx: Context, x: mtf.Tensor, places: mtf.Tensor) -> mtf.Tensor:

@@ -1,9 +1,9 @@
-"""Cross-entropy straight from the last activations, without the scores of a whole batch.
+"""Cross-entropy straight from the last activations, without the logits of a whole batch.
 
-Scores over the vocabulary are by far the largest tensor of a training step: tokens × vocabulary, in float32, and their
-gradient once more. Here they exist for a piece of the tokens at a time. As nothing follows but a sum over tokens with
-known shares, the gradients with respect to activations and weights are computed with the loss, from scores that are at
-hand (Hsu et al., 2024, arXiv:2410.10989, do the same on GPUs); the backward pass only multiplies them.
+Logits over the vocabulary are by far the largest tensor of a training step: tokens × vocabulary, in float32, and their
+gradient once more. Here they exist for a chunk of the tokens at a time. Since only a sum over tokens with known shares
+follows, the gradients with respect to activations and weights are computed together with the loss, from logits that
+still exist (Hsu et al., 2024, arXiv:2410.10989, do the same on GPUs); the backward pass only scales them.
 """
 
 from __future__ import annotations
@@ -18,52 +18,72 @@ from gpt_mesh.meshes import native
 from gpt_mesh.models import kernels
 from gpt_mesh.models.context import Context
 
-# Scores of a piece, in bytes of float32. On a CPU a piece is to stay in its caches; on a GPU each further piece reads
-# and writes the weights' gradient once more.
+# Bytes of a chunk's logits in float32. On a CPU a chunk should stay in the caches; on a GPU each further chunk reads
+# and writes the weight's gradient once more.
 CPU_BYTES, GPU_BYTES = 2**24, 2**31
-# Of vocabulary_loss.c: tokens of a piece, which adds to the weights' gradient once, and numbers of the longest vector.
+# Of vocabulary_loss.c: tokens of a chunk, which adds to the weight's gradient once, and elements of the longest vector.
 CPU_TOKENS, VECTOR = 512, 16
-ALIKE = 1024  # numbers from one to the next that stands for the same lines of a CPU's first cache
+ALIASED = 1024  # rows this many floats apart share cache lines of a CPU's first cache
 
 
 def fits(ctx: Context) -> bool:
-    """Whether each device has whole rows of scores: the layout splits neither the vocabulary nor the embedding."""
+    """Whether each device has whole rows of logits: the layout splits neither the vocabulary nor the embedding."""
     return ctx.is_whole(ctx.dims.vocab, ctx.dims.embd)
 
 
 def cross_entropy(
-    ctx: Context, x: mtf.Tensor, weight: mtf.Tensor, labels: mtf.Tensor, shares: mtf.Tensor, z_loss: float
+    ctx: Context,
+    x: mtf.Tensor,
+    weight: mtf.Tensor,
+    labels: mtf.Tensor,
+    shares: mtf.Tensor,
+    z_loss: float,
+    bias: mtf.Tensor | None = None,
+    cap: float | None = None,
 ) -> tuple[mtf.Tensor, mtf.Tensor]:
     """Sums over tokens of share · (nll + z_loss · (log Z)²), which has gradients, and of share · nll, which has none.
 
     Args:
         ctx: of a graph for which `fits` holds.
-        x: [batch, sequence, embd], what scores are made of.
+        x: [batch, sequence, embd], from which logits are computed.
         weight: [vocab, embd] or [embd, vocab].
         labels: integers [batch, sequence].
         shares: [batch, sequence] in float32, of each token in the sums; no gradient flows into them.
         z_loss: weight of the squared log of softmax's denominator.
+        bias: [vocab], added to the logits.
+        cap: logits are then cap · tanh(logits / cap).
 
     Returns:
         Two float32 scalars, in nats.
     """
-    objective, nll, *_ = _CrossEntropy(ctx, x, weight, labels, shares, z_loss).outputs
+    objective, nll, *_ = _CrossEntropy(ctx, x, weight, labels, shares, z_loss, bias, cap).outputs
     return objective, nll
 
 
 class _CrossEntropy(kernels.SliceOperation):
-    """Outputs: the two sums, and the gradients of the first with respect to x and the weight."""
+    """Outputs: the two sums, and the gradients of the first with respect to x, the weight and, if given, the bias."""
 
     def __init__(
-        self, ctx: Context, x: mtf.Tensor, weight: mtf.Tensor, labels: mtf.Tensor, shares: mtf.Tensor, z_loss: float
+        self,
+        ctx: Context,
+        x: mtf.Tensor,
+        weight: mtf.Tensor,
+        labels: mtf.Tensor,
+        shares: mtf.Tensor,
+        z_loss: float,
+        bias: mtf.Tensor | None,
+        cap: float | None,
     ) -> None:
-        super().__init__([x, weight, labels, shares], name="vocabulary_loss")
-        self.dtype, self.z_loss = ctx.statistics_dtype, z_loss
+        biases = [] if bias is None else [bias]
+        super().__init__([x, weight, labels, shares, *biases], name="vocabulary_loss")
+        self.dtype, self.z_loss, self.cap = ctx.statistics_dtype, z_loss, cap
         self.rows_are_vocab = weight.shape.dims[0] == ctx.dims.vocab
         self.flops = 6.0 * labels.shape.size * weight.shape.size  # logits, and the gradients of both their factors
-        self.by_native = ctx.cpu_kernels and x.dtype == weight.dtype == tf.float32 and native.known()
+        self.by_native = (
+            ctx.cpu_kernels and x.dtype == weight.dtype == tf.float32 and native.known() and not biases and cap is None
+        )
         scalar = mtf.Shape([])
-        outputs = [(scalar, self.dtype), (scalar, self.dtype), (x.shape, x.dtype), (weight.shape, weight.dtype)]
+        outputs = [(scalar, self.dtype), (scalar, self.dtype), *((t.shape, t.dtype) for t in (x, weight, *biases))]
         self._outputs = [mtf.Tensor(self, shape, dtype, index=i) for i, (shape, dtype) in enumerate(outputs)]
         self._splittable_dims, self._unsplittable_dims = self._initialize_splittable_and_unsplittable_dims(
             "unsplittable", [dim.name for dim in labels.shape.dims]
@@ -72,8 +92,8 @@ class _CrossEntropy(kernels.SliceOperation):
     def gradient(self, grad_ys: list[mtf.Tensor | None]) -> list[mtf.Tensor | None]:
         scale, *others = grad_ys
         assert scale is not None and not any(others), "only the objective has gradients"
-        dx, dweight = (kernels.scaled(found, scale) for found in self.outputs[2:])
-        return [dx, dweight, None, None]
+        dx, dweight, *dbias = (kernels.scaled(found, scale) for found in self.outputs[2:])
+        return [dx, dweight, None, None, *dbias]
 
     def lower(self, lowering: mtf.Lowering) -> None:
         operands = [kernels.laid_out(lowering, x) for x in self.inputs]
@@ -93,26 +113,30 @@ class _CrossEntropy(kernels.SliceOperation):
         limit = CPU_BYTES if on_cpu else GPU_BYTES
         return 2 * min(4.0 * tokens * vocab, limit) * self.inputs[0].dtype.size / 4
 
-    def _slice(self, x: tf.Tensor, weight: tf.Tensor, labels: tf.Tensor, shares: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def _slice(
+        self, x: tf.Tensor, weight: tf.Tensor, labels: tf.Tensor, shares: tf.Tensor, *bias: tf.Tensor
+    ) -> tuple[tf.Tensor, ...]:
         width, vocab = x.shape[-1], weight.shape[0 if self.rows_are_vocab else 1]
         tokens = labels.shape.num_elements()
         if self.by_native:
             return self._by_native(x, weight, labels, shares, tokens)
-        count, size = pieces(tokens, vocab * self.dtype.size)
+        count, size = chunks(tokens, vocab * self.dtype.size)
 
         def cut(t: tf.Tensor, *features: int) -> tf.Tensor:
-            flat = tf.reshape(t, [tokens, *features])  # the last piece is filled up with tokens that have no share
+            flat = tf.reshape(t, [tokens, *features])  # the last chunk is padded with tokens without a share
             filled = tf.pad(flat, [[0, count * size - tokens], *[[0, 0] for _ in features]])
             return tf.reshape(filled, [count, size, *features])
 
         given = cut(x, width), weight, cut(labels), cut(shares)
         if count == 1:
-            objective, nll, dx, dweight = self._piece(given[0][0], weight, given[2][0], given[3][0])
+            dx, *sums = self._chunk(given[0][0], weight, given[2][0], given[3][0], *bias)
         else:
-            objective, nll, dx, dweight = self._by_pieces(*given)
+            dx, *sums = self._by_chunks(*given, *bias)
+        objective, nll, dweight, *dbias = sums
         dx = tf.reshape(dx, [count * size, width])[:tokens]
         dweight = tf.transpose(dweight) if self.rows_are_vocab else dweight
-        return objective, nll, tf.reshape(dx, x.shape), tf.cast(dweight, weight.dtype)
+        narrow = [tf.cast(t, weight.dtype) for t in (dweight, *dbias)]
+        return objective, nll, tf.reshape(dx, x.shape), *narrow
 
     def _by_native(
         self, x: tf.Tensor, weight: tf.Tensor, labels: tf.Tensor, shares: tf.Tensor, tokens: int
@@ -120,7 +144,7 @@ class _CrossEntropy(kernels.SliceOperation):
         """The same by native/vocabulary_loss.c."""
         width, vocab = x.shape[-1], weight.shape[0 if self.rows_are_vocab else 1]
         flat, chunk = tf.reshape(x, [tokens, width]), min(tokens, CPU_TOKENS)
-        scratch = [[chunk, row_of_scores(vocab)], [chunk, width], [2, tokens]]
+        scratch = [[chunk, row_of_logits(vocab)], [chunk, width], [2, tokens]]
         shapes = [[], [], flat.shape, weight.shape, *scratch]
         given = [flat, weight, tf.reshape(tf.cast(labels, tf.int32), [tokens]), tf.reshape(shares, [tokens])]
         results = [tf.TensorSpec(shape, tf.float32) for shape in shapes]
@@ -128,54 +152,61 @@ class _CrossEntropy(kernels.SliceOperation):
         objective, nll, dx, dweight, *_ = native.call("vocabulary_loss", given, results, how)
         return objective, nll, tf.reshape(dx, x.shape), dweight
 
-    def _by_pieces(
-        self, xs: tf.Tensor, weight: tf.Tensor, ids: tf.Tensor, shares: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-        count = xs.shape[0]
+    def _by_chunks(
+        self, xs: tf.Tensor, weight: tf.Tensor, ids: tf.Tensor, shares: tf.Tensor, *bias: tf.Tensor
+    ) -> tuple[tf.Tensor, ...]:
+        """As `_chunk`, for [chunks, tokens] of everything."""
+        count, vocab = xs.shape[0], weight.shape[0 if self.rows_are_vocab else 1]
 
-        def step(i: tf.Tensor, objective: tf.Tensor, nll: tf.Tensor, dxs: Any, dweight: tf.Tensor) -> Any:
-            more, more_nll, dx, more_dweight = self._piece(xs[i], weight, ids[i], shares[i])
-            return i + 1, objective + more, nll + more_nll, dxs.write(i, dx), dweight + more_dweight
+        def step(i: tf.Tensor, dxs: Any, *sums: tf.Tensor) -> Any:
+            dx, *more = self._chunk(xs[i], weight, ids[i], shares[i], *bias)
+            return i + 1, dxs.write(i, dx), *[total + part for total, part in zip(sums, more, strict=True)]
 
-        zero = tf.zeros([], self.dtype)
+        shapes = [[], [], [xs.shape[2], vocab], *[[vocab] for _ in bias]]
         dxs = tf.TensorArray(xs.dtype, size=count, element_shape=xs.shape[1:])
-        dweight = tf.zeros([xs.shape[2], weight.shape[0 if self.rows_are_vocab else 1]], self.dtype)
-        start = (tf.constant(0), zero, zero, dxs, dweight)
-        _, objective, nll, dxs, dweight = tf.while_loop(
+        start = (tf.constant(0), dxs, *[tf.zeros(shape, self.dtype) for shape in shapes])
+        _, dxs, *sums = tf.while_loop(
             lambda i, *_: i < count, step, start, maximum_iterations=count, parallel_iterations=1
         )
-        return objective, nll, dxs.stack(), dweight
+        return dxs.stack(), *sums
 
-    def _piece(
-        self, x: tf.Tensor, weight: tf.Tensor, labels: tf.Tensor, shares: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-        """The two sums and both gradients, that of the weight as [embd, vocab] in float32, for x [tokens, embd]."""
-        scores = tf.cast(tf.matmul(x, weight, transpose_b=self.rows_are_vocab), self.dtype)
-        peak = tf.reduce_max(scores, -1)
-        exponentials = tf.exp(scores - peak[:, None])
+    def _chunk(
+        self, x: tf.Tensor, weight: tf.Tensor, labels: tf.Tensor, shares: tf.Tensor, *bias: tf.Tensor
+    ) -> tuple[tf.Tensor, ...]:
+        """The gradient of x [tokens, embd], the two sums, and the gradients of the weight, as [embd, vocab], and of the
+        bias: all but the first in float32.
+        """
+        logits = tf.cast(tf.matmul(x, weight, transpose_b=self.rows_are_vocab), self.dtype)
+        logits = logits + tf.cast(bias[0], self.dtype) if bias else logits
+        logits = logits if self.cap is None else self.cap * tf.tanh(logits / self.cap)
+        peak = tf.reduce_max(logits, -1)
+        exponentials = tf.exp(logits - peak[:, None])
         total = tf.reduce_sum(exponentials, -1)
         log_z = peak + tf.math.log(total)
-        is_label = tf.equal(tf.range(scores.shape[1])[None, :], tf.cast(labels, tf.int32)[:, None])
-        nll = log_z - tf.reduce_sum(tf.where(is_label, scores, 0.0), -1)
+        is_label = tf.equal(tf.range(logits.shape[1])[None, :], tf.cast(labels, tf.int32)[:, None])
+        nll = log_z - tf.reduce_sum(tf.where(is_label, logits, 0.0), -1)
         z_share = shares * (1.0 + 2.0 * self.z_loss * log_z)  # d objective / d log Z
-        dscores = exponentials * (z_share / total)[:, None] - tf.where(is_label, shares[:, None], 0.0)
-        dscores = tf.cast(dscores, x.dtype)
-        dx = tf.matmul(dscores, weight, transpose_b=not self.rows_are_vocab)
-        dweight = tf.cast(tf.matmul(x, dscores, transpose_a=True), self.dtype)
+        dlogits = exponentials * (z_share / total)[:, None] - tf.where(is_label, shares[:, None], 0.0)
+        if self.cap is not None:
+            dlogits *= 1.0 - tf.square(logits / self.cap)
+        dbias = [tf.reduce_sum(dlogits, 0)] if bias else []
+        dlogits = tf.cast(dlogits, x.dtype)
+        dx = tf.matmul(dlogits, weight, transpose_b=not self.rows_are_vocab)
+        dweight = tf.cast(tf.matmul(x, dlogits, transpose_a=True), self.dtype)
         objective = tf.reduce_sum(shares * (nll + self.z_loss * tf.square(log_z)))
-        return objective, tf.reduce_sum(shares * nll), dx, dweight
+        return dx, objective, tf.reduce_sum(shares * nll), dweight, *dbias
 
 
-def row_of_scores(vocab: int) -> int:
-    """So many columns that whole vectors hold a row, and rows below each other stand for other lines of a cache."""
+def row_of_logits(vocab: int) -> int:
+    """Columns of a row of logits: whole vectors, and adjacent rows do not share cache lines."""
     columns = -(-vocab // VECTOR) * VECTOR
-    return columns + (VECTOR if columns % ALIKE == 0 else 0)
+    return columns + (VECTOR if columns % ALIASED == 0 else 0)
 
 
-def pieces(tokens: int, row_bytes: int) -> tuple[int, int]:
-    """In how many pieces so many tokens are scored, each of whose scores take `row_bytes`, and the tokens of each.
+def chunks(tokens: int, row_bytes: int) -> tuple[int, int]:
+    """The number of chunks in which the logits of `tokens`, of `row_bytes` each, are computed, and the tokens of each.
 
-    Up to twice as many as there must be, where that divides the tokens; else the last piece is not full.
+    Up to twice as many chunks as necessary, if that divides the tokens; else the last chunk is not full.
     """
     limit = GPU_BYTES if tf.config.list_physical_devices("GPU") else CPU_BYTES
     least = -(-tokens // max(1, limit // row_bytes))

@@ -23,7 +23,8 @@ def sums(
     """
     z_loss = config.z_loss
     if ctx.fused and not config.entmax_loss and vocabulary_loss.fits(ctx):
-        return vocabulary_loss.cross_entropy(ctx, features, gpt.output_weight(ctx), labels, shares, z_loss)
+        weight, bias, cap = gpt.output_weight(ctx), gpt.output_bias(ctx), ctx.model.final_logit_softcapping
+        return vocabulary_loss.cross_entropy(ctx, features, weight, labels, shares, z_loss, bias, cap)
     logits = gpt.score(ctx, features)
     nll, log_z = losses.cross_entropy(ctx, logits, labels)
     if config.entmax_loss:  # no z-loss: entmax has no normaliser to keep small

@@ -321,6 +321,15 @@ COMBINATIONS = [
         "dynamic needs 4 rotating features or more",
     ),
     ({"scalenorm": True, "rezero": True}, "scalenorm", "true", "cannot be combined with rezero"),
+    ({"scalenorm": True, "norm": "rmsnorm"}, "norm", '"rmsnorm"', "contradicts scalenorm = true; remove one"),
+    ({"norm": "rms"}, "norm", '"rms"', "did you mean rmsnorm?"),
+    ({"rezero": True, "norm_placement": "both"}, "norm_placement", '"both"', "rezero replaces the norms of blocks"),
+    ({"embed_norm": True, "norm": "none"}, "embed_norm", "true", "choose a norm or remove this"),
+    ({"gpt_j_tied": True}, "gpt_j_tied", "true", "needs gpt_j_residual"),
+    ({"gpt_j_residual": True, "gpt_j_tied": True, "norm": "none"}, "gpt_j_tied", "true", "no norm comes before"),
+    ({"gpt_j_residual": True, "gpt_j_tied": True, "rezero": True}, "gpt_j_tied", "true", "no norm comes before"),
+    ({"intermediate_size": 0}, "intermediate_size", "0", "must be >= 1"),
+    ({"final_logit_softcapping": 0}, "final_logit_softcapping", "0", "must be > 0"),
     ({"moe_layers": [2]}, "moe_layers", "[2]", "layer 2 does not exist; use layers from 0 to 1"),
     ({"moe_layers": [1, 1]}, "moe_layers", "[1, 1]", "list each once"),
     ({"moe_layers": [1], "share_parameters": True}, "moe_layers", "[1]", "list every layer or none"),
@@ -717,8 +726,8 @@ def test_reference_page_names_every_key() -> None:
             assert declared.doc.endswith((".", ")")), name
 
 
-def test_activations_are_the_43() -> None:
-    assert len(config.ACTIVATIONS) == len(set(config.ACTIVATIONS)) == 43
+def test_activations_are_the_43_and_the_exact_gelu() -> None:
+    assert len(config.ACTIVATIONS) == len(set(config.ACTIVATIONS)) == 44
 
 
 def test_imports_no_tensorflow() -> None:

@@ -168,6 +168,17 @@ BEYOND: list[tuple[str, dict[str, Any]]] = [
     ("macaron", {"macaron": True}),
     ("share_parameters", {"share_parameters": True, "attention_types": [[["global"], 2]]}),
     ("num_mem_kv", {"num_mem_kv": 2}),
+    ("norm", {"norm": "rmsnorm"}),
+    ("norm_epsilon", {"norm_epsilon": 1e-6}),
+    ("norm_placement", {"norm_placement": "both"}),
+    ("use_bias_in_norms", {"use_bias_in_norms": False}),
+    ("intermediate_size", {"intermediate_size": 24}),
+    ("use_bias_in_mlp", {"use_bias_in_mlp": False}),
+    ("gpt_j_residual", {"gpt_j_residual": True}),
+    ("embed_norm", {"embed_norm": True}),
+    ("embedding_scale", {"embedding_scale": 4.0}),
+    ("lm_head_bias", {"lm_head_bias": True}),
+    ("final_logit_softcapping", {"final_logit_softcapping": 30.0}),
     ("moe_layers", {"moe_layers": [1]}),
     ("attention_types", {"attention_types": [[["global", "linear"], 1]]}),
     ("attention_types", {"attention_types": [[["none", "global"], 1]]}),
@@ -186,7 +197,7 @@ def test_what_a_gpt_neo_cannot_be_is_refused_by_name(tmp_path: Path, key: str, k
 def test_no_such_key_is_forgotten() -> None:
     touching = {name for group in GROUPS.values() for name, declared in keys(group).items() if declared.touches}
     decided_by_others = {"model", "objective", "moe_activation", "moe_params", "rotary_pct", "rotary_emb_base",
-                         "rotary_interleaved", "rope_scaling"}  # fmt: skip
+                         "rotary_interleaved", "rope_scaling", "glu_columns", "gpt_j_tied"}  # fmt: skip
     assert touching - GPTNeo.expresses - decided_by_others <= {key for key, _ in BEYOND}
 
 

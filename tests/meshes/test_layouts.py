@@ -162,7 +162,7 @@ def test_sizes_that_do_not_divide():
     message = refusal(2, mesh_shape="a:2", layout="vocab:a", n_vocab=65)
     assert "vocab (65) does not divide by mesh dimension a (2)" in message
     message = refusal(5, mesh_shape="a:5", layout="intermediate_expanded:a", n_embd=18, n_head=2)
-    assert "intermediate_expanded (4 x n_embd = 72)" in message
+    assert "intermediate_expanded (intermediate_size = 72)" in message
     message = refusal(3, mesh_shape="a:3", layout="memory_length:a")
     assert "memory_length (n_ctx = 16) does not divide" in message
 

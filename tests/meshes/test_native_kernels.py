@@ -202,23 +202,29 @@ def test_what_is_no_number_stays_no_number(place: str, bits: int) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (65, 64), (200, 100), (2, 3, 16)])
-def test_layer_norm(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("centred", "biased"), [(True, True), (True, False), (False, False)], ids=["layer", "layer, no bias", "RMS"]
+)
+def test_norms(shape: tuple[int, ...], centred: bool, biased: bool) -> None:
     x, dy, gain, bias = 3 * drawn(*shape) + 2, drawn(*shape), drawn(shape[-1]), drawn(shape[-1])
+    epsilon = 1e-3
+    forward, backward = norms._by_native(epsilon, centred)
 
-    def both(x: tf.Tensor, gain: tf.Tensor, bias: tf.Tensor, dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        y = norms._by_native(x, gain, bias)
-        return y, *norms._native_gradient(x, gain, bias, y, dy)
+    def both(x: tf.Tensor, dy: tf.Tensor, *weights: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        y = forward(x, *weights)
+        return y, *backward(x, *weights, y, dy)
 
     wide = x.astype(np.float64)
-    centred = wide - wide.mean(-1, keepdims=True)
-    inverse = 1 / np.sqrt((centred**2).mean(-1, keepdims=True) + norms.EPSILON)
-    normal, scaled = centred * inverse, dy * gain.astype(np.float64)
+    wide -= wide.mean(-1, keepdims=True) * centred
+    inverse = 1 / np.sqrt((wide**2).mean(-1, keepdims=True) + epsilon)
+    normal, scaled = wide * inverse, dy * gain.astype(np.float64)
     along = (scaled * normal).mean(-1, keepdims=True)
-    dx = inverse * (scaled - scaled.mean(-1, keepdims=True) - normal * along)
+    dx = inverse * (scaled - scaled.mean(-1, keepdims=True) * centred - normal * along)
     rows = tuple(range(len(shape) - 1))
-    y, *gradients = compiled(both, x, gain, bias, dy)
-    assert_near(y, normal * gain + bias, 2e-6)
-    for found, exact in zip(gradients, [dx, (dy * normal).sum(rows), dy.astype(np.float64).sum(rows)], strict=True):
+    y, *gradients = compiled(both, x, dy, gain, *[bias] * biased)
+    assert_near(y, normal * gain + bias * biased, 2e-6)
+    wanted = [dx, (dy * normal).sum(rows), *[dy.astype(np.float64).sum(rows)] * biased]
+    for found, exact in zip(gradients, wanted, strict=True):
         np.testing.assert_allclose(found, exact, rtol=0, atol=5e-6 * max(inverse.max(), np.abs(exact).max()))
 
 
@@ -297,8 +303,8 @@ LOSS = [(6, 4), (9, 4), (6,), (6,), (), (), (6, 4), (9, 4), (6, 16), (6, 4), (2,
         ("attend", [*ATTENTION, (1, 4, 2, 9)], [(1, 4, 2, 8), (1, 2, 4)]),
         ("attend", [*ATTENTION, (1, 4, 2, 8)], [(1, 4, 2, 8), (1, 4, 2)]),
         ("attend_gradient", [*ATTENTION, (1, 4, 2, 8), (1, 4, 2, 8), (1, 2, 4), (1, 4, 2, 7)], [(1, 4, 2, 8)] * 3),
-        ("layer_norm", [(3, 5), (4,), (5,)], [(3, 5)]),
-        ("layer_norm_gradient", [(3, 5), (5,), (3, 4)], [(3, 5), (5,), (5,)]),
+        ("norm", [(3, 5), (4,)], [(3, 5)]),
+        ("norm_gradient", [(3, 5), (5,), (3, 4)], [(3, 5), (5,)]),
         ("gelu", [(3, 5), (4,)], [(3, 5)]),
         ("gelu_gradient", [(3, 5), (5,), (3, 4)], [(3, 5), (5,)]),
         ("adam", [(3, 5)] * 4 + [(), (1,)], [(3, 5)] * 3),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ import tensorflow as tf
 from gpt_mesh import model_fns
 from gpt_mesh.config import ACTIVATIONS
 from gpt_mesh.meshes.variables import VariableStore
-from gpt_mesh.models.activations import activate, fixed_slope
+from gpt_mesh.models.activations import activate, activate_gated, fixed_slope
 from gpt_mesh.models.context import Context
 from tests.support.models import mesh_of, tiny_config
 
@@ -59,6 +60,7 @@ def rrelu(x):
 
 REFERENCE: dict[str, Callable[..., Any]] = {
     "gelu": lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+    "gelu_exact": lambda x: x * (1 + np.vectorize(math.erf)(x / np.sqrt(2))) / 2,
     "relu": lambda x: np.maximum(x, 0),
     "sigmoid": sigmoid,
     "tanh": np.tanh,
@@ -190,7 +192,7 @@ def check(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], *, rtol: 
 
 def test_the_reference_has_every_activation():
     assert REFERENCE.keys() == set(ACTIVATIONS)
-    assert len(ACTIVATIONS) == 43
+    assert len(ACTIVATIONS) == 44
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -218,6 +220,40 @@ def test_values_in_bfloat16_are_rounded_once(name):
 def test_split_features_give_the_same(name):
     split = results(mesh_shape="x:2", layout="intermediate_expanded:x")[name]
     check(split, results()[name], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("mesh", [("", ""), ("x:2", "intermediate_expanded:x")], ids=["whole", "split features"])
+@pytest.mark.parametrize("name", ["silu", "gelu_exact", "id", "prelu", "softmax"])
+def test_gates(name: str, mesh: tuple[str, str]) -> None:
+    """Values times activated gates, and the gradients of both."""
+    store = VariableStore("/device:CPU:0")
+    implementation = mesh_of(*mesh, store)
+    value = np.random.default_rng(2).standard_normal((BATCH, SEQUENCE, FEATURES))
+
+    def build(value: tf.Tensor, gate: tf.Tensor, dy: tf.Tensor) -> list[tf.Tensor]:
+        with store.scope():
+            ctx = model_fns.make_context(tiny_config(), implementation, BATCH, SEQUENCE, tf.float64)
+            shape = mtf.Shape(activation_dims(ctx))
+            value, gate, dy = (mtf.import_tf_tensor(ctx.mesh, t, shape) for t in (value, gate, dy))
+            y = activate_gated(ctx, value, gate, name, name)
+            outputs = [y, *mtf.gradients([mtf.reduce_sum(y * dy)], [value, gate])]
+            lowering = mtf.Lowering(ctx.mesh.graph, {ctx.mesh: implementation}, autostack=False)
+            return [lowering.export_to_tf_tensor(t) for t in outputs]
+
+    function = tf.function(build, autograph=False).get_concrete_function(value, inputs(), upstream())
+    for scalar, number in LEARNED.get(name, {}).items():
+        store.masters[f"gpt2/{name}/activation/{scalar}"].assign(number)
+    store.scatter()
+    found = [t.numpy() for t in function(*map(tf.constant, (value, inputs(), upstream())))]
+    activated, h = REFERENCE[name](inputs(), **LEARNED.get(name, {})), 1e-6
+    dgate = value * upstream()
+    if name == "softmax":
+        dgate = activated * (dgate - (dgate * activated).sum(-1, keepdims=True))
+    else:
+        sides = [REFERENCE[name](inputs() + step, **LEARNED.get(name, {})) for step in (h, -h)]
+        dgate = dgate * (sides[0] - sides[1]) / (2 * h)
+    for array, wanted in zip(found, [value * activated, upstream() * activated, dgate], strict=True):
+        np.testing.assert_allclose(array, wanted, rtol=1e-6, atol=1e-7)
 
 
 @functools.cache

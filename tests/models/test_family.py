@@ -36,6 +36,18 @@ COMBINED: dict[str, Any] = {
 ROTARY: dict[str, Any] = {"pos_emb": "rotary", "n_head": 1, "rotary_emb_base": 50}
 SHORTER = {"original_max_position_embeddings": 8}
 LLAMA3 = {"rope_type": "llama3", "factor": 4, "low_freq_factor": 0.2, "high_freq_factor": 1, **SHORTER}
+LLAMA: dict[str, Any] = {
+    "attention_types": types("global", "global"),
+    "rotary_emb": True,
+    "norm": "rmsnorm",
+    "norm_epsilon": 1e-3,
+    "mlp_glu": True,
+    "glu_columns": "separate",
+    "activation_function": "silu",
+    "intermediate_size": 20,
+    "use_bias_in_mlp": False,
+    "no_weight_tie": True,
+}
 # Every variant at least once, alone and beside others.
 VARIANTS: dict[str, dict[str, Any]] = {
     "linear": {"attention_types": types("linear", "global")},
@@ -62,6 +74,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "untied": {"no_weight_tie": True},
     "scalenorm": {"scalenorm": True},
     "combined": COMBINED,
+    "rms": {"norm": "rmsnorm", "norm_epsilon": 0.01},
+    "no norm": {"norm": "none"},
+    "layer norm, no bias": {"use_bias_in_norms": False, "norm_epsilon": 0.01},
+    "norms after": {"norm": "rmsnorm", "norm_placement": "post"},
+    "norms before and after": {"norm_placement": "both", "macaron": True},
+    "narrow": {"intermediate_size": 6, "use_bias_in_mlp": False, "activation_function": "gelu_exact"},
+    "gated, separate": {"mlp_glu": True, "glu_columns": "separate", "intermediate_size": 6},
+    "parallel": {"gpt_j_residual": True},
+    "parallel, one norm": {"gpt_j_residual": True, "gpt_j_tied": True, "lm_head_bias": True, "no_weight_tie": True},
+    "parallel, none": {"gpt_j_residual": True, "gpt_j_tied": True, "attention_types": types("none", "global")},
+    "parallel, macaron, rezero": {"gpt_j_residual": True, "macaron": True, "rezero": True, "norm": "rmsnorm"},
+    "embedding": {"embedding_scale": 2.5, "embed_norm": True, "norm_epsilon": 0.01},
+    "embedding scale": {"embedding_scale": 2.5, "share_parameters": True, "norm_placement": "both"},
+    "bounded logits": {"final_logit_softcapping": 3.0, "lm_head_bias": True},
+    "llama": LLAMA,
     "all": {
         "attention_types": [[["linear", "global", "local", "none"], 1]],
         "n_layer": 4,
@@ -159,7 +186,8 @@ MAC = {
 }
 NORM_1 = {"h0/norm_1/g": (8,), "h0/norm_1/b": (8,)}
 NORM_2 = {"h0/norm_2/g": (8,), "h0/norm_2/b": (8,)}
-FC = "h0/mlp/conv1d_main/c_fc"
+AFTER = {f"h0/norm_{i}_post/{part}": (8,) for i in (1, 2) for part in "gb"}
+FC, GATE, PROJ = (f"h0/mlp/conv1d_main/{part}" for part in ("c_fc", "c_gate", "c_proj"))
 
 
 @pytest.mark.parametrize(
@@ -178,6 +206,23 @@ FC = "h0/mlp/conv1d_main/c_fc"
         ({"rezero": True}, {**NORM_1, **NORM_2}, {"h0/norm_rezero_1/g": (), "h0/norm_rezero_2/g": ()}),
         ({"macaron": True}, {}, {**MAC, "h0/norm_mac/g": (8,), "h0/norm_mac/b": (8,)}),
         ({"no_weight_tie": True}, {}, {"linear_out/kernel": (8, 24)}),
+        ({"norm": "rmsnorm"}, {"h0/norm_1/b": (8,), "h0/norm_2/b": (8,), "ln_f/b": (8,)}, {}),
+        ({"norm": "none"}, {**NORM_1, **NORM_2, "ln_f/g": (8,), "ln_f/b": (8,)}, {}),
+        ({"use_bias_in_norms": False}, {"h0/norm_1/b": (8,), "h0/norm_2/b": (8,), "ln_f/b": (8,)}, {}),
+        ({"norm_placement": "post"}, {**NORM_1, **NORM_2}, AFTER),
+        ({"norm_placement": "both"}, {}, AFTER),
+        ({"gpt_j_residual": True}, {}, {}),
+        ({"gpt_j_residual": True, "gpt_j_tied": True}, NORM_2, {}),
+        ({"embed_norm": True}, {}, {"embed_norm/g": (8,), "embed_norm/b": (8,)}),
+        ({"lm_head_bias": True}, {}, {"linear_out/bias": (24,)}),
+        ({"embedding_scale": 2.0, "final_logit_softcapping": 3.0}, {}, {}),
+        (
+            {"intermediate_size": 6},
+            {f"{FC}/kernel": (8, 32), f"{FC}/bias": (32,), f"{PROJ}/kernel": (32, 8)},
+            {f"{FC}/kernel": (8, 6), f"{FC}/bias": (6,), f"{PROJ}/kernel": (6, 8)},
+        ),
+        ({"use_bias_in_mlp": False}, {f"{FC}/bias": (32,), f"{PROJ}/bias": (8,)}, {}),
+        ({"mlp_glu": True, "glu_columns": "separate"}, {}, {f"{GATE}/kernel": (8, 32), f"{GATE}/bias": (32,)}),
         ({"share_parameters": True, "n_layer": 2, "attention_types": types("global", "local")}, {}, {}),
     ],
     ids=lambda value: next(iter(value), "") if isinstance(value, dict) else "",

@@ -3,7 +3,8 @@
 Linear attention: Shen et al. 2018 (both directions), Katharopoulos et al. 2020 (causal). Learned keys and values:
 Sukhbaatar et al. 2019. Rotary: Su et al. 2021, scaled: Chen et al. 2023, Peng et al. 2023. ALiBi: Press et al. 2022.
 Axial positions: Kitaev et al. 2020. GLU: Shazeer 2020. Macaron: Lu et al. 2019. ReZero: Bachlechner et al. 2020.
-ScaleNorm: Nguyen & Salazar 2019.
+ScaleNorm: Nguyen & Salazar 2019. RMSNorm: Zhang & Sennrich 2019. Norms after the branches: OLMo 2 and Gemma 2. Parallel
+branches: GPT-J.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 
 from gpt_mesh.config import Config, ModelConfig
-from tests.support.reference import Arrays, layer_norm, softmax
+from tests.support.reference import Arrays, softmax
 
 Bias = Callable[[Arrays, int, np.ndarray], np.ndarray]
 
@@ -35,11 +36,17 @@ class _Row:
         self.w, self.model, self.causal, self.bias = w, model, causal, bias
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
-        x = np.stack([self.w["wte"][token] + self._position(p) for p, token in enumerate(tokens)])
+        x = np.stack([self._embedding(token) + self._position(p) for p, token in enumerate(tokens)])
         for i in range(self.model.n_layer):
             x = self._block(x, "h0" if self.model.share_parameters else f"h{i}", self.model.attention_types[i])
         out = self.w["linear_out/kernel"] if self.model.no_weight_tie else self.w["wte"].T
-        return self._norm(x, "ln_f") @ out
+        scores = self._norm(x, "ln_f") @ out + (self.w["linear_out/bias"] if self.model.lm_head_bias else 0.0)
+        cap = self.model.final_logit_softcapping
+        return cap * np.tanh(scores / cap) if cap else scores
+
+    def _embedding(self, token: int) -> np.ndarray:
+        x = self.w["wte"][token] * (self.model.embedding_scale or 1.0)
+        return self._norm(x, "embed_norm") if self.model.embed_norm else x
 
     def _position(self, p: int) -> np.ndarray | float:
         if self.model.pos_emb in ("rotary", "alibi", "none") or self.bias:
@@ -53,30 +60,53 @@ class _Row:
     def _block(self, x: np.ndarray, name: str, kind: str) -> np.ndarray:
         half = 0.5 if self.model.macaron else 1.0
         if self.model.macaron:
-            x = x + half * self._gain(name, "mac") * self._dense(self._in(x, name, "mac"), f"{name}/mlp_mac")
+            x = x + half * self._out(self._dense(self._in(x, name, "mac"), f"{name}/mlp_mac"), name, "mac")
+        y = np.zeros_like(x)
         if kind != "none":
-            x = x + self._gain(name, "1") * self._attention(self._in(x, name, "1"), f"{name}/attn", kind)
-        return x + half * self._gain(name, "2") * self._dense(self._in(x, name, "2"), f"{name}/mlp")
+            y = self._out(self._attention(self._in(x, name, "1"), f"{name}/attn", kind), name, "1")
+        reads = self._in(x if self.model.gpt_j_residual else x + y, name, "1" if self.model.gpt_j_tied else "2")
+        return x + y + half * self._out(self._dense(reads, f"{name}/mlp"), name, "2")
 
     def _in(self, x: np.ndarray, name: str, branch: str) -> np.ndarray:
-        return x if self.model.rezero else self._norm(x, f"{name}/norm_{branch}")
+        as_it_is = self.model.rezero or self.model.norm_placement == "post"
+        return x if as_it_is else self._norm(x, f"{name}/norm_{branch}")
 
-    def _gain(self, name: str, branch: str) -> np.ndarray | float:
-        return self.w[f"{name}/norm_rezero_{branch}/g"] if self.model.rezero else 1.0
+    def _out(self, y: np.ndarray, name: str, branch: str) -> np.ndarray:
+        if self.model.rezero:
+            return self.w[f"{name}/norm_rezero_{branch}/g"] * y
+        return y if self.model.norm_placement == "pre" else self._norm(y, f"{name}/norm_{branch}_post")
 
     def _norm(self, x: np.ndarray, name: str) -> np.ndarray:
-        if self.model.scalenorm:
-            return self.w[f"{name}/g"] * x / np.linalg.norm(x, axis=-1, keepdims=True)
-        return layer_norm(x, self.w[f"{name}/g"], self.w[f"{name}/b"])
+        if self.model.norm == "none":
+            return x
+        gain, mean = self.w[f"{name}/g"], x.mean(-1, keepdims=True)
+        if self.model.norm == "scalenorm":
+            return gain * x / np.linalg.norm(x, axis=-1, keepdims=True)
+        if self.model.norm == "rmsnorm":
+            return gain * x / np.sqrt((x**2).mean(-1, keepdims=True) + self.model.norm_epsilon)
+        normal = (x - mean) / np.sqrt(((x - mean) ** 2).mean(-1, keepdims=True) + self.model.norm_epsilon)
+        return normal * gain + (self.w[f"{name}/b"] if self.model.use_bias_in_norms else 0.0)
 
     def _dense(self, x: np.ndarray, name: str) -> np.ndarray:
-        name += "/conv1d_main"
-        h = x @ self.w[f"{name}/c_fc/kernel"] + self.w[f"{name}/c_fc/bias"]
-        h = h[:, 0::2] * self._activation(h[:, 1::2]) if self.model.mlp_glu else self._activation(h)
-        return h @ self.w[f"{name}/c_proj/kernel"] + self.w[f"{name}/c_proj/bias"]
+        h = self._affine(x, f"{name}/conv1d_main/c_fc")
+        if not self.model.mlp_glu:
+            h = self._activation(h)
+        elif self.model.glu_columns == "separate":
+            h = h * self._activation(self._affine(x, f"{name}/conv1d_main/c_gate"))
+        else:
+            h = h[:, 0::2] * self._activation(h[:, 1::2])
+        return self._affine(h, f"{name}/conv1d_main/c_proj")
+
+    def _affine(self, x: np.ndarray, name: str) -> np.ndarray:
+        return x @ self.w[f"{name}/kernel"] + (self.w[f"{name}/bias"] if self.model.use_bias_in_mlp else 0.0)
 
     def _activation(self, h: np.ndarray) -> np.ndarray:
-        assert self.model.activation_function == "relu"
+        name = self.model.activation_function
+        if name == "silu":
+            return h / (1 + np.exp(-h))
+        if name == "gelu_exact":
+            return h * (1 + np.vectorize(math.erf)(h / math.sqrt(2))) / 2
+        assert name == "relu"
         return np.maximum(h, 0)
 
     def _attention(self, x: np.ndarray, name: str, kind: str) -> np.ndarray:
