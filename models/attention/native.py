@@ -4,25 +4,39 @@ that the view excludes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from gpt_mesh.meshes.compat import mtf
 
 import tensorflow as tf
 
 from gpt_mesh.meshes import native
 from gpt_mesh.models.attention.backend import Backend, Problem, View
+from gpt_mesh.models.positions import LinearBias
 
 
 class Native(Backend):
     """In C."""
 
     def supports(self, problem: Problem) -> bool:
-        return problem.ctx.cpu_kernels and problem.is_bare and problem.on_slices and fits(problem.heads.q.dtype)
+        ctx, heads = problem.ctx, problem.heads
+        known_bias = heads.bias is None or isinstance(heads.bias, LinearBias)
+        return ctx.cpu_kernels and not heads.memory and known_bias and problem.on_slices and fits(heads.q.dtype)
 
     def attend(self, problem: Problem) -> mtf.Tensor:
-        view = problem.view
+        view, bias = problem.view, problem.heads.bias
+
+        def slopes(operands: Sequence[tf.Tensor]) -> tf.Tensor | None:
+            return bias.slopes(*operands, tf.float32) if isinstance(bias, LinearBias) else None
+
+        def differentiate(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, *rest: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            *operands, out, log_sums, upstream, _ = rest
+            return gradient(q, k, v, out, log_sums, upstream, view, slopes(operands))
+
         return problem.run(
-            lambda q, k, v: attend(q, k, v, view),
-            gradient=lambda q, k, v, out, log_sums, upstream, _: gradient(q, k, v, out, log_sums, upstream, view),
+            lambda q, k, v, *operands: attend(q, k, v, view, slopes(operands)),
+            [] if bias is None else list(bias.operands),
+            gradient=differentiate,
             log_sums=True,
         )
 
@@ -32,18 +46,23 @@ def fits(dtype: tf.DType) -> bool:
     return dtype == tf.float32 and native.known()
 
 
-def attend(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, view: View) -> tuple[tf.Tensor, tf.Tensor]:
+def attend(
+    q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, view: View, slopes: tf.Tensor | None = None
+) -> tuple[tf.Tensor, tf.Tensor]:
     """The weighted sums of values, and the logarithms of the weights' denominators.
 
     Args:
-        q, k, v: [batch, n, heads, features]; of positions 0 … n-1 to each other.
+        q: [batch, n, heads, features]; attention is of positions 0 … n-1 to each other.
+        k, v: [batch, n, kv heads, features]; each of these heads is read by a group of consecutive heads of q.
+        slopes: [heads], of a `LinearBias`.
 
     Returns:
         [batch, n, heads, features], [batch, heads, n].
     """
     batch, positions, heads, _ = q.shape
     results = [tf.TensorSpec(q.shape, q.dtype), tf.TensorSpec([batch, heads, positions], tf.float32)]
-    attended, log_sums = native.call("attend", [q, k, v], results, _attributes(view))
+    operands = [q, k, v, *([] if slopes is None else [slopes])]
+    attended, log_sums = native.call("attend", operands, results, _attributes(view))
     return attended, log_sums
 
 
@@ -55,10 +74,11 @@ def gradient(
     log_sums: tf.Tensor,
     upstream: tf.Tensor,
     view: View,
+    slopes: tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """The gradients of q, k and v, from `attend`'s results and the gradient of the first."""
     results = [tf.TensorSpec(x.shape, x.dtype) for x in (q, k, v)]
-    operands = [q, k, v, attended, log_sums, upstream]
+    operands = [q, k, v, attended, log_sums, upstream, *([] if slopes is None else [slopes])]
     dq, dk, dv = native.call("attend_gradient", operands, results, _attributes(view))
     return dq, dk, dv
 

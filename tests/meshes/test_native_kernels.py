@@ -72,45 +72,83 @@ def test_products_of_nothing() -> None:
     np.testing.assert_array_equal(compiled(cpu_matmul.many_rows, drawn(3, 0), drawn(0, 5))[0], np.zeros((3, 5)))
 
 
-def attention(q: Array, k: Array, v: Array, causal: bool, window: int | None) -> tuple[Array, Array]:
+def attention(
+    q: Array, k: Array, v: Array, causal: bool, window: int | None, slopes: Array | None = None
+) -> tuple[Array, Array]:
     """The attended and the weights, [batch, heads, queries, keys]."""
     places = np.arange(q.shape[1])
     distance = places[:, None] - places[None, :]
     seen = (distance >= 0) if causal else np.ones_like(distance, bool)
     if window is not None:
         seen &= np.abs(distance) < window
-    scores = np.where(seen, np.einsum("bqhf,bkhf->bhqk", q, k), -np.inf)
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    logits = np.einsum("bqhf,bkhf->bhqk", q, k)
+    if slopes is not None:
+        logits = logits - slopes[:, None, None] * np.abs(distance)
+    logits = np.where(seen, logits, -np.inf)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
     return np.einsum("bhqk,bkhf->bqhf", weights, v), weights
+
+
+def check_attention(
+    sizes: tuple[int, int, int, int], kv_heads: int, causal: bool, window: int | None, slopes: Array | None
+) -> None:
+    """Result and gradients, against float64."""
+    batch, positions, heads, features = sizes
+    shared = heads // kv_heads
+    q, upstream = drawn(*sizes), drawn(*sizes)
+    k, v = (drawn(batch, positions, kv_heads, features) for _ in range(2))
+    q *= 0.5
+    wide_q, wide_k, wide_v, dy = (x.astype(np.float64) for x in (q, k.repeat(shared, 2), v.repeat(shared, 2), upstream))
+    wanted, weights = attention(wide_q, wide_k, wide_v, causal, window, slopes)
+    view = View(causal, window)
+
+    def both(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, upstream: tf.Tensor, *slopes: tf.Tensor) -> tuple[Any, ...]:
+        found = native_attention.attend(q, k, v, view, *slopes)
+        return *found, *native_attention.gradient(q, k, v, *found, upstream, view, *slopes)
+
+    given = [q, k, v, upstream, *([] if slopes is None else [slopes])]
+    attended, log_sums, dq, dk, dv = compiled(both, *given)
+    assert_near(attended, wanted, 2e-6)
+    own = np.einsum("bqhf,bqhf->bhq", wide_q, wide_k)  # a query sees its own key: the sum's logarithm follows from that
+    assert_near(log_sums, own - np.log(np.einsum("bhqq->bhq", weights)), 3e-6)
+    by_weights = np.einsum("bqhf,bkhf->bhqk", dy, wide_v)
+    by_logits = weights * (by_weights - (by_weights * weights).sum(-1, keepdims=True))
+    scale = np.abs(dy).max()  # a query that sees one key alone has a gradient of zero
+    by_group = [
+        np.einsum("bhqk,bqhf->bkhf", x, y).reshape(batch, positions, kv_heads, shared, features).sum(3)
+        for x, y in ((by_logits, wide_q), (weights, dy))
+    ]
+    for found, exact in zip((dq, dk, dv), [np.einsum("bhqk,bkhf->bqhf", by_logits, wide_k), *by_group], strict=True):
+        np.testing.assert_allclose(found, exact, rtol=0, atol=1e-5 * max(scale, np.abs(exact).max()))
 
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("window", [None, 1, 50])
 @pytest.mark.parametrize("sizes", [(2, 1, 1, 8), (1, 40, 3, 5), (2, 64, 2, 16), (1, 200, 2, 64), (1, 131, 1, 70)])
 def test_attention(sizes: tuple[int, int, int, int], causal: bool, window: int | None) -> None:
-    q, k, v, upstream = (drawn(*sizes) for _ in range(4))
-    q *= 0.5
-    wide = [x.astype(np.float64) for x in (q, k, v, upstream)]
-    wanted, weights = attention(wide[0], wide[1], wide[2], causal, window)
+    check_attention(sizes, sizes[2], causal, window, None)
 
-    def both(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        found = native_attention.attend(q, k, v, View(causal, window))
-        return *found, *native_attention.gradient(q, k, v, *found, upstream, View(causal, window))
 
-    attended, log_sums, dq, dk, dv = compiled(both, q, k, v, upstream)
-    assert_near(attended, wanted, 2e-6)
-    own = np.einsum("bqhf,bqhf->bhq", *wide[:2])  # a query sees its own key: the sum's logarithm follows from that
-    assert_near(log_sums, own - np.log(np.einsum("bhqq->bhq", weights)), 3e-6)
-    by_weights = np.einsum("bqhf,bkhf->bhqk", wide[3], wide[2])
-    by_scores = weights * (by_weights - (by_weights * weights).sum(-1, keepdims=True))
-    scale = np.abs(wide[3]).max()  # a query that sees one key alone has a gradient of zero
-    for found, exact in [
-        (dq, np.einsum("bhqk,bkhf->bqhf", by_scores, wide[1])),
-        (dk, np.einsum("bhqk,bqhf->bkhf", by_scores, wide[0])),
-        (dv, np.einsum("bhqk,bqhf->bkhf", weights, wide[3])),
-    ]:
-        np.testing.assert_allclose(found, exact, rtol=0, atol=1e-5 * max(scale, np.abs(exact).max()))
+# With few heads of keys and values and with many, that is with and without gradients that are sums of parts.
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [None, 50])
+@pytest.mark.parametrize(
+    ("sizes", "kv_heads", "sloped"),
+    [
+        ((2, 120, 6, 16), 2, False),
+        ((2, 120, 6, 16), 2, True),
+        ((1, 200, 3, 8), 1, True),
+        ((1, 131, 3, 70), 3, True),
+        ((9, 40, 4, 8), 2, True),
+        ((1, 40, 40, 8), 1, False),
+    ],
+)
+def test_attention_of_grouped_heads_and_with_slopes(
+    sizes: tuple[int, int, int, int], kv_heads: int, sloped: bool, causal: bool, window: int | None
+) -> None:
+    slopes = np.array([2.0 ** -(i + 1) for i in range(sizes[2])], np.float32) if sloped else None
+    check_attention(sizes, kv_heads, causal, window, slopes)
 
 
 def test_attention_over_many_positions() -> None:

@@ -10,7 +10,8 @@ import tensorflow as tf
 
 from gpt_mesh import model_fns
 from gpt_mesh.engine.engine import DeviceEngine
-from gpt_mesh.models.attention import blocks, plain
+from gpt_mesh.meshes import native as native_kernels
+from gpt_mesh.models.attention import blocks, native, plain
 from gpt_mesh.models.attention.backend import Backend
 from gpt_mesh.models.context import Context, constant
 from gpt_mesh.models.positions import POSITIONS, Bias, PositionEmbedding
@@ -60,7 +61,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[type]:
 
         monkeypatch.setattr(kind, "attend", watched)
 
-    for kind in (blocks.Blocks, plain.Plain, plain.OnMesh):
+    for kind in (native.Native, blocks.Blocks, plain.Plain, plain.OnMesh):
         watch(kind)
     return found
 
@@ -125,7 +126,21 @@ def test_training_is_the_same_by_every_backend(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_backends_without_a_bias_leave_it_to_others(used: list[type]) -> None:
-    """cuDNN's and C's attention know none."""
+    """cuDNN's attention knows none, and C's only one that falls linearly with distance."""
     engine = make_engine(tiny_config(**SMALL), compiled=True)
     engine.create_variables(training=True)
     assert set(used) == {plain.Plain}
+
+
+@pytest.mark.skipif(not native_kernels.find_compiler(), reason="there is no C compiler")
+@pytest.mark.parametrize("keys", [{}, {**LOCAL, **MLM}], ids=["global", "local, both ways"])
+def test_alibi_in_c_trains_as_in_tensorflow(keys: dict[str, Any], used: list[type]) -> None:
+    found = []
+    for compiled, backend in ((True, native.Native), (False, plain.Plain)):
+        engine = make_engine(tiny_config(**{**SMALL, **keys, "pos_emb": "alibi", "n_head": 4}), compiled=compiled)
+        used.clear()
+        engine.create_variables(training=True)
+        assert set(used) == {backend}
+        enlarge_weights(engine)
+        found.append(train(engine, 3))
+    np.testing.assert_allclose(found[0], found[1], rtol=2e-5)

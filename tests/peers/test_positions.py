@@ -89,6 +89,7 @@ def test_positions_are_those_of_transformers(tmp_path: Path, site: Path | None) 
         turns = rope.base ** (-np.arange(0, features, 2) / features) * (1 if rope.factors is None else rope.factors)
         np.testing.assert_allclose(turns, theirs[f"{number}/turns"], rtol=2e-6, err_msg=str(keys))
         assert rope.magnitude == pytest.approx(float(theirs[f"{number}/magnitude"]), rel=1e-12), keys
-        np.testing.assert_allclose(rotated(config, x), theirs[f"{number}/rotated"], rtol=0, atol=1e-4, err_msg=str(keys))
+        wanted = theirs[f"{number}/rotated"]
+        np.testing.assert_allclose(rotated(config, x), wanted, rtol=0, atol=1e-4, err_msg=str(keys))
     for heads in HEADS:
         np.testing.assert_allclose(alibi_slopes(heads), theirs[f"alibi/{heads}"], rtol=1e-6)
