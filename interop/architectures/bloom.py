@@ -85,7 +85,7 @@ class Bloom(Architecture):
             for part, suffix in (("weight", ""), ("bias", "_b")):
                 qkv = [f"{ours}/attn/{letter}{suffix}" for letter in "qkv"]
                 name = f"{theirs}.self_attention.query_key_value.{part}"
-                found.append(grouped_qkv(name, qkv, model.n_head, model.head_size))
+                found.append(grouped_qkv(name, qkv, model.n_head, model.head_dim))
             found += [how(f"{theirs}.{there}", f"{ours}/{here}") for how, there, here in _LAYER]
         found += [same("transformer.ln_f.weight", "gpt2/ln_f/g"), same("transformer.ln_f.bias", "gpt2/ln_f/b")]
         if model.no_weight_tie:

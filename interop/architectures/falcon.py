@@ -112,7 +112,7 @@ class Falcon(Architecture):
             for part in parts:
                 qkv = [f"{ours}/attn/{letter}{'_b' if part == 'bias' else ''}" for letter in "qkv"]
                 name = f"{theirs}.self_attention.query_key_value.{part}"
-                found.append(grouped_qkv(name, qkv, model.num_kv_heads, model.head_size))
+                found.append(grouped_qkv(name, qkv, model.num_kv_heads, model.head_dim))
             for name, kernel, bias in _MATRICES:
                 found.append(transposed(f"{theirs}.{name}.weight", f"{ours}/{kernel}"))
                 if "bias" in parts:

@@ -92,7 +92,7 @@ class GPTNeoX(Architecture):
             ):
                 qkv = [f"{ours}/attn/{letter}{suffix}" for letter in "qkv"]
                 name = f"{theirs}.attention.query_key_value.{part}"
-                found.append(grouped_qkv(name, qkv, model.n_head, model.head_size))
+                found.append(grouped_qkv(name, qkv, model.n_head, model.head_dim))
             if model.use_bias_in_attn_linear:
                 found.append(same(f"{theirs}.attention.dense.bias", f"{ours}/attn/compute_output_bias/o_b"))
             found += [how(f"{theirs}.{there}", f"{ours}/{here}") for how, there, here in _LAYER]

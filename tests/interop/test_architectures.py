@@ -35,7 +35,7 @@ def described(family: str, shape: str, **keys: Any) -> dict[str, Any]:
 
 def config_of(values: dict[str, Any]) -> Config:
     """A config with the model that a config.json describes."""
-    return tiny_config(**of_values(values, SOURCE).read(values, SOURCE))
+    return tiny_config(**{"attention_types": None, **of_values(values, SOURCE).read(values, SOURCE)})
 
 
 def write_model(folder: Path, values: dict[str, Any], tokenizer: Path, dtype: Any = np.float32) -> dict[str, Any]:
