@@ -90,7 +90,7 @@ class HuggingFaceWeights:
         self._shards = Shards(folder)
         exchanges = self.kind.exchanges(self.architecture)
         self._exchanges = {name: exchange for exchange in exchanges for name in exchange.ours}
-        self._is_bare = not any(name.startswith(self.kind.prefix) for name in self._shards.shapes)
+        self._is_bare = exchanges[0].theirs[0].removeprefix(self.kind.prefix) in self._shards.shapes
         self.shapes: Mapping[str, tuple[int, ...]] = weight_sizes(self.architecture)
         self._check(exchanges)
 

@@ -16,7 +16,7 @@ PUBLISHED = {
     "gpt2_355m": ("gpt2", 354_823_168),
     "gpt2_774m": ("gpt2", 774_030_080),
     "gpt2_1558m": ("gpt2", 1_557_611_200),
-    "gptj_6b": ("gptj", 6_053_381_344),
+    "gptj_6b": ("gptj", 6_050_882_784),  # Hugging Face's; 6,053,381,344 on the model card
     "gpt_neox_20b": ("gpt_neox", 20_554_567_680),
     "pythia_14m": ("gpt_neox", 14_067_712),
     "pythia_31m": ("gpt_neox", 30_494_720),

@@ -94,7 +94,9 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "qwen2": {
         "grouped": {**_GROUPED, "tie_word_embeddings": True},
-        "windowed": {**_LLAMA, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+        "windowed": {
+            **_LLAMA, "num_key_value_heads": 4, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1,
+        },
     },
     "qwen3": {
         "grouped": {**_GROUPED, "head_dim": 24, "tie_word_embeddings": True},
