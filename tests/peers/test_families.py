@@ -101,7 +101,7 @@ def test_their_models_run_here(workspace: Workspace, tmp_path: Path, theirs: Mod
     settings = GenerationSettings(temperature=0, max_new_tokens=NEW, min_new_tokens=NEW)
     [found] = model.generator().generate([GenerationRequest(QUESTION["prompt"], settings)])
     assert list(found.tokens) == theirs.grown(family, shape)
-    whole = model.logits(np.array([[*QUESTION["prompt"], *found.tokens]]))[0, len(QUESTION["prompt"]) - 1 : -1]
+    whole = model.logits(np.array([[*QUESTION["prompt"], *found.tokens]]))[0, len(QUESTION["prompt"]) - 1 : -1].copy()
     whole[:, 0] = -np.inf  # no end of text before NEW tokens
     assert whole.argmax(-1).tolist() == list(found.tokens)
 
