@@ -1,9 +1,9 @@
-"""Generation speed compared with Hugging Face's GPT-Neo, in turns on the same machine and with the same weights.
+"""Generation speed compared with Hugging Face's GPT-Neo or Llama, in turns on the same machine with the same weights.
 
-    python -m benchmarks.decoding --peers .venv-peers/bin/python [--size 124M] [--rounds 5] [--only "batch 1"]
+    python -m benchmarks.decoding --peers .venv-peers/bin/python [--size llama-124M] [--rounds 5] [--only "batch 1"]
 
 Greedy decoding of `--tokens` tokens after prompts of 32, at batch 1 and 8; and prefill of a prompt of 512 tokens.
-Weights are random; layers alternate between global and local attention, as in GPT-Neo. Hugging Face's `generate` runs
+Weights are random; GPT-Neo's layers alternate between global and local attention. Hugging Face's `generate` runs
 eagerly and, with `--compiled`, under torch.compile. Each program is a separate process; they take turns, and a ratio
 compares calls of the same round. All must produce the same tokens. The table is saved in runs/benchmarks/.
 """
@@ -25,6 +25,7 @@ from gpt_mesh.meshes.compat import mtf  # noqa: F401  (first: it quiets TensorFl
 import numpy as np
 
 from benchmarks import machine
+from benchmarks.training_step import LLAMA
 from benchmarks.turns import Competitor, contest, take_turns
 from gpt_mesh.config import Config, parse_config
 from gpt_mesh.engine.engine import DeviceEngine
@@ -34,17 +35,23 @@ from gpt_mesh.meshes.layouts import plan_mesh
 from gpt_mesh.planning.graph import limits_of
 from gpt_mesh.sample import Row
 
-SIZES: dict[str, dict[str, int]] = {
-    "124M": {"n_embd": 768, "n_head": 12, "n_layer": 12, "n_ctx": 2048, "n_vocab": 50257},
-    "tiny": {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_ctx": 1024, "n_vocab": 2048},
-}
+GPT = {"n_embd": 768, "n_head": 12, "n_layer": 12, "n_ctx": 2048, "n_vocab": 50257}
+TINY = {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_ctx": 1024, "n_vocab": 2048}
+SIZES: dict[str, dict[str, Any]] = {
+    "124M": {**GPT, "attention_types": [[["global", "local"], 6]]},
+    "llama-124M": {**GPT, **LLAMA, "num_kv_heads": 4, "intermediate_size": 2048},
+    "llama-1.3B": {
+        **GPT, **LLAMA, "n_embd": 2048, "n_head": 16, "n_layer": 24, "num_kv_heads": 8, "intermediate_size": 5504,
+    },
+    "tiny": {**TINY, "attention_types": [[["global", "local"], 1]]},
+    "llama-tiny": {**TINY, **LLAMA, "num_kv_heads": 2, "intermediate_size": 176},
+}  # fmt: skip
 PEER = ("-m", "benchmarks.peers.torch_decoding")
 
 
 def make_config(size: str) -> Config:
     keys: dict[str, Any] = {
-        **SIZES[size], "attention_types": [[["global", "local"], SIZES[size]["n_layer"] // 2]], "lr": 1e-4,
-        "train_steps": 1, "train_batch_size": 1, "datasets": ["demo"], "model_path": "none",
+        **SIZES[size], "lr": 1e-4, "train_steps": 1, "train_batch_size": 1, "datasets": ["demo"], "model_path": "none",
     }  # fmt: skip
     return parse_config(keys, "benchmark.json")
 

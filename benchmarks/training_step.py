@@ -1,7 +1,7 @@
 """The speed of a training step compared with PyTorch and Hugging Face, in turns on the same machine.
 
     python -m benchmarks.training_step cpu --peers .venv-peers/bin/python
-    python -m benchmarks.training_step 124M --peers python3           (one GPU; also 124M-4096, 1.3B, 2.7B, local, …)
+    python -m benchmarks.training_step 124M --peers python3           (one GPU; also llama-124M, 1.3B, …)
 
 Each competitor is a separate process that trains on random tokens; they take turns of one block of steps each, and a
 ratio compares blocks of the same round. Prints tokens/s (median, lowest and highest block), the ratio to ours (median
@@ -34,15 +34,23 @@ from gpt_mesh.planning.metrics import device_peak, flops_per_token
 
 GPT = {"n_embd": 768, "n_head": 12, "n_layer": 12, "n_ctx": 1024, "n_vocab": 50304, "train_batch_size": 16}
 XL = {"n_embd": 2048, "n_head": 16, "n_layer": 24, "n_ctx": 2048, "n_vocab": 50304, "train_batch_size": 8}
+LLAMA = {
+    "norm": "rmsnorm", "pos_emb": "rotary", "mlp_glu": True, "glu_columns": "separate", "activation_function": "silu",
+    "use_bias_in_attn_linear": False, "use_bias_in_mlp": False, "scale_attn_weights": True,
+}  # fmt: skip
+CPU = {"n_embd": 256, "n_head": 4, "n_layer": 4, "n_ctx": 256, "n_vocab": 8192, "train_batch_size": 8}
 SIZES: dict[str, dict[str, Any]] = {
-    "cpu": {"n_embd": 256, "n_head": 4, "n_layer": 4, "n_ctx": 256, "n_vocab": 8192, "train_batch_size": 8},
+    "cpu": CPU,
+    "llama-cpu": {**CPU, **LLAMA, "num_kv_heads": 2, "intermediate_size": 704},
     "124M": GPT,
     "124M-4096": {**GPT, "n_ctx": 4096, "train_batch_size": 4},
     "local": {**GPT, "n_ctx": 4096, "train_batch_size": 4},
     "local-16384": {**GPT, "n_ctx": 16384, "train_batch_size": 1},
     "local-float32": {**GPT, "n_ctx": 4096, "train_batch_size": 4, "precision": "float32"},
     "local-cpu": {"n_embd": 256, "n_head": 4, "n_layer": 4, "n_ctx": 4096, "n_vocab": 8192, "train_batch_size": 1},
+    "llama-124M": {**GPT, **LLAMA, "num_kv_heads": 4, "intermediate_size": 2048},
     "1.3B": XL,
+    "llama-1.3B": {**XL, **LLAMA, "num_kv_heads": 8, "intermediate_size": 5504},
     "2.7B": {  # as published, but for the vocabulary's padding
         **XL,
         "n_embd": 2560,
@@ -145,7 +153,11 @@ def competitors(name: str, peers: str | None, device: str, steps: int) -> list[C
     flags = [part for flag, key in sizes.items() for part in (f"--{flag}", str(base[key]))]
     flags += ["--batch", str(base["train_batch_size"]), "--steps", str(steps), "--precision", base["precision"]]
     flags += ["--device", "cuda" if on_gpu else "cpu"]
-    for model, label in (("gpt", "compact PyTorch"), ("hf", "Hugging Face")) if peers else ():
+    models = [("gpt", "compact PyTorch"), ("hf", "Hugging Face")]
+    if "num_kv_heads" in base:
+        models = [("llama", "compact PyTorch"), ("hf-llama", "Hugging Face")]
+        flags += ["--kv_heads", str(base["num_kv_heads"]), "--intermediate", str(base["intermediate_size"])]
+    for model, label in models if peers else ():
         for compiled in (False, True):
             command = [*shlex.split(peers or ""), *PEER, *flags, "--model", model, *["--compile"] * compiled]
             found.append(Competitor(f"{label}{', compiled' if compiled else ''}", command, peer=True))
@@ -193,7 +205,7 @@ def main() -> None:
         if "peaks" in job:
             return run_peaks(job["device"], job["peaks"])
         return run_ours(job["keys"], job["device"], job["steps"])
-    device = "device:CPU:0" if args.size in ("cpu", "local-cpu") else "device:GPU:0"
+    device = "device:CPU:0" if args.size.endswith("cpu") else "device:GPU:0"
     found = competitors(args.size, args.peers, device, args.steps or (10 if "GPU" in device else 4))
     if args.only is not None:
         found = [one for one in found if one in (found[0], found[-1]) or any(w in one.name for w in args.only)]

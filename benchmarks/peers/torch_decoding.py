@@ -1,4 +1,4 @@
-"""Generation with Hugging Face's GPT-Neo, in turns with ours (benchmarks/decoding.py starts it)."""
+"""Generation with Hugging Face's GPT-Neo or Llama, in turns with ours (benchmarks/decoding.py starts it)."""
 
 from __future__ import annotations
 
@@ -10,21 +10,47 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from transformers import GPTNeoConfig, GPTNeoForCausalLM
+from transformers import GPTNeoConfig, GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from benchmarks.turns import take_turns
 
 
-def load(keys: dict[str, int], path: str) -> GPTNeoForCausalLM:
+def load(keys: dict[str, Any], path: str) -> PreTrainedModel:
     """The model with the weights of an .npz by our names."""
+    with np.load(path) as file:
+        weights = {name: torch.from_numpy(file[name]) for name in file}
+    return _llama(keys, weights) if "num_kv_heads" in keys else _gpt_neo(keys, weights)
+
+
+def _llama(keys: dict[str, Any], weights: dict[str, torch.Tensor]) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=keys["n_vocab"], max_position_embeddings=keys["n_ctx"], hidden_size=keys["n_embd"],
+        num_hidden_layers=keys["n_layer"], num_attention_heads=keys["n_head"],
+        num_key_value_heads=keys["num_kv_heads"], intermediate_size=keys["intermediate_size"], rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    state = {"model.embed_tokens.weight": weights["wte"], "model.norm.weight": weights["ln_f/g"]}
+    matrices = {"self_attn.o_proj": "attn/o", **{f"self_attn.{x}_proj": f"attn/{x}" for x in "qkv"}}
+    matrices |= {f"mlp.{theirs}_proj": f"mlp/conv1d_main/{ours}/kernel" for theirs, ours in
+                 (("up", "c_fc"), ("gate", "c_gate"), ("down", "c_proj"))}  # fmt: skip
+    for i in range(keys["n_layer"]):
+        layer = f"model.layers.{i}"
+        state |= {f"{layer}.{theirs}.weight": weights[f"h{i}/{ours}"].T for theirs, ours in matrices.items()}
+        state[f"{layer}.input_layernorm.weight"] = weights[f"h{i}/norm_1/g"]
+        state[f"{layer}.post_attention_layernorm.weight"] = weights[f"h{i}/norm_2/g"]
+    model = LlamaForCausalLM(config).eval()
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert not unexpected and missing == ["lm_head.weight"], (missing, unexpected)
+    return model
+
+
+def _gpt_neo(keys: dict[str, Any], weights: dict[str, torch.Tensor]) -> GPTNeoForCausalLM:
     layers = keys["n_layer"]
     config = GPTNeoConfig(
         vocab_size=keys["n_vocab"], max_position_embeddings=keys["n_ctx"], hidden_size=keys["n_embd"],
-        num_layers=layers, num_heads=keys["n_head"], attention_types=[[["global", "local"], layers // 2]],
+        num_layers=layers, num_heads=keys["n_head"], attention_types=keys["attention_types"],
     )  # fmt: skip
     model = GPTNeoForCausalLM(config).eval()
-    with np.load(path) as file:
-        weights = {name: torch.from_numpy(file[name]) for name in file}
     state = {f"transformer.{name}.weight": weights[name] for name in ("wte", "wpe")}
     pairs = {"ln_f": "ln_f"}
     for i in range(layers):
