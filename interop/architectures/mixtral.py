@@ -36,10 +36,10 @@ class Mixtral(Mistral):
     ignored = frozenset({"activation_function", "intermediate_size", "mlp_glu", "glu_columns", "use_bias_in_mlp"})
 
     def model_keys(self, values: Mapping[str, Any], source: str) -> dict[str, Any]:
-        keys = super().model_keys(values, source)
+        keys, layers = super().model_keys(values, source), whole(values, "num_hidden_layers", source)
         return {
             **{name: value for name, value in keys.items() if name not in self.ignored},
-            "moe_layers": [*range(whole(values, "num_hidden_layers", source))],
+            "moe_layers": [*range(layers)],
             "moe_activation": keys["activation_function"],
             "moe_params": {
                 "moe_num_experts": values["num_local_experts"],
@@ -49,7 +49,7 @@ class Mixtral(Mistral):
                 "moe_norm_topk_prob": True,
                 "moe_glu": True,
                 "moe_dropless": True,
-                "moe_loss_coef": values["router_aux_loss_coef"],
+                "moe_loss_coef": values["router_aux_loss_coef"] / layers,  # of one loss for all layers there
             },
         }
 
@@ -61,7 +61,7 @@ class Mixtral(Mistral):
             "intermediate_size": moe.moe_hidden_size or 4 * model.n_embd,
             "num_local_experts": moe.moe_num_experts,
             "num_experts_per_tok": moe.moe_top_k,
-            "router_aux_loss_coef": moe.moe_loss_coef,
+            "router_aux_loss_coef": moe.moe_loss_coef * model.n_layer,
         }
 
     def _feed_forward(self, model: ModelConfig, theirs: str, ours: str) -> list[Exchange]:

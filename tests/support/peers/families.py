@@ -34,7 +34,10 @@ def made_up(job: dict[str, Any]) -> None:
 
 
 def loaded(folder: str) -> Any:
-    model, loading = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
+    more = {}
+    if transformers.__version__ >= "5" and hasattr(AutoConfig.from_pretrained(folder), "num_local_experts"):
+        more = {"experts_implementation": "eager"}  # the usual one knows no float64
+    model, loading = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, dtype=torch.float32, **more)
     left = {name: loading[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys") if loading[name]}
     assert not left, (folder, left)
     return model.eval()
