@@ -92,7 +92,7 @@ def make(folder: Path, n_layer: int, n_embd: int, n_head: int) -> None:
     sizes, places = weight_sizes(model), {}
     shards: dict[str, dict[str, np.ndarray]] = {}
     for exchange in GPTNeo().exchanges(model):
-        shape, name = exchange.shape(sizes), exchange.theirs
+        [shape], [name] = exchange.shapes(sizes), exchange.theirs
         file = f"model-{exchange.ours[0].split('/')[1]}.safetensors"
         shards.setdefault(file, {})[name] = block[: int(np.prod(shape))].reshape(shape)
         places[name] = file

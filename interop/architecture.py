@@ -7,49 +7,36 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NoReturn
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from gpt_mesh.config import Config, ModelConfig, changes, parse_model, values_of_causal_model, values_of_config
 from gpt_mesh.errors import InputError
+from gpt_mesh.interop.exchange import Exchange
 from gpt_mesh.objectives.registry import objective_of
 
-TOKEN_WEIGHTS = ("gpt2/wte", "gpt2/linear_out/kernel")  # weights with one row per token in a state dict
+# Weights with a row or a column for each token, by name, and the axis of tokens.
+TOKEN_WEIGHTS = {"gpt2/wte": 0, "gpt2/linear_out/kernel": 1, "gpt2/linear_out/bias": 0}
 
-
-@dataclass(frozen=True)
-class Exchange:
-    """One tensor of a Hugging Face state dict, and the weights of this library that it consists of.
-
-    Attributes:
-        theirs: name in the state dict, such as "transformer.h.0.attn.attention.q_proj.weight".
-        ours: names of the weights, such as ("gpt2/h0/attn/q",).
-        pack: computes their array from ours, given in the order of `ours`.
-        unpack: the inverse.
-    """
-
-    theirs: str
-    ours: tuple[str, ...]
-    pack: Callable[[Sequence[NDArray]], NDArray]
-    unpack: Callable[[NDArray], Sequence[NDArray]]
-
-    def shape(self, sizes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-        """The shape of their tensor; `sizes`: shapes of our weights by name."""
-        return self.pack([np.broadcast_to(np.int8(0), sizes[name]) for name in self.ours]).shape
-
-
-def same(theirs: str, ours: str) -> Exchange:
-    """A tensor with the same layout on both sides."""
-    return Exchange(theirs, (ours,), lambda arrays: arrays[0], lambda array: [array])
-
-
-def transposed(theirs: str, ours: str) -> Exchange:
-    """A matrix that is [output, input] there (torch.nn.Linear) and [input, output] here."""
-    return Exchange(theirs, (ours,), lambda arrays: arrays[0].T, lambda array: [array.T])
+# Activations by their names there. "gelu" is the exact one there, and the tanh form here.
+ACTIVATIONS = {
+    "gelu_new": "gelu",
+    "gelu_pytorch_tanh": "gelu",
+    "gelu_python_tanh": "gelu",
+    "gelu_fast": "gelu",
+    "gelu_accurate": "gelu",
+    "gelu": "gelu_exact",
+    "gelu_python": "gelu_exact",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "sigmoid": "sigmoid",
+    "tanh": "tanh",
+    "mish": "mish",
+    "leaky_relu": "lrelu001",
+    "linear": "id",
+}
+THEIR_ACTIVATIONS = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}  # the first of several
 
 
 class Architecture(ABC):
@@ -61,47 +48,56 @@ class Architecture(ABC):
         causal_class: the class that predicts the next token, which exports use.
         base_class: the class without an output layer; its tensor names lack `prefix`.
         prefix: of tensor names.
-        expresses: the config keys that its `config.json` can represent, fully or partly. All other keys that affect the
-            weights or the computed function must have their default.
+        head: name of the output layer's matrix. A file may hold it although it is tied to the embedding.
+        defaults: the keys of `config.json` that are read, with the values that `transformers` takes for missing ones.
+        other_names: further names of such keys.
+        fixed: keys of `config.json` that must have this value, which is also their default.
+        same_keys: keys of `config.json` by name whose value is that of a config key.
+        ignored: config keys that have no effect in this architecture.
     """
 
-    model_type: str
-    title: str
-    causal_class: str
-    base_class: str
-    prefix: str
-    expresses: frozenset[str]
+    model_type: ClassVar[str]
+    title: ClassVar[str]
+    causal_class: ClassVar[str]
+    base_class: ClassVar[str]
+    prefix: ClassVar[str]
+    head: ClassVar[str] = "lm_head.weight"
+    defaults: ClassVar[Mapping[str, Any]]
+    other_names: ClassVar[Mapping[str, str]] = {}
+    fixed: ClassVar[Mapping[str, Any]] = {}
+    same_keys: ClassVar[Mapping[str, str]]
+    ignored: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def model_keys(self, values: Mapping[str, Any], source: str) -> dict[str, Any]:
-        """Convert `config.json` to flat config keys.
+        """The flat config keys that `same_keys` leaves out.
 
         Args:
-            values: contents of `config.json`.
-            source: its path, for messages.
+            values: the keys in `defaults`, as `config.json` has them or by default.
+            source: path of `config.json`, for messages.
 
         Raises:
             InputError: a setting is not supported.
         """
 
     @abstractmethod
-    def config_values(self, config: Config) -> dict[str, Any]:
-        """The keys of `config.json` that describe the model, for a config that `check` accepts."""
+    def config_values(self, model: ModelConfig) -> dict[str, Any]:
+        """The keys of `config.json` that `same_keys` leaves out. Settings that it has no key for are ignored."""
 
     @abstractmethod
     def exchanges(self, model: ModelConfig) -> list[Exchange]:
-        """Every tensor of the state dict, in its order."""
-
-    @abstractmethod
-    def check_values(self, config: Config) -> None:
-        """Raises InputError if a key in `expresses` has a value that this architecture does not support."""
+        """Every tensor of the state dict once, and every weight once."""
 
     def is_buffer(self, name: str) -> bool:
         """Whether a tensor of a state dict is not a weight."""
-        return False
+        return name.endswith(".rotary_emb.inv_freq")
 
     def read(self, values: Mapping[str, Any], source: str) -> dict[str, Any]:
-        """Check that `config.json` describes a readable model of this architecture; returns `model_keys`.
+        """Convert `config.json` to flat config keys.
+
+        Args:
+            values: its contents.
+            source: its path, for messages.
 
         Raises:
             InputError: another class, quantized weights, or an unsupported setting.
@@ -110,41 +106,72 @@ class Architecture(ABC):
         if not isinstance(classes, list) or not {self.causal_class, self.base_class} & {*map(str, classes)}:
             raise InputError(f"{source}: architectures = {classes}: only {self.causal_class} can be read")
         if values.get("quantization_config"):
-            raise InputError(
-                f"{source}: quantization_config: the weights are quantized; use the original model"
-            )
-        return self.model_keys(values, source)
+            raise InputError(f"{source}: quantization_config: the weights are quantized; use the original model")
+        for name, wanted in self.fixed.items():
+            if (value := values.get(name, wanted)) != wanted:
+                raise InputError(f"{source}: {name} = {json.dumps(value)}: only {json.dumps(wanted)} is supported")
+        given = {self.other_names.get(name, name): value for name, value in values.items()}
+        found = {name: given.get(name, default) for name, default in self.defaults.items()}
+        return {
+            "n_vocab": found["vocab_size"],
+            "no_weight_tie": not found["tie_word_embeddings"],
+            **{ours: found[theirs] for theirs, ours in self.same_keys.items()},
+            **self.model_keys(found, source),
+        }
 
-    def check(self, config: Config) -> None:
-        """
-        Raises:
-            InputError: this architecture cannot represent the model; the message names the key.
+    def described(self, model: ModelConfig) -> dict[str, Any]:
+        """The keys of `config.json` that describe a model, if this architecture can express it."""
+        return {
+            "architectures": [self.causal_class],
+            "model_type": self.model_type,
+            "vocab_size": model.n_vocab,
+            **{theirs: getattr(model, ours) for theirs, ours in self.same_keys.items()},
+            **self.config_values(model),
+            "tie_word_embeddings": not model.no_weight_tie,
+        }
+
+    def obstacles(self, config: Config) -> list[str]:
+        """What in a config this architecture cannot express, such as ["norm = rmsnorm"]; empty if it can.
+
+        These are the settings that are lost when the config is described as `config.json` and read again.
         """
         objective = objective_of(config)
         if not objective.causal:
-            raise InputError(
-                f"{config.source}: {objective.setting}: Hugging Face's {self.title} only attends to earlier tokens, "
-                "and cannot represent it"
-            )
-        for change in changes(values_of_causal_model(_plain(config.model)), values_of_config(config)):
-            if change.touches is not None and change.key not in self.expresses:
-                now = list(change.now) if isinstance(change.now, tuple) else change.now
-                self.refuse(config, change.key, now, "has no such part")
-        self.check_values(config)
-
-    def refuse(self, config: Config, key: str, value: Any, problem: str) -> NoReturn:
-        """Raise the InputError for a key that this architecture cannot represent."""
-        shown = value if isinstance(value, str) else json.dumps(value, default=str)
-        raise InputError(f"{config.source}: {key} = {shown}: Hugging Face's {self.title} {problem}")
+            return [objective.setting]
+        try:
+            again = parse_model(self.read(self.described(config.model), config.source), config.source)
+        except InputError as error:  # a size that must follow from others there
+            return [str(error).removeprefix(f"{config.source}: ")]
+        return [
+            f"{change.key} = {_shown(change.now)}"
+            for change in changes(values_of_causal_model(again), values_of_config(config))
+            if change.touches is not None and change.key not in self.ignored
+        ]
 
 
-def _plain(model: ModelConfig) -> ModelConfig:
-    """A model of the same size with all other keys at their defaults."""
-    sizes = {key: getattr(model, key) for key in ("n_layer", "n_head", "n_embd", "n_ctx", "n_vocab")}
-    return parse_model(sizes, "a plain model")
+def activation(values: Mapping[str, Any], name: str, source: str) -> str:
+    """Our name of the activation under a key of `config.json`.
+
+    Raises:
+        InputError: there is none like it here.
+    """
+    if values[name] not in [*ACTIVATIONS]:  # a list, as it may be anything
+        known = ", ".join(ACTIVATIONS)
+        raise InputError(f"{source}: {name} = {json.dumps(values[name])}: only these are supported: {known}")
+    return ACTIVATIONS[values[name]]
 
 
-def is_finite(array: NDArray) -> bool:
-    """Whether all elements are finite. Checked in chunks, to save memory."""
-    flat = array.reshape(-1)
-    return all(bool(np.isfinite(flat[i : i + (1 << 22)]).all()) for i in range(0, flat.size, 1 << 22))
+def whole(values: Mapping[str, Any], name: str, source: str) -> int:
+    """The positive whole number under a key of `config.json`.
+
+    Raises:
+        InputError: it is something else.
+    """
+    value = values[name]
+    if type(value) is not int or value < 1:
+        raise InputError(f"{source}: {name} = {json.dumps(value)}: must be a positive whole number")
+    return value
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -23,10 +23,11 @@ from gpt_mesh.engine import checkpoints
 from gpt_mesh.errors import InputError
 from gpt_mesh.evaluation.validation import required_encoder
 from gpt_mesh.interop import architectures, model_card, tokenizer_files
-from gpt_mesh.interop.architecture import TOKEN_WEIGHTS, Architecture, Exchange, is_finite
+from gpt_mesh.interop.architecture import TOKEN_WEIGHTS, Architecture
+from gpt_mesh.interop.exchange import Exchange
 from gpt_mesh.interop.shards import SAFETENSORS, read_json
 from gpt_mesh.interop.tokenizer_files import write_json
-from gpt_mesh.interop.weights import CheckpointWeights, weight_sizes
+from gpt_mesh.interop.weights import CheckpointWeights, is_finite, weight_sizes
 from gpt_mesh.storage import output_folder
 from gpt_mesh.storage.progress import BYTES, Progress
 
@@ -42,14 +43,15 @@ _WRITTEN = re.compile(
 
 @dataclass(frozen=True)
 class _OutputTensor:
-    """A tensor to write: its weights, and its shape in the file."""
+    """A tensor to write: the exchange that it belongs to, which of its tensors it is, and its shape in the file."""
 
     exchange: Exchange
+    number: int
     shape: tuple[int, ...]
 
     @property
     def name(self) -> str:
-        return self.exchange.theirs
+        return self.exchange.theirs[self.number]
 
 
 def export_model(
@@ -57,6 +59,7 @@ def export_model(
     checkpoint: str,
     folder: str,
     *,
+    architecture: str | None = None,
     dtype: str = "float32",
     shard_bytes: int = SHARD_BYTES,
     licence: str | None = None,
@@ -65,12 +68,14 @@ def export_model(
     """Write a folder that `transformers` loads with `from_pretrained`: weights, config.json, generation_config.json,
     the tokenizer's files and a model card.
 
-    The rows of the token embedding beyond the tokenizer's vocabulary, which are padding for a mesh, are omitted.
+    The rows of the token embedding beyond the vocabularies of the tokenizer and the datasets, which are padding for a
+    mesh, are omitted.
 
     Args:
         config: the config of the checkpoint.
         checkpoint: its path, without a suffix.
         folder: new, or empty.
+        architecture: its `model_type`, if several can express the model; default: the first that can.
         dtype: of the weights: "float32", "float16" or "bfloat16".
         shard_bytes: maximum bytes of a weight file with more than one tensor; twice that is used in memory.
         licence: an identifier such as "mit", for the model card.
@@ -83,7 +88,7 @@ def export_model(
         InputError: no Hugging Face architecture can represent the model, weights are not finite, or the folder is in
             use.
     """
-    kind = architectures.of_config(config)
+    kind = architectures.of_config(config, architecture)
     output_folder.check(folder, overwrite)
     _check_replaceable(folder)
     encoder = required_encoder(config)
@@ -94,10 +99,11 @@ def export_model(
         )
     wanted = {name: list(shape) for name, shape in weight_sizes(config.model).items()}
     checkpoints.contents(checkpoint, {**wanted, "global_step": []}, config.source)
-    tensors = _tensors(kind, config, encoder.n_vocab)
+    n_vocab = max(encoder.n_vocab, *(use.dataset.n_vocab for use in config.data.datasets))
+    tensors = _tensors(kind, config, n_vocab)
     with output_folder.replaced(folder) as temporary:
-        _write_descriptions(temporary, kind, config, encoder, dtype)
-        card = model_card.text(config, kind, checkpoint, os.path.basename(folder.rstrip("/")), encoder.n_vocab, licence)
+        _write_descriptions(temporary, kind, config, encoder, n_vocab, dtype)
+        card = model_card.text(config, kind, checkpoint, os.path.basename(folder.rstrip("/")), n_vocab, licence)
         with open(os.path.join(temporary, "README.md"), "w", encoding="utf-8") as file:
             file.write(card)
         _write_weights(temporary, CheckpointWeights(checkpoint), tensors, dtype, shard_bytes)
@@ -129,14 +135,13 @@ def _is_known(values: dict[str, Any]) -> bool:
 
 
 def _tensors(kind: Architecture, config: Config, vocab_size: int) -> list[_OutputTensor]:
-    """The tensors to write, in order, with the vocabulary truncated to the tokenizer's."""
+    """The tensors to write, in order, with the vocabulary truncated."""
     sizes = weight_sizes(config.model)
     found = []
     for exchange in kind.exchanges(config.model):
-        shape = exchange.shape(sizes)
-        if exchange.ours[0] in TOKEN_WEIGHTS:
-            shape = (vocab_size, *shape[1:])
-        found.append(_OutputTensor(exchange, shape))
+        for i, shape in enumerate(exchange.shapes(sizes)):
+            size = (vocab_size, *shape[1:]) if exchange.ours[0] in TOKEN_WEIGHTS else shape
+            found.append(_OutputTensor(exchange, i, size))
     return found
 
 
@@ -150,11 +155,12 @@ def _write_weights(
         stem = SAFETENSORS.removesuffix(".safetensors")
         names = [f"{stem}-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     total = sum(width * math.prod(tensor.shape) for tensor in tensors)
+    packed = _Packed(weights)
     with Progress(total, f"exporting {weights.source}", BYTES) as progress:
         for name, shard in zip(names, shards, strict=True):
             arrays = {}
             for tensor in shard:
-                arrays[tensor.name] = _array(weights, tensor, dtype)
+                arrays[tensor.name] = _array(packed, tensor, dtype)
                 progress.update(arrays[tensor.name].nbytes)
             path = os.path.join(folder, name)
             try:
@@ -182,34 +188,50 @@ def _shards(tensors: Sequence[_OutputTensor], width: int, shard_bytes: int) -> l
     return shards
 
 
-def _array(weights: CheckpointWeights, tensor: _OutputTensor, dtype: str) -> NDArray:
+class _Packed:
+    """The tensors of one exchange at a time, so that weights which hold several of theirs are read once."""
+
+    def __init__(self, weights: CheckpointWeights) -> None:
+        self.weights = weights
+        self._names: tuple[str, ...] = ()
+        self._arrays: Sequence[NDArray] = []
+
+    def array(self, tensor: _OutputTensor) -> NDArray:
+        """One tensor with all its rows, in the type of the checkpoint."""
+        exchange = tensor.exchange
+        if exchange.theirs != self._names:
+            self._arrays = []  # makes room
+            self._arrays = exchange.pack([self.weights.read(name) for name in exchange.ours])
+            self._names = exchange.theirs
+        return self._arrays[tensor.number]
+
+
+def _array(packed: _Packed, tensor: _OutputTensor, dtype: str) -> NDArray:
     """One tensor as it is written."""
-    packed = tensor.exchange.pack([weights.read(name) for name in tensor.exchange.ours])
-    array = packed[tuple(slice(size) for size in tensor.shape)]
+    array = packed.array(tensor)[tuple(slice(size) for size in tensor.shape)]
     with np.errstate(over="ignore"):  # found below
         narrow: NDArray = np.ascontiguousarray(array, DTYPES[dtype])
     if dtype == "float16" and not is_finite(narrow):
-        raise InputError(
-            f"{weights.source}: {tensor.exchange.ours[0]} has elements beyond float16; export as bfloat16 or float32"
-        )
+        source, name = packed.weights.source, tensor.exchange.ours[0]
+        raise InputError(f"{source}: {name} has elements beyond float16; export as bfloat16 or float32")
     return narrow
 
 
-def _write_descriptions(folder: str, kind: Architecture, config: Config, encoder: Encoder, dtype: str) -> None:
+def _write_descriptions(
+    folder: str, kind: Architecture, config: Config, encoder: Encoder, n_vocab: int, dtype: str
+) -> None:
     """Write config.json, generation_config.json and the tokenizer."""
-    dataset, n_vocab = config.data.datasets[0].dataset, encoder.n_vocab
+    dataset = config.data.datasets[0].dataset
     eos_id = end_of_text(dataset, encoder)
     pad_id = tokenizer_files.padding_id(encoder, eos_id)
     values = {
-        "architectures": [kind.causal_class],
-        "model_type": kind.model_type,
+        **kind.described(config.model),
         "vocab_size": n_vocab,
-        **kind.config_values(config),
+        "initializer_range": 0.02,
         "use_cache": True,
         "bos_token_id": eos_id,  # a text starts after the end-of-text token of the previous one
         "eos_token_id": eos_id,
         "pad_token_id": pad_id,
-        "tie_word_embeddings": not config.model.no_weight_tie,
         "torch_dtype": dtype,
     }
     write_json(os.path.join(folder, "config.json"), values)

@@ -17,6 +17,7 @@ import sys
 import gpt_mesh.meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
 
 from gpt_mesh.errors import InputError
+from gpt_mesh.interop.architectures import ARCHITECTURES
 from gpt_mesh.interop.export_model import DTYPES, SHARD_BYTES, export_model
 from gpt_mesh.interop.import_model import import_model
 from gpt_mesh.storage.progress import log, set_up_logging
@@ -38,6 +39,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     write = actions.add_parser("export", help="a checkpoint as a folder that transformers loads")
     write.add_argument("model", help="a config's name or path, a run's directory, or a checkpoint")
     write.add_argument("folder", help="to write; new or empty")
+    write.add_argument("--architecture", choices=sorted(ARCHITECTURES), help="if several can express the model")
     write.add_argument("--dtype", choices=sorted(DTYPES), default="float32", help="of the weights; default: float32")
     write.add_argument(
         "--max_shard_size", type=_size, default=SHARD_BYTES, metavar="SIZE", help="of a weight file; default: 2GB"
@@ -80,6 +82,7 @@ def main(argv: list[str] | None = None) -> int:
                 config,
                 runs.find_checkpoint(config, checkpoint),
                 arguments.folder,
+                architecture=arguments.architecture,
                 dtype=arguments.dtype,
                 shard_bytes=arguments.max_shard_size,
                 licence=arguments.license,

@@ -97,7 +97,7 @@ def import_model(
                 checkpoints.delete_all(model_path)
             kept = os.path.join(model_path, "tokenizer")
             tokenizer_files.keep(encoder, tokenizer or folder, kept)
-            _write(dataset_config, _dataset(name, encoder, eos_id, relative_to_config(kept, dataset_config)))
+            _write(dataset_config, _dataset(weights, name, encoder, eos_id, relative_to_config(kept, dataset_config)))
             _write(config, _config(weights, name, model_path))
             report.write_config(load_config(config))
             checkpoint = _move_in(new, model_path)
@@ -155,11 +155,13 @@ def _eos_id(values: dict[str, Any], encoder: Encoder) -> int | None:
     return first if isinstance(first, int) else encoder.eos_id
 
 
-def _dataset(name: str, encoder: Encoder, eos_id: int | None, tokenizer: str) -> dict[str, Any]:
+def _dataset(
+    weights: HuggingFaceWeights, name: str, encoder: Encoder, eos_id: int | None, tokenizer: str
+) -> dict[str, Any]:
     values = {
         "path": f"datasets/{name}/train_*.tfrecords",
         "eval_path": "",
-        "n_vocab": encoder.n_vocab,
+        "n_vocab": weights.architecture.n_vocab,  # all rows, which an export keeps
         "tokenizer_path": tokenizer,
         "tokenizer_is_pretrained": False,
         "eos_id": eos_id,

@@ -17,7 +17,7 @@ from gpt_mesh.interop.weights import Weights, local_tokenizer, open_weights, wei
 from gpt_mesh.optimizers.registry import is_slot
 from gpt_mesh.storage.progress import log
 
-POSITIONS = "gpt2/wpe"
+EMBEDDING, POSITIONS = "gpt2/wte", "gpt2/wpe"
 # Shapes that flags allow to change.
 _RESIZABLE = ("n_vocab", "n_ctx", "n_positions")
 
@@ -91,7 +91,7 @@ class InitialWeights:
         """Descriptions of all changes."""
         lines: list[str] = []
         new = self.config.model
-        if (old := self._size(TOKEN_WEIGHTS[0])) != new.n_vocab or self._rows is not None:
+        if (old := self._size(EMBEDDING)) != new.n_vocab or self._rows is not None:
             kept = int((self._rows >= 0).sum()) if self._rows is not None else min(old, new.n_vocab)
             how = "found by their text" if self._rows is not None else "by their ids"
             lines.append(
@@ -167,7 +167,7 @@ class InitialWeights:
     def _axis(name: str) -> int | None:
         """The dimension of a weight, or of its slot of the same form, that may change."""
         weight = name.rpartition("/")[0] if is_slot(name) else name
-        return {TOKEN_WEIGHTS[0]: 0, TOKEN_WEIGHTS[1]: 1, POSITIONS: 0}.get(weight)
+        return {**TOKEN_WEIGHTS, POSITIONS: 0}.get(weight)
 
     def _size(self, name: str) -> int:
         """Of the dimension that may change."""
@@ -205,7 +205,8 @@ class InitialWeights:
             ids = np.arange(count)
             places = np.where(ids < len(rows), ids, -1) if self._rows is None else self._rows
             beginning = 0.0 if is_slot(name) else rows.mean(0)
-            resized = np.where((places >= 0)[:, None], rows[places], beginning)
+            is_kept = (places >= 0).reshape(-1, *[1] * (rows.ndim - 1))
+            resized = np.where(is_kept, rows[places], beginning)
         return np.moveaxis(resized, 0, axis)
 
     def _rows_of_tokens(self) -> NDArray[np.int64] | None:
@@ -220,7 +221,7 @@ class InitialWeights:
                 f"{self.init.path} were trained with; encode the data with that one, or add --resize_vocab"
             )
         places, before = np.full(self.config.model.n_vocab, -1), old.tokenizer.get_vocab(with_added_tokens=True)
-        rows = self.weights.shapes.get(TOKEN_WEIGHTS[0], (0,))[0]  # a tokenizer may have more tokens than its model
+        rows = self.weights.shapes.get(EMBEDDING, (0,))[0]  # a tokenizer may have more tokens than its model
         for token, number in new.tokenizer.get_vocab(with_added_tokens=True).items():
             if number < len(places) and before.get(token, rows) < rows:
                 places[number] = before[token]

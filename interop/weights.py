@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, overload
 
 import numpy as np
 import tensorflow as tf
@@ -15,7 +15,7 @@ from gpt_mesh.data.encoders import Encoder, load_encoder
 from gpt_mesh.engine import checkpoints
 from gpt_mesh.errors import InputError
 from gpt_mesh.interop import architectures, tokenizer_files
-from gpt_mesh.interop.architecture import Exchange, is_finite
+from gpt_mesh.interop.exchange import Exchange
 from gpt_mesh.interop.shards import Shards, read_json
 from gpt_mesh.models.shapes import weight_shapes
 from gpt_mesh.storage.progress import log
@@ -90,41 +90,71 @@ class HuggingFaceWeights:
         self._shards = Shards(folder)
         exchanges = self.kind.exchanges(self.architecture)
         self._exchanges = {name: exchange for exchange in exchanges for name in exchange.ours}
-        self._is_bare = not any(name.startswith(self.kind.prefix) for name in self._shards.shapes)
+        self._is_bare = exchanges[0].theirs[0].removeprefix(self.kind.prefix) in self._shards.shapes
         self.shapes: Mapping[str, tuple[int, ...]] = weight_sizes(self.architecture)
         self._check(exchanges)
 
-    def _name(self, exchange: Exchange) -> str:
+    def _name(self, theirs: str) -> str:
         """What the files call a tensor: without the prefix where the model has no output layer."""
-        return exchange.theirs.removeprefix(self.kind.prefix) if self._is_bare else exchange.theirs
+        return theirs.removeprefix(self.kind.prefix) if self._is_bare else theirs
 
     def _check(self, exchanges: Sequence[Exchange]) -> None:
-        for exchange in exchanges:
-            name, wanted = self._name(exchange), exchange.shape(self.shapes)
-            if name in self._shards.absent:
+        found = self._shards.shapes
+        wanted = {
+            self._name(name): shape
+            for exchange in exchanges
+            for name, shape in zip(exchange.theirs, exchange.shapes(self.shapes), strict=True)
+        }
+        known = {*wanted, self._name(self.kind.head)}
+        unused = sorted(name for name in found if name not in known and not self.kind.is_buffer(name))
+        missing = [name for name in wanted if name not in found]
+        if missing and missing[0] in self._shards.absent:
+            raise InputError(
+                f"{self.source}: tensor {missing[0]} is not in {self._shards.absent[missing[0]]}, where the index says "
+                "it is; download that file again"
+            )
+        if missing:
+            others = f", and has {_few(unused)} instead" if unused else ""
+            raise InputError(
+                f"{self.source}: has no tensor {_few(missing)}, which its config.json (model_type = "
+                f"{self.kind.model_type}) asks for{others}; is one of the two another model's?"
+            )
+        for name, shape in wanted.items():
+            if found[name] != shape:
                 raise InputError(
-                    f"{self.source}: tensor {name} is not in {self._shards.absent[name]}, where the index says it is; "
-                    "download that file again"
+                    f"{self.source}: tensor {name} has shape {list(found[name])}, but config.json makes it "
+                    f"{list(shape)}; is one of the two another model's?"
                 )
-            if name not in self._shards.shapes:
-                raise InputError(f"{self.source}: has no tensor {name}, which its config.json asks for")
-            if (found := self._shards.shapes[name]) != wanted:
-                raise InputError(
-                    f"{self.source}: tensor {name} has shape {list(found)}, but config.json makes it {list(wanted)}; "
-                    "is one of the two another model's?"
-                )
-        known = {*(self._name(exchange) for exchange in exchanges), "lm_head.weight"}
-        others = [name for name in self._shards.shapes if name not in known]
-        if unused := sorted(name for name in others if not self.kind.is_buffer(name)):
-            more = ", …" if len(unused) > 3 else ""
-            log.warning("%s: not used: %s%s", self.source, ", ".join(unused[:3]), more)
+        if unused:
+            log.warning("%s: not used: %s", self.source, _few(unused))
 
     def read(self, name: str) -> NDArray[np.float32]:
         """One weight, float32, in the form it has here."""
         exchange = self._exchanges[name]
-        theirs = self._name(exchange)
-        array = _finite(self.source, theirs, self._shards.read(theirs))
-        return np.ascontiguousarray(exchange.unpack(array)[exchange.ours.index(name)])
+        arrays = exchange.unpack(_Tensors([*map(self._name, exchange.theirs)], self._read))
+        return np.ascontiguousarray(arrays[exchange.ours.index(name)])
+
+    def _read(self, theirs: str) -> NDArray[np.float32]:
+        return _finite(self.source, theirs, self._shards.read(theirs))
+
+
+class _Tensors(Sequence[NDArray]):
+    """Tensors that are read when they are asked for."""
+
+    def __init__(self, names: Sequence[str], read: Callable[[str], NDArray]) -> None:
+        self._names, self._read = names, read
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @overload
+    def __getitem__(self, place: int) -> NDArray: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[NDArray]: ...
+    def __getitem__(self, place: int | slice) -> NDArray | Sequence[NDArray]:
+        if isinstance(place, slice):
+            return _Tensors(self._names[place], self._read)
+        return self._read(self._names[place])
 
 
 def open_weights(path: str) -> Weights:
@@ -154,6 +184,16 @@ def open_weights(path: str) -> Weights:
 def weight_sizes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The shape of each weight of a model, by its name here."""
     return {name: tuple(shape.to_integer_list) for name, shape in weight_shapes(model).items()}
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def is_finite(array: NDArray) -> bool:
+    """Whether all elements are finite. Checked in chunks, to save memory."""
+    flat = array.reshape(-1)
+    return all(bool(np.isfinite(flat[i : i + (1 << 22)]).all()) for i in range(0, flat.size, 1 << 22))
 
 
 def _finite(source: str, name: str, array: NDArray) -> NDArray:

@@ -54,9 +54,9 @@ def test_every_weight_arrives(workspace: Workspace, tmp_path: Path, form: str) -
     names = [name for exchange in exchanges for name in exchange.ours]
     assert stored.keys() == {*names, "global_step"} and stored["global_step"] == 0
     for exchange in exchanges:
-        [name] = exchange.ours
-        is_linear = state[exchange.theirs].ndim == 2 and name not in ("gpt2/wte", "gpt2/wpe")
-        wanted = state[exchange.theirs].T if is_linear else state[exchange.theirs]
+        [name], [theirs] = exchange.ours, exchange.theirs
+        is_linear = state[theirs].ndim == 2 and name not in ("gpt2/wte", "gpt2/wpe")
+        wanted = state[theirs].T if is_linear else state[theirs]
         np.testing.assert_array_equal(stored[name], wanted, err_msg=name)
     assert (config.model.n_vocab, config.model.n_ctx, config.model.local_attention_radius) == (320, 32, 8)
     assert config.model.attention_types == ("global", "local")
@@ -116,14 +116,14 @@ def test_a_bare_model_is_read_too(workspace: Workspace, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"model_type": "gpt2"}, "model_type = 'gpt2'"),
+        ({"model_type": "bert"}, "model_type = 'bert'"),
         ({"architectures": ["GPTNeoForSequenceClassification"]}, "architectures"),
         ({"architectures": 5}, "architectures = 5"),
-        ({"hidden_size": None}, "hidden_size = None"),
-        ({"activation_function": "gelu"}, "activation_function = 'gelu'"),
+        ({"hidden_size": None}, "n_embd"),
+        ({"activation_function": "quick_gelu"}, 'activation_function = "quick_gelu"'),
         ({"activation_function": []}, "activation_function = []"),
-        ({"intermediate_size": 100}, "intermediate_size = 100"),
-        ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon"),
+        ({"intermediate_size": 100}, "config.json makes it [100, 16]"),
+        ({"layer_norm_epsilon": 0}, "norm_epsilon = 0"),
         ({"num_heads": 3}, "n_head = 3"),
         ({"attention_types": [[["global"], 3]]}, "attention_types"),
         ({"hidden_size": 32}, "transformer.wte.weight has shape [320, 16], but config.json makes it [320, 32]"),
@@ -149,6 +149,9 @@ def damage(folder: Path, how: str) -> None:
         (folder / "model-00002-of-00003.safetensors").unlink()
     elif how == "truncated":
         model.write_bytes(model.read_bytes()[:-100])
+    elif how == "truncated shard":
+        shard = folder / "model-00002-of-00003.safetensors"
+        shard.write_bytes(shard.read_bytes()[:-100])
     elif how == "nan":
         state = random_state()
         state["transformer.h.1.mlp.c_fc.weight"][3, 5] = np.nan
@@ -172,6 +175,7 @@ def damage(folder: Path, how: str) -> None:
     [
         ("missing shard", "shards", "model-00002-of-00003.safetensors is missing"),
         ("truncated", "safetensors", "damaged or incomplete"),
+        ("truncated shard", "shards", "model-00002-of-00003.safetensors: cannot be read"),
         ("nan", "safetensors", "transformer.h.1.mlp.c_fc.weight has elements that are not finite"),
         ("no config", "safetensors", "config.json: cannot be read (No such file"),
         ("no weights", "safetensors", "has no weights"),

@@ -16,7 +16,7 @@ from gpt_mesh import api
 from gpt_mesh.config import Config, load_config
 from gpt_mesh.data.encoders import load_encoder
 from gpt_mesh.engine import checkpoint_stream, checkpoints
-from gpt_mesh.interop.architectures import gpt_neo
+from gpt_mesh.interop import architecture
 from gpt_mesh.interop.export_model import export_model
 from gpt_mesh.interop.import_model import import_model
 from gpt_mesh.models.activations import ACTIVATIONS, Elementwise
@@ -89,7 +89,7 @@ def unlikely_padding(config: Config, checkpoint: str, directory: Path) -> str:
 
 def test_activations_are_the_same_under_their_names_there(tmp_path: Path) -> None:
     x = np.linspace(-6, 6, 241, dtype=np.float32)
-    names = dict(gpt_neo.ACTIVATIONS)
+    names = dict(architecture.ACTIVATIONS)
     for site in SITES:
         theirs = ask("activations", {"names": list(names), "x": x.tolist()}, tmp_path, site=site)
         for name, ours in names.items():

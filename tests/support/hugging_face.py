@@ -38,8 +38,9 @@ def random_state(**keys: Any) -> dict[str, np.ndarray]:
     model = parse_model(GPTNeo().read(CONFIG | keys, "made up"), "made up")
     sizes = weight_sizes(model)
     return {
-        exchange.theirs: rng.standard_normal(exchange.shape(sizes)).astype(np.float32)
+        name: rng.standard_normal(shape).astype(np.float32)
         for exchange in GPTNeo().exchanges(model)
+        for name, shape in zip(exchange.theirs, exchange.shapes(sizes), strict=True)
     }
 
 

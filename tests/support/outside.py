@@ -20,10 +20,13 @@ PEERS_PYTHON = REPOSITORY / os.environ.get("PEERS_VENV", ".venv-peers") / "bin" 
 TRANSFORMERS_5 = PEERS_PYTHON.parent.parent / "transformers-5"
 
 
-def ask(script: str, job: Any, folder: Path, *, site: Path | None = None) -> dict[str, np.ndarray]:
+def ask(
+    script: str, job: Any, folder: Path, *, site: Path | None = None, timeout: float = 240
+) -> dict[str, np.ndarray]:
     """What tests/support/peers/<script>.py makes of a job, which is JSON-ready.
 
     folder: for the files between us. site: a folder of packages that go before the environment's own.
+    timeout: in seconds.
     """
     if site is not None and not site.exists():
         pytest.fail(f"{site}: not there; `make peers-env` makes it", pytrace=False)
@@ -41,7 +44,7 @@ def ask(script: str, job: Any, folder: Path, *, site: Path | None = None) -> dic
         },
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=timeout,
         check=False,
     )
     assert done.returncode == 0, done.stderr
