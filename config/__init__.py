@@ -7,7 +7,7 @@ from gpt_mesh.config.dataset import DatasetConfig
 from gpt_mesh.config.fields import Group, keys
 from gpt_mesh.config.files import CONFIG_DIRECTORY, SUFFIXES, parse_json, shipped_configs
 from gpt_mesh.config.generation import GenerationSettings
-from gpt_mesh.config.layers import origins_line, parse_settings
+from gpt_mesh.config.layers import Layer, layers_of, merged, origins_line, parse_settings
 from gpt_mesh.config.mesh import TENSOR_DIMENSIONS, MeshConfig
 from gpt_mesh.config.mlm import MlmConfig
 from gpt_mesh.config.model import ACTIVATIONS, ATTENTION_TYPES, NORMS, POSITION_EMBEDDINGS, ModelConfig
@@ -18,6 +18,8 @@ from gpt_mesh.config.parsing import (
     generation_settings,
     load_config,
     parse_config,
+    parse_groups,
+    parse_layers,
     parse_model,
     replace,
     with_settings,
@@ -29,9 +31,9 @@ from gpt_mesh.config.training import EVAL_TASKS, OBJECTIVES, TrainingConfig
 __all__ = [
     "ACTIVATIONS", "ALIASES", "ATTENTION_TYPES", "CONFIG_DIRECTORY", "EVAL_TASKS", "GROUPS", "NORMS", "OBJECTIVES",
     "OPTIMIZERS", "POSITION_EMBEDDINGS", "RETIRED_KEYS", "ROPE_TYPES", "SCHEDULES", "SUFFIXES", "TENSOR_DIMENSIONS",
-    "Change", "Config", "DataConfig", "DatasetConfig", "DatasetUse", "GenerationSettings", "Group", "MeshConfig",
-    "MlmConfig", "ModelConfig", "MoeParams", "OptimizerConfig", "RopeScaling", "TrainingConfig", "changes",
-    "file_of", "generation_settings", "keys", "load_config", "origins_line", "parse_config", "parse_json",
-    "parse_model", "parse_settings", "replace", "shipped_configs", "values_of_causal_model", "values_of_config",
-    "values_of_file", "with_settings",
+    "Change", "Config", "DataConfig", "DatasetConfig", "DatasetUse", "GenerationSettings", "Group", "Layer",
+    "MeshConfig", "MlmConfig", "ModelConfig", "MoeParams", "OptimizerConfig", "RopeScaling", "TrainingConfig",
+    "changes", "file_of", "generation_settings", "keys", "layers_of", "load_config", "merged", "origins_line",
+    "parse_config", "parse_groups", "parse_json", "parse_layers", "parse_model", "parse_settings", "replace",
+    "shipped_configs", "values_of_causal_model", "values_of_config", "values_of_file", "with_settings",
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,23 @@ def load_config(*names_or_paths: str, settings: Mapping[str, Any] | None = None,
         InputError: a file is missing, is not a config, or holds something that cannot work.
     """
     layers = [layer for name in names_or_paths for layer in layers_of(name)]
-    if settings:
-        layers.append(Layer(setter, settings))
+    return parse_layers([*layers, Layer(setter, settings)] if settings else layers)
+
+
+def parse_layers(layers: Sequence[Layer], directory: Path | None = None) -> Config:
+    """Checks a config laid over others, the lowest first.
+
+    Args:
+        directory: where its dataset configs are looked for first; default: the directory of the last file that has
+            `datasets`.
+
+    Raises:
+        InputError: something in it cannot work.
+    """
     values, source = merged(layers)
     files = [layer for layer in layers if layer.directory is not None]
-    naming = [layer.directory for layer in files if "datasets" in layer.values] or [files[-1].directory]
-    return parse_config(values, source, naming[-1])
+    naming = [layer.directory for layer in files if "datasets" in layer.values] or [one.directory for one in files[-1:]]
+    return parse_config(values, source, directory or next(reversed(naming), None))
 
 
 def parse_config(values: Mapping[str, Any], source: str, directory: Path | None = None) -> Config:

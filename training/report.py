@@ -241,10 +241,10 @@ def write_config(config: Config) -> None:
     strict_json.write(os.path.join(directory, "config.json"), config.to_json(), durable=True)
     for use in config.data.datasets:
         path = os.path.join(directory, "dataset_configs", f"{use.id}.json")
-        strict_json.write(path, _dataset_json(use.dataset), durable=True)
+        strict_json.write(path, dataset_json(use.dataset), durable=True)
 
 
-def _dataset_json(dataset: DatasetConfig) -> dict[str, Any]:
+def dataset_json(dataset: DatasetConfig) -> dict[str, Any]:
     """The dataset config with absolute paths."""
     values = dataset.model_dump(mode="json")
     for key in ("path", "eval_path"):
