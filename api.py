@@ -40,7 +40,7 @@ from gpt_mesh.planning import layout_report
 from gpt_mesh.planning.layout_search import Candidate
 from gpt_mesh.training import runs
 from gpt_mesh.training.events import Event, Watch
-from gpt_mesh.training.in_python import AnyModel, AnyTokenizer, InMemory, config_of, config_with_data
+from gpt_mesh.training.in_python import AnyModel, AnyTokenizer, InMemory, config_of, config_with_data, plain
 from gpt_mesh.training.loop import TrainResult
 from gpt_mesh.training.profiling import Steps
 
@@ -116,6 +116,7 @@ def train(
         InputError: something in the config or the data cannot work, or a worker was lost.
     """
     show_progress()
+    keys = plain(keys)
     if data is not None:
         config = config_with_data(model, keys, InMemory(data, eval_data, tokenizer), new=new)
     elif eval_data is not None or tokenizer is not None:

@@ -56,6 +56,11 @@ class InMemory:
     tokenizer: AnyTokenizer | None = None
 
 
+def plain(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of a config as a program gives them, with paths as text."""
+    return {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in keys.items()}
+
+
 def config_of(model: AnyModel, settings: Mapping[str, Any]) -> Config:
     """The config of a model, with keys above it.
 
@@ -115,7 +120,9 @@ def config_with_data(model: AnyModel | None, settings: Mapping[str, Any], given:
     }  # fmt: skip
     if in_memory.is_marked([*documents, *held_out]):
         found["objective"] = "completion"
-    if evaluated and "eval_steps" not in values:
+    if not evaluated and "eval_steps" not in settings:
+        found["eval_steps"] = 0
+    elif "eval_steps" not in values:
         windows = len(evaluated) if as_samples else -(-sum(map(len, evaluated)) // n_ctx)
         found["eval_steps"] = max(1, min(windows, _MOST_EVALUATED) // training.eval_batch_size)
     return parse_layers([lowest, *layers, Layer("data", found)], directory=Path(folder))
@@ -136,7 +143,7 @@ def _layers(model: AnyModel) -> list[Layer]:
     if isinstance(model, Group):
         return [Layer(type(model).__name__, model.model_dump(mode="json", exclude_unset=True))]
     if isinstance(model, Mapping):
-        return [Layer("model", model)]
+        return [Layer("model", plain(model))]
     if not isinstance(model, (str, os.PathLike)):
         raise InputError(
             f"{SOURCE}: model = {show(model)}: must be a config's name or path, a run's directory, a Config, a "
