@@ -331,6 +331,7 @@ def count_bytes(table: Ints, tokens: Tokens, weights: Weights) -> int:
         InputError: a label is not in the tokenizer's vocabulary.
     """
     labels = split(tokens)[1][weights > 0]
+    labels = labels[labels >= 0]  # others are not learned (`data.marks`), and not scored
     if labels.size and labels.max() >= len(table):
         raise InputError(
             f"the held-out data holds token id {labels.max()}, but its tokenizer has only {len(table)} tokens; "

@@ -79,7 +79,7 @@ def _train(config: Config, arguments: argparse.Namespace) -> int:
 
     if arguments.checkpoint is not None:
         raise InputError(
-            f"--model {arguments.model}: training continues a run from its newest checkpoint; name the run's "
+            f"--model {arguments.model[0]}: training continues a run from its newest checkpoint; name the run's "
             "directory, or begin another run with these weights by --init_from"
         )
     if arguments.new and not _agreed_to_delete(config, arguments.yes):

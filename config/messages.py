@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
+from gpt_mesh.config.source import source_of
 from gpt_mesh.errors import InputError
 
 
@@ -16,7 +17,11 @@ class Refused(ValueError):
 
 
 def refuse(source: str, name: str, value: Any, problem: str) -> NoReturn:
-    """Raises the one-line InputError of a key. A `value` of None is not shown."""
+    """Raises the one-line InputError of a key. A `value` of None is not shown.
+
+    `source`: of the config; if that is several files, the one that has the key is named.
+    """
+    source = source_of(source, name)
     shown = show(name).strip('"')
     given = "" if value is None else f" = {show(value)}"
     raise InputError(f"{display(source)}: {shown}{given}: {problem}")

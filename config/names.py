@@ -11,6 +11,8 @@ from gpt_mesh.errors import InputError
 ALIASES = {"activation_fn": "activation_function"}
 # An editor finds the JSON Schema of a file by this key.
 SCHEMA_KEY = "$schema"
+# The config whose keys a file takes where it has none of its own.
+BASE_KEY = "base"
 
 # Keys of older GPT-Neo configs and common slips, each with what to do instead.
 RETIRED_KEYS = {

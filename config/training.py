@@ -17,7 +17,7 @@ from gpt_mesh.storage.files import SCHEMES, path_problem
 EvalTask = Literal["lambada", "wikitext"]
 EVAL_TASKS: tuple[EvalTask, ...] = get_args(EvalTask)
 # Objectives by the names that a config gives them: files of objectives/.
-Objective = Literal["next_token", "masked"]
+Objective = Literal["next_token", "completion", "masked"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
 # A local path, or a URL with one of the schemes that files.py knows.
@@ -38,7 +38,8 @@ class TrainingConfig(Group):
         "Directory of the run: everything it writes goes there; local (`~`: your home directory) or `gs://`."
     )
     objective: Objective = key(
-        "What the model learns: the next token, or (with `mlm_training`) masked tokens.",
+        "What the model learns: the next token; `completion`: the next token where the data says that it is learned "
+        "(its other ids have inverted bits); or, with `mlm_training`, masked tokens.",
         touches="function",
         derive=lambda values: "masked" if values["mlm_training"] else "next_token",
         default_text="`masked` with `mlm_training`, else `next_token`",
@@ -63,8 +64,9 @@ class TrainingConfig(Group):
         null_is_default=True,
     )
     iterations: Count = key(
-        "Steps per device loop on TPU; on CPU and GPU the logging interval.", default=500, unit="steps"
+        "Steps per device loop on TPU; elsewhere the default of `log_interval`.", default=500, unit="steps"
     )
+    log_interval: Count = key("Steps between rows of `metrics.jsonl`.", unit="steps", **same_as("iterations"))
     precision: Literal["float32", "bfloat16"] = key(
         "Type of the activations; weights, optimizer state, softmax and loss stay float32.", default="float32"
     )

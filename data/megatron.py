@@ -1,4 +1,4 @@
-"""Token files of Megatron-LM and GPT-NeoX: a pair `X.bin`, `X.idx`, read as it is and never written.
+"""Token files of Megatron-LM and GPT-NeoX: a pair `X.bin`, `X.idx`, read as it is. `megatron_output.py` writes them.
 
 `X.bin` holds the ids of all sequences one after the other, little-endian, all of one type. `X.idx` tells where each
 sequence begins and which sequences make a document. There are two kinds of it, little-endian both:
@@ -31,8 +31,8 @@ from gpt_mesh.data.tfrecords import INDEX_SUFFIX, RecordIndex
 from gpt_mesh.errors import InputError
 from gpt_mesh.storage import files as storage
 
-_MAPPED, _FAIRSEQ = b"MMIDIDX\0\0", b"TNTIDX\0\0"
-_TYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}  # 6 and 7 are floats
+MAPPED, _FAIRSEQ = b"MMIDIDX\0\0", b"TNTIDX\0\0"
+TYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}  # 6 and 7 are floats
 _SIDECAR_VERSION = 1
 _SCAN_BYTES = 8 << 20
 
@@ -116,7 +116,7 @@ def _read_layout(path: str) -> _Layout:
     with storage.open_binary(path) as file:
         content = file.read()
     try:
-        if content.startswith(_MAPPED):
+        if content.startswith(MAPPED):
             return _mapped(path, content)
         if content.startswith(_FAIRSEQ):
             return _fairseq(path, content)
@@ -128,9 +128,9 @@ def _read_layout(path: str) -> _Layout:
 
 
 def _mapped(path: str, content: bytes) -> _Layout:
-    version, code, sequences, documents = struct.unpack_from("<QBQQ", content, len(_MAPPED))
+    version, code, sequences, documents = struct.unpack_from("<QBQQ", content, len(MAPPED))
     _check_version(path, version)
-    at = len(_MAPPED) + struct.calcsize("<QBQQ")
+    at = len(MAPPED) + struct.calcsize("<QBQQ")
     expected = at + 12 * sequences + 8 * documents
     if len(content) not in (expected, expected + sequences):  # with modalities
         raise InputError(
@@ -171,9 +171,9 @@ def _check_version(path: str, version: int) -> None:
 
 
 def _dtype(path: str, code: int) -> str:
-    if code not in _TYPES:
-        raise InputError(f"{path}: type code {code} is no type of token ids ({', '.join(map(str, _TYPES))} are)")
-    return _TYPES[code]
+    if code not in TYPES:
+        raise InputError(f"{path}: type code {code} is no type of token ids ({', '.join(map(str, TYPES))} are)")
+    return TYPES[code]
 
 
 def _array(content: bytes, dtype: str, count: int, at: int) -> Int64s:

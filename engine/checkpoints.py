@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -64,6 +65,24 @@ def move_into_place(temporary: str, path: str, suffixes: Iterable[str]) -> None:
     for suffix in found:
         files.move(temporary + suffix, path + suffix)
     files.sync(os.path.dirname(path) or ".")
+
+
+def copy(path: str, directory: str) -> str:
+    """Copy a checkpoint into another directory, as its only one; returns its path there.
+
+    Args:
+        path: of the checkpoint, without a suffix.
+        directory: exists.
+    """
+    source, name = os.path.split(path)
+    target = os.path.join(directory, name)
+    suffixes = [found.removeprefix(name) for found in files.list_folder(source or ".") if found.startswith(f"{name}.")]
+    for suffix in suffixes:
+        with files.open_binary(path + suffix) as read, files.create_binary(target + TEMPORARY + suffix) as written:
+            shutil.copyfileobj(read, written, 1 << 20)
+    move_into_place(target + TEMPORARY, target, suffixes)
+    finish(directory, step_of(target))
+    return target
 
 
 def finish(directory: str, step: int) -> None:

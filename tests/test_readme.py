@@ -78,13 +78,25 @@ def test_the_guide_and_the_example(checkout: Path) -> None:
     assert "asks for 160 windows of held-out text" not in done.stderr
     rows = (checkout / "runs" / "my_model" / "eval.jsonl").read_text().splitlines()
     assert json.loads(rows[0])["step"] == 4
-    (example,) = blocks("python")
+    _run_in_memory(checkout, environment)
+    _, example = blocks("python")
     done = subprocess.run(
         [sys.executable, "-c", example], cwd=checkout, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     n_vocab = json.loads((checkout / "configs" / "my_model.json").read_text())["n_vocab"]
     assert f"(1, 3, {n_vocab})" in done.stdout
+
+
+def _run_in_memory(checkout: Path, environment: dict[str, str]) -> None:
+    """The example that begins with a text, in at most ten lines."""
+    example, _ = blocks("python")
+    assert len(example.splitlines()) <= 10
+    done = subprocess.run(
+        [sys.executable, "-c", example], cwd=checkout, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "at step 200, context 64: runs/characters/model.ckpt-200>" in done.stdout
 
 
 def test_every_file_that_the_readme_names_is_there() -> None:

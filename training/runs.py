@@ -10,7 +10,17 @@ from typing import Any
 
 import tensorflow as tf
 
-from gpt_mesh.config import Config, changes, keys, load_config, parse_json, replace, values_of_config, values_of_file
+from gpt_mesh.config import (
+    SUFFIXES,
+    Config,
+    changes,
+    keys,
+    load_config,
+    parse_json,
+    replace,
+    values_of_config,
+    values_of_file,
+)
 from gpt_mesh.engine import checkpoints
 from gpt_mesh.errors import InputError
 from gpt_mesh.optimizers.schedules import learning_rate
@@ -30,8 +40,10 @@ def find(name: str) -> tuple[Config, str | None]:
         return config_of_run(os.path.dirname(path) or "."), path
     if io.isdir(path) and (io.exists(io.join(path, "config.json")) or os.path.basename(path) != path):
         return config_of_run(path), None
-    if not path.endswith(".json") and os.path.basename(path) != path:
-        raise InputError(f"{path}: neither the directory of a run, nor a checkpoint, nor a config ending in .json")
+    if not path.endswith(SUFFIXES) and os.path.basename(path) != path:
+        raise InputError(
+            f"{path}: neither the directory of a run, nor a checkpoint, nor a config ending in .json or .yml"
+        )
     return load_config(path), None
 
 

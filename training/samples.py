@@ -50,8 +50,10 @@ class SampleWriter:
         self.eos_id = eos_id
         self.decoder = decoder(eos_id)
 
-    def write(self, step: int) -> None:
-        """Write samples to `predictions/<name>.txt` and, if there is a default writer, to TensorBoard."""
+    def write(self, step: int) -> dict[str, str]:
+        """Write samples to `predictions/<name>.txt` and, if there is a default writer, to TensorBoard; returns their
+        `path` and `text`.
+        """
         training, n_ctx = self.config.training, self.config.model.n_ctx
         count = training.predict_steps * training.predict_batch_size
         settings = training.generation
@@ -65,6 +67,7 @@ class SampleWriter:
         path = write_predictions(training.model_path, step, self.sacred_id, text)
         tf.summary.text("samples", text, step=step)
         log.info("step %d: wrote samples to %s", step, path)
+        return {"path": path, "text": text}
 
 
 def _before(text: str, stop: Sequence[str]) -> str:
