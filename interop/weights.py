@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gpt_mesh.config import Config, ModelConfig, parse_model, values_of_causal_model, values_of_config
 from gpt_mesh.data.encoders import Encoder, load_encoder
 from gpt_mesh.engine import checkpoints
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.interop import architectures, tokenizer_files
 from gpt_mesh.interop.architecture import Exchange, is_finite
 from gpt_mesh.interop.shards import Shards, read_json
@@ -54,7 +54,7 @@ class CheckpointWeights:
         try:
             self._reader = tf.compat.v1.train.NewCheckpointReader(path)
         except (tf.errors.OpError, ValueError) as error:
-            raise InputError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from None
+            raise InputError(f"{shown(path)}: not a readable checkpoint ({str(error).splitlines()[0]})") from None
         shapes = self._reader.get_variable_to_shape_map()
         self.shapes: Mapping[str, tuple[int, ...]] = {name: tuple(shape) for name, shape in shapes.items()}
         config = _config_beside(path)
@@ -67,7 +67,9 @@ class CheckpointWeights:
             array: NDArray = self._reader.get_tensor(name)
         except (tf.errors.OpError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise InputError(f"{self.source}: variable {name} cannot be read ({reason}); the file is damaged") from None
+            raise InputError(
+                f"{shown(self.source)}: variable {name} cannot be read ({reason}); the file is damaged"
+            ) from None
         return _finite(self.source, name, array)
 
 
@@ -103,14 +105,16 @@ class HuggingFaceWeights:
             name, wanted = self._name(exchange), exchange.shape(self.shapes)
             if name in self._shards.absent:
                 raise InputError(
-                    f"{self.source}: tensor {name} is not in {self._shards.absent[name]}, where the index says it is; "
+                    f"{shown(self.source)}: tensor {name} is not in {self._shards.absent[name]}, where the index says "
+                    "it is; "
                     "download that file again"
                 )
             if name not in self._shards.shapes:
-                raise InputError(f"{self.source}: has no tensor {name}, which its config.json asks for")
+                raise InputError(f"{shown(self.source)}: has no tensor {name}, which its config.json asks for")
             if (found := self._shards.shapes[name]) != wanted:
                 raise InputError(
-                    f"{self.source}: tensor {name} has shape {list(found)}, but config.json makes it {list(wanted)}; "
+                    f"{shown(self.source)}: tensor {name} has shape {list(found)}, but config.json makes it "
+                    f"{list(wanted)}; "
                     "is one of the two another model's?"
                 )
         known = {*(self._name(exchange) for exchange in exchanges), "lm_head.weight"}
@@ -146,7 +150,8 @@ def open_weights(path: str) -> Weights:
                 tokenizer_files.check(weights.tokenizer, weights.architecture.n_vocab, None, config)
             return weights
     raise InputError(
-        f"{path}: no weights there; give a checkpoint (such as {path.rstrip('/')}/model.ckpt-5000), the directory of a "
+        f"{shown(path)}: no weights there; give a checkpoint (such as {path.rstrip('/')}/model.ckpt-5000), the "
+        "directory of a "
         "run, or a Hugging Face folder with a config.json"
     )
 
@@ -158,7 +163,9 @@ def weight_sizes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def _finite(source: str, name: str, array: NDArray) -> NDArray:
     if array.dtype.kind != "i" and not is_finite(array):
-        raise InputError(f"{source}: {name} has elements that are not finite numbers (NaN or infinity); it is no use")
+        raise InputError(
+            f"{shown(source)}: {name} has elements that are not finite numbers (NaN or infinity); it is no use"
+        )
     return array
 
 

@@ -50,7 +50,8 @@ def blocks(page: str) -> list[Block]:
     """All of a page, in order, without their indentation."""
     text = (ROOT / page).read_text()
     fenced = re.finditer(
-        r"^(?: *<!-- not run: ?(?P<reason>.*?) ?-->\n)?(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```$",
+        r"^(?: *<!-- not run: ?(?P<reason>.*?) ?-->\n)?"
+        r"(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```$",
         text,
         re.MULTILINE | re.DOTALL,
     )
