@@ -99,7 +99,7 @@ class HarnessModel(TemplateLM):
     def eot_token_id(self) -> int:
         """The token that precedes a text without context."""
         if self.model.eos_id is None:
-            raise InputError(f"{self.encoder.source}: has no <|endoftext|>; set eos_id in the dataset config")
+            raise InputError(f"{self.encoder.where}: has no <|endoftext|>; set eos_id in the dataset config")
         return self.model.eos_id
 
     @property

@@ -9,7 +9,7 @@ import math
 from gpt_mesh.config.config import Config
 from gpt_mesh.config.fields import Group, keys
 from gpt_mesh.config.mesh import MeshConfig
-from gpt_mesh.config.messages import display, refuse, show
+from gpt_mesh.config.messages import one_line, refuse, show
 from gpt_mesh.config.mlm import MlmConfig
 from gpt_mesh.config.model import ModelConfig, repeated
 from gpt_mesh.config.moe import MoeParams
@@ -213,7 +213,7 @@ def _check_datasets(config: Config) -> None:
     for use in config.data.datasets:
         dataset = use.dataset
         if n_vocab < dataset.n_vocab:
-            file = display(dataset.source)
+            file = one_line(dataset.source)
             problem = f"less than n_vocab = {dataset.n_vocab} of {file}; raise it to at least {dataset.n_vocab}"
             refuse(config.source, "n_vocab", n_vocab, problem)
         # padding_id may lie outside the vocabulary: GPT-2's is 50257 of 50257, and padding never reaches the model.

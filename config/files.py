@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
-from gpt_mesh.config.messages import display, nearest, refuse, show
-from gpt_mesh.errors import InputError
+from gpt_mesh.config.messages import nearest, one_line, refuse, show
+from gpt_mesh.errors import InputError, shown
 
 CONFIG_DIRECTORY = Path(__file__).resolve().parents[1] / "configs"
 # It is in configs/ but is not a config.
@@ -49,7 +49,7 @@ def find(name_or_path: str) -> Path:
         known = sorted({name for folder in config_folders() for name in names(folder)} - {Path(SCHEMA_FILE).stem})
         hint = nearest(path.stem, known) or f"; shipped configs: {', '.join(shipped_configs())}"
         remedy = f"give a path ending in .json or .yml, or a name{hint}"
-        raise InputError(f"{display(str(path))}: no such model config; {remedy}")
+        raise InputError(f"{shown(path)}: no such model config; {remedy}")
     return path
 
 
@@ -62,9 +62,9 @@ def read_file(path: Path) -> Any:
     try:
         data = path.read_bytes()
     except OSError as error:
-        source = display(str(path))
+        source = shown(path)
         raise InputError(f"{source}: cannot be read: {error.strerror}; check the path and its permissions") from None
-    return (parse_yaml if path.suffix in YAML_SUFFIXES else parse_json)(data, str(path))
+    return (parse_yaml if path.suffix in YAML_SUFFIXES else parse_json)(data, shown(path))
 
 
 def parse_json(data: bytes, source: str) -> Any:
@@ -74,7 +74,7 @@ def parse_json(data: bytes, source: str) -> Any:
     Raises:
         InputError: not UTF-8, not JSON (with line and column), or a key given twice.
     """
-    source = display(source)
+    source = one_line(source)
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values: dict[str, Any] = {}
@@ -128,7 +128,7 @@ def parse_yaml(data: bytes, source: str) -> Any:
     """
     import yaml
 
-    source = display(source)
+    source = one_line(source)
 
     class Loader(yaml.SafeLoader):
         yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from gpt_mesh.config.files import SUFFIXES, find, parse_json, read_file
-from gpt_mesh.config.messages import display, refuse
+from gpt_mesh.config.messages import one_line, refuse
 from gpt_mesh.config.names import BASE_KEY, object_of_keys, without_aliases
 from gpt_mesh.config.source import Source
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def layers_of(name_or_path: str) -> list[Layer]:
 
 
 def _layers_of(path: Path, above: tuple[Path, ...]) -> list[Layer]:
-    source, directory = str(path), path.resolve().parent
+    source, directory = shown(path), path.resolve().parent
     values = without_aliases(object_of_keys(read_file(path), source), source)
     base = values.pop(BASE_KEY, None)
     above = (*above, path.resolve())
@@ -58,7 +58,7 @@ def _layers_of(path: Path, above: tuple[Path, ...]) -> list[Layer]:
     except InputError as error:
         refuse(source, BASE_KEY, base, str(error))
     if found.resolve() in above:
-        chain = " → ".join(display(str(one)) for one in (*above, found.resolve()))
+        chain = " → ".join(shown(one) for one in (*above, found.resolve()))
         refuse(source, BASE_KEY, base, f"the config would be its own base ({chain}); remove one of these")
     return [*_layers_of(found, above), own]
 
@@ -75,7 +75,7 @@ def merged(layers: Sequence[Layer]) -> tuple[dict[str, Any], str]:
             origins[name] = layer.source
     if len(layers) == 1:
         return values, layers[0].source
-    text = " + ".join(dict.fromkeys(display(layer.source) for layer in layers))
+    text = " + ".join(dict.fromkeys(one_line(layer.source) for layer in layers))
     files = [layer.source for layer in layers if layer.directory is not None]
     return values, Source(text, origins, files[-1] if files else "")
 
@@ -88,8 +88,8 @@ def origins_line(source: str) -> str | None:
     for key, origin in source.origins.items():
         by_origin.setdefault(origin, []).append(key)
     rest = max(by_origin, key=lambda origin: len(by_origin[origin]))
-    parts = [f"{', '.join(keys)} from {display(name)}" for name, keys in by_origin.items() if name != rest]
-    return "; ".join([*parts, f"all other keys from {display(rest)}"])
+    parts = [f"{', '.join(keys)} from {one_line(name)}" for name, keys in by_origin.items() if name != rest]
+    return "; ".join([*parts, f"all other keys from {one_line(rest)}"])
 
 
 def set_keys(values: dict[str, Any], given: Mapping[str, Any]) -> None:

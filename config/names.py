@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gpt_mesh.config.messages import display, nearest, refuse, show
+from gpt_mesh.config.messages import nearest, one_line, refuse, show
 from gpt_mesh.errors import InputError
 
 ALIASES = {"activation_fn": "activation_function"}
@@ -33,7 +33,7 @@ RETIRED_KEYS = {
 def object_of_keys(values: Any, source: str) -> dict[str, Any]:
     """A copy of the JSON object that a file holds. Raises InputError for any other JSON value."""
     if not isinstance(values, Mapping):
-        raise InputError(f"{display(source)}: must hold one JSON object of keys and values, not {show(values)}")
+        raise InputError(f"{one_line(source)}: must hold one JSON object of keys and values, not {show(values)}")
     return {name: value for name, value in values.items() if name != SCHEMA_KEY}
 
 

@@ -14,11 +14,12 @@ from gpt_mesh.config.fields import Group, keys
 from gpt_mesh.config.files import config_folders, names, read_file
 from gpt_mesh.config.generation import GenerationSettings, clash
 from gpt_mesh.config.layers import Layer, layers_of, merged, set_keys
-from gpt_mesh.config.messages import display, nearest, refuse, show
+from gpt_mesh.config.messages import nearest, one_line, refuse, show
 from gpt_mesh.config.model import ModelConfig
 from gpt_mesh.config.names import ALIASES, check_known, object_of_keys, without_aliases
 from gpt_mesh.config.reading import check_complete, read
 from gpt_mesh.config.source import Source, file_of
+from gpt_mesh.errors import shown
 
 
 def load_config(*names_or_paths: str, settings: Mapping[str, Any] | None = None, setter: str = "--set") -> Config:
@@ -118,9 +119,9 @@ def with_settings(config: Config, settings: Mapping[str, Any], setter: str = "--
     """
     if not settings:
         return config
-    known = {name: display(config.source) for name in config.to_json()}
+    known = {name: one_line(config.source) for name in config.to_json()}
     origins = {**known, **{name.partition(".")[0]: setter for name in settings}}
-    source = Source(f"{display(config.source)} + {setter}", origins, file_of(config.source))
+    source = Source(f"{one_line(config.source)} + {setter}", origins, file_of(config.source))
     return parse_config(overlay(config, settings), source, config.directory)
 
 
@@ -199,14 +200,14 @@ def _with_dataset(use: DatasetUse, data: DataConfig, source: str, directory: Pat
             dataset = _load_dataset(place / f"{use.id}.json")
             return use.model_copy(update={"dataset": _with_ids(dataset, data, source)})
     known = sorted({known for place in places for known in names(place)})
-    looked = " and ".join(display(str(place)) for place in places)
+    looked = " and ".join(shown(place) for place in places)
     problem = f"no dataset config {show(f'{use.id}.json')} in {looked}; create it or use one of the ids that exist"
     refuse(source, "datasets", use.id, f"{problem} ({', '.join(known) or 'none'}){nearest(use.id, known)}")
 
 
 def _load_dataset(path: Path) -> DatasetConfig:
     """Reads and checks one dataset config."""
-    source = str(path)
+    source = shown(path)
     values = object_of_keys(read_file(path), source)
     check_known(values, keys(DatasetConfig), source, _keys_of(GROUPS.values()), "model config")
     check_complete([DatasetConfig], values, source)
@@ -224,7 +225,7 @@ def _with_ids(dataset: DatasetConfig, data: DataConfig, source: str) -> DatasetC
     for name in ("eos_id", "padding_id"):
         own, outer = getattr(dataset, name), getattr(data, name)
         if own is not None and outer is not None and own != outer:
-            file = display(dataset.source)
+            file = one_line(dataset.source)
             refuse(source, name, outer, f"{file} has {name} = {own}; make the two equal or remove it here")
         filled[name] = outer if own is None else own
     return dataset.model_copy(update=filled)

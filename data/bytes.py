@@ -38,7 +38,7 @@ def byte_lengths(encoder: Encoder) -> NDArray[np.int64]:
     """
     if not encoder.keeps_bytes:
         raise InputError(
-            f"{encoder.source}: its tokens do not have the bytes of the text: it is not byte-level, or it normalizes "
+            f"{encoder.where}: its tokens do not have the bytes of the text: it is not byte-level, or it normalizes "
             "text or adds spaces; bits per byte needs a byte-level BPE that does neither"
         )
     added = encoder.tokenizer.get_added_tokens_decoder()

@@ -16,7 +16,7 @@ from gpt_mesh.data.manifest import unlike_manifests
 from gpt_mesh.data.marks import unmarked
 from gpt_mesh.data.tfrecords import RecordIndex
 from gpt_mesh.data.tokenizer_check import tokenizer_misfits, wrong_tokenizer
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 
 _SAMPLES = 3
 _SAMPLE_TOKENS = 48
@@ -62,10 +62,10 @@ def _id_misfits(config: Config, use: DatasetUse, corpus: Corpus) -> Iterator[str
     lowest = -n_vocab if config.training.objective == "completion" else 0
     for path, (least, greatest) in zip(corpus.paths, corpus.id_ranges, strict=True):
         if least < lowest:
-            yield f"{path}: holds token id {least}; ids are {lowest} to n_vocab - 1: write the file again"
+            yield f"{shown(path)}: holds token id {least}; ids are {lowest} to n_vocab - 1: write the file again"
         if greatest >= n_vocab:
             yield (
-                f"{path}: holds token id {greatest}, and n_vocab of {config.source} is {n_vocab}; "
+                f"{shown(path)}: holds token id {greatest}, and n_vocab of {config.source} is {n_vocab}; "
                 f"set n_vocab to at least {greatest + 1}, or encode the data with a smaller tokenizer"
             )
 
@@ -254,7 +254,8 @@ def _decode_samples(use: DatasetUse, corpus: Corpus, report: DatasetReport) -> N
     for path, (_, greatest) in zip(corpus.paths, corpus.id_ranges, strict=True):
         if greatest >= encoder.n_vocab:
             report.problems.append(
-                f"{path}: holds token id {greatest}, and the tokenizer {dataset.tokenizer_path} has {encoder.n_vocab} "
+                f"{shown(path)}: holds token id {greatest}, and the tokenizer {dataset.tokenizer_path} has "
+                f"{encoder.n_vocab} "
                 f"tokens; set tokenizer_path of {dataset.source} to the tokenizer that made the data"
             )
             return

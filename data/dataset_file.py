@@ -8,7 +8,7 @@ import os
 
 from gpt_mesh.data.encoders import Encoder
 from gpt_mesh.data.manifest import Manifest, shard_pattern
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.storage import files as storage
 from gpt_mesh.storage import strict_json
 
@@ -41,8 +41,8 @@ def write_dataset_config(
         strict_json.write(path, content)
     except storage.errors() as error:
         by_hand = f"write it by hand: {json.dumps(content)}"
-        raise InputError(f"{path}: cannot be written: {storage.reason(error)}; {by_hand}") from error
-    print(f"dataset config: {path}")
+        raise InputError(f"{shown(path)}: cannot be written: {storage.reason(error)}; {by_hand}") from error
+    print(f"dataset config: {shown(path)}")
 
 
 def relative_to_config(path: str, config_path: str) -> str:

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from gpt_mesh.data import tokenizer_folders
 from gpt_mesh.data.pieces import CUT
 from gpt_mesh.data.tokenizer_errors import is_panic, library_errors
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.storage import files as storage
 
 END_OF_TEXT = "<|endoftext|>"
@@ -54,12 +54,17 @@ class Encoder:
         self.tokenizer = tokenizer
         self.source = source
 
+    @property
+    def where(self) -> str:
+        """The source as messages show it: a path, or a name on a hub."""
+        return shown(self.source) if storage.exists(self.source) else self.source
+
     def __reduce__(self) -> tuple[type[Encoder], tuple[Tokenizer, str]]:
         return Encoder, (self.tokenizer, self.source)  # without _literal, whose special setting pickling loses
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`. Special tokens written out in it, such as `<|endoftext|>`, become their ids."""
-        with library_errors(self.source):
+        with library_errors(self.where):
             return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -81,7 +86,7 @@ class Encoder:
         texts = []
         for known, run in itertools.groupby(map(int, ids), key=self._known.__contains__):
             found = list(run)
-            with library_errors(self.source):
+            with library_errors(self.where):
                 text = self.tokenizer.decode(found, skip_special_tokens=False) if known else _UNKNOWN * len(found)
             texts.append(text)
         return "".join(texts)
@@ -183,13 +188,13 @@ class Encoder:
 
     @cached_property
     def _literal(self) -> Tokenizer:
-        with library_errors(self.source):
+        with library_errors(self.where):
             tokenizer = Tokenizer.from_str(self.tokenizer.to_str())
         tokenizer.encode_special_tokens = True  # "encode" them: take them for text
         return tokenizer
 
     def _ids(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-        with library_errors(self.source):
+        with library_errors(self.where):
             return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
@@ -225,7 +230,9 @@ def load_encoder(path: str, pretrained: bool = False) -> Encoder:
         return _checked(Encoder(_from_json(path), path))
     if pretrained:
         return _checked(Encoder(_from_json(_hub_file(path)), path))
-    raise InputError(f"{path}: no such tokenizer; give a {TOKENIZER_FILE}, or a folder with vocab.json and merges.txt")
+    raise InputError(
+        f"{shown(path)}: no such tokenizer; give a {TOKENIZER_FILE}, or a folder with vocab.json and merges.txt"
+    )
 
 
 def _checked(encoder: Encoder) -> Encoder:
@@ -236,10 +243,10 @@ def _checked(encoder: Encoder) -> Encoder:
     """
     if encoder.n_vocab > _LARGEST_VOCABULARY:
         raise InputError(
-            f"{encoder.source}: has a token of id {encoder.n_vocab - 1}; ids must be less than "
+            f"{encoder.where}: has a token of id {encoder.n_vocab - 1}; ids must be less than "
             f"{_LARGEST_VOCABULARY:,}: get the tokenizer again"
         )
-    with library_errors(encoder.source):
+    with library_errors(encoder.where):
         ids = encoder.encode("A try.\n") + encoder.encode_documents(["A try.\n"])[0]
         encoder.decode(ids + sorted(encoder._known)[:3])
     return encoder
@@ -254,7 +261,7 @@ def _from_folder(folder: str) -> Tokenizer:
     for vocabulary, merges in _VOCABULARY_FILES:
         if storage.exists(f"{folder}/{vocabulary}") and storage.exists(f"{folder}/{merges}"):
             return _from_vocabulary(f"{folder}/{vocabulary}", f"{folder}/{merges}")
-    raise InputError(f"{folder}: holds no tokenizer; put {TOKENIZER_FILE} there, or vocab.json and merges.txt")
+    raise InputError(f"{shown(folder)}: holds no tokenizer; put {TOKENIZER_FILE} there, or vocab.json and merges.txt")
 
 
 def _from_json(path: str) -> Tokenizer:
@@ -265,7 +272,7 @@ def _from_json(path: str) -> Tokenizer:
         if not (isinstance(error, Exception) or is_panic(error)):
             raise
         reason = storage.reason(error)[:200]
-        raise InputError(f"{path}: is not a tokenizer of the tokenizers library: {reason}") from error
+        raise InputError(f"{shown(path)}: is not a tokenizer of the tokenizers library: {reason}") from error
 
 
 def _from_vocabulary(vocabulary_path: str, merges_path: str) -> Tokenizer:
@@ -289,9 +296,9 @@ def _read_text(path: str) -> str:
         with storage.open_binary(path) as file:
             return file.read().decode("utf-8-sig")
     except storage.errors() as error:
-        raise InputError(f"{path}: cannot be read: {storage.reason(error)}") from error
+        raise InputError(f"{shown(path)}: cannot be read: {storage.reason(error)}") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 text (byte {error.start}), so it is no tokenizer") from error
+        raise InputError(f"{shown(path)}: is not UTF-8 text (byte {error.start}), so it is no tokenizer") from error
 
 
 def _hub_file(name: str) -> str:

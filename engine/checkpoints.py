@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf import text_format
 
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.optimizers.registry import is_slot
 from gpt_mesh.storage import checksums, files, strict_json
 from gpt_mesh.storage.progress import log
@@ -137,7 +137,7 @@ def step_of(path: str) -> int:
     """The step in a checkpoint's name."""
     match = re.search(r"-(\d+)$", path)
     if match is None:
-        raise InputError(f"{path}: not a checkpoint's name; it ends in its step, as in model.ckpt-5000")
+        raise InputError(f"{shown(path)}: not a checkpoint's name; it ends in its step, as in model.ckpt-5000")
     return int(match[1])
 
 
@@ -181,7 +181,7 @@ def restore(path: str, variables: Mapping[str, tf.Variable], source: str, *, fin
                 )
             except tf.errors.OpError as error:
                 raise InputError(
-                    f"{path}: variable {name} cannot be read ({error.message.splitlines()[0]}); the file is "
+                    f"{shown(path)}: variable {name} cannot be read ({error.message.splitlines()[0]}); the file is "
                     "damaged: delete this "
                     f"checkpoint to go on from the one before it"
                 ) from None
@@ -200,7 +200,8 @@ def check_finite(path: str, name: str, value: Any) -> None:
     value = tf.convert_to_tensor(value)
     if value.dtype.is_floating and not tf.reduce_all(tf.math.is_finite(value)):
         raise InputError(
-            f"{path}: {name} has elements that are not finite numbers (NaN or infinity), so the model's output would "
+            f"{shown(path)}: {name} has elements that are not finite numbers (NaN or infinity), so the model's output "
+            "would "
             "mean nothing; take a checkpoint from before the training diverged"
         )
 
@@ -222,19 +223,19 @@ def contents(path: str, wanted: Mapping[str, list[int]], source: str) -> tuple[d
         reader = tf.compat.v1.train.NewCheckpointReader(path)
         shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
     except (tf.errors.OpError, ValueError) as error:
-        raise InputError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from None
+        raise InputError(f"{shown(path)}: not a readable checkpoint ({str(error).splitlines()[0]})") from None
     _check_depth(path, shapes, wanted, source)
     missing = []
     for name, shape in wanted.items():
         if name not in shapes:
             if not is_slot(name):
                 raise InputError(
-                    f"{path}: has no variable {name}, which {source} asks for; is it another model's checkpoint?"
+                    f"{shown(path)}: has no variable {name}, which {source} asks for; is it another model's checkpoint?"
                 )
             missing.append(name)
         elif list(shapes[name]) != shape:
             raise InputError(
-                f"{path}: variable {name} has shape {list(shapes[name])}, but {source} makes it "
+                f"{shown(path)}: variable {name} has shape {list(shapes[name])}, but {source} makes it "
                 f"{shape}; use the config that the checkpoint was trained with, or another model_path"
             )
     if unused := sorted(name for name in {*shapes} - {*wanted} if not is_slot(name)):
@@ -260,7 +261,8 @@ def _check_depth(path: str, stored: Iterable[str], wanted: Iterable[str], source
         match = _LAYER.match(name)
         if layers and match and match[1] not in layers:
             raise InputError(
-                f"{path}: variable {name} is of layer {match[1]}, and {source} has {len(layers)} layers; use the "
+                f"{shown(path)}: variable {name} is of layer {match[1]}, and {source} has {len(layers)} layers; use "
+                "the "
                 "config that the checkpoint was trained with, or another model_path"
             )
 
@@ -275,7 +277,8 @@ def restore_state(path: str) -> dict[str, Any]:
     if not files.exists(name):
         return {}
     damaged = InputError(
-        f"{name}: is damaged; it holds the position of {path} in the data: restore it, or delete it to continue after "
+        f"{shown(name)}: is damaged; it holds the position of {path} in the data: restore it, or delete it to "
+        "continue after "
         "as many batches as the checkpoint has steps"
     )
     try:

@@ -9,7 +9,7 @@ from gpt_mesh.config import Config
 from gpt_mesh.data.encoders import Encoder
 from gpt_mesh.data.end_of_text import end_of_text
 from gpt_mesh.engine.interface import Engine
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.evaluation import sources
 from gpt_mesh.evaluation.statistics import Metrics
 from gpt_mesh.evaluation.validation import common_encoder
@@ -63,9 +63,9 @@ class FileTask(ABC):
             )
         self.path = file or self._configured() or sources.find(self.name, self.published, download=download)
         if not storage.exists(self.path):
-            raise InputError(f"task {self.name}: {self.path}: no such file; {self._remedy()}")
+            raise InputError(f"task {self.name}: {shown(self.path)}: no such file; {self._remedy()}")
         if storage.is_folder(self.path):
-            raise InputError(f"task {self.name}: {self.path}: is a folder; name the file in it")
+            raise InputError(f"task {self.name}: {shown(self.path)}: is a folder; name the file in it")
         content = sources.digest(self.path)
         self.items = sources.encoded(
             f"{self.name} {self.form}", content, self.encoder, lambda: self.load(self.path, self.encoder)

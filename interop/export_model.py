@@ -20,7 +20,7 @@ from gpt_mesh.config import Config
 from gpt_mesh.data.encoders import Encoder
 from gpt_mesh.data.end_of_text import end_of_text
 from gpt_mesh.engine import checkpoints
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.evaluation.validation import required_encoder
 from gpt_mesh.interop import architectures, model_card, tokenizer_files
 from gpt_mesh.interop.architecture import TOKEN_WEIGHTS, Architecture
@@ -117,7 +117,7 @@ def _check_replaceable(folder: str) -> None:
     """
     here, target = os.path.realpath("."), os.path.realpath(folder)
     if os.path.commonpath([here, target]) == target:
-        raise InputError(f"{folder}: is the folder that you are in, or holds it; name another folder")
+        raise InputError(f"{shown(folder)}: is the folder that you are in, or holds it; name another folder")
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     if not names:
         return
@@ -127,7 +127,7 @@ def _check_replaceable(folder: str) -> None:
         what = f"holds {more[0]} as well"
     else:
         return
-    raise InputError(f"{folder}: --overwrite replaces an exported model, and this {what}; name another folder")
+    raise InputError(f"{shown(folder)}: --overwrite replaces an exported model, and this {what}; name another folder")
 
 
 def _is_known(values: dict[str, Any]) -> bool:
@@ -212,7 +212,7 @@ def _array(packed: _Packed, tensor: _OutputTensor, dtype: str) -> NDArray:
     with np.errstate(over="ignore"):  # found below
         narrow: NDArray = np.ascontiguousarray(array, DTYPES[dtype])
     if dtype == "float16" and not is_finite(narrow):
-        source, name = packed.weights.source, tensor.exchange.ours[0]
+        source, name = shown(packed.weights.source), tensor.exchange.ours[0]
         raise InputError(f"{source}: {name} has elements beyond float16; export as bfloat16 or float32")
     return narrow
 

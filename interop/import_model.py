@@ -15,7 +15,7 @@ from gpt_mesh.config import load_config
 from gpt_mesh.data.dataset_file import relative_to_config
 from gpt_mesh.data.encoders import Encoder, load_encoder
 from gpt_mesh.engine import checkpoint_stream, checkpoints
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.interop import tokenizer_files
 from gpt_mesh.interop.weights import HuggingFaceWeights
 from gpt_mesh.storage import files as storage
@@ -82,7 +82,8 @@ def import_model(
     encoder = load_encoder(tokenizer) if tokenizer else weights.tokenizer
     if encoder is None:
         raise InputError(
-            f"{folder}: has no tokenizer (tokenizer.json, or vocab.json and merges.txt); name one with --tokenizer"
+            f"{shown(folder)}: has no tokenizer (tokenizer.json, or vocab.json and merges.txt); name one with "
+            "--tokenizer"
         )
     eos_id = _eos_id(weights.values, encoder)
     tokenizer_files.check(encoder, weights.architecture.n_vocab, eos_id, os.path.join(folder, "config.json"))
@@ -103,7 +104,7 @@ def import_model(
             checkpoint = _move_in(new, model_path)
     except (tf.errors.OpError, OSError) as error:
         raise InputError(
-            f"{model_path}: cannot be written ({storage.reason(error)}); make room, or name another --model_path"
+            f"{shown(model_path)}: cannot be written ({storage.reason(error)}); make room, or name another --model_path"
         ) from None
     return Imported(checkpoint, config, dataset_config, kept)
 
@@ -111,7 +112,7 @@ def import_model(
 def _refuse_to_replace(config: str, dataset_config: str, model_path: str) -> None:
     there = [path for path in (config, dataset_config) if os.path.exists(path)]
     if there or checkpoints.steps(model_path):
-        what = there[0] if there else f"{model_path}: a run's checkpoints are there; it"
+        what = shown(there[0]) if there else f"{shown(model_path)}: a run's checkpoints are there; it"
         raise InputError(f"{what} would be replaced: give another --name, or add --overwrite")
 
 
@@ -185,5 +186,5 @@ def _write(path: str, values: dict[str, Any]) -> None:
     try:
         strict_json.write(path, values)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written: {storage.reason(error)}") from None
-    log.info("wrote %s", path)
+        raise InputError(f"{shown(path)}: cannot be written: {storage.reason(error)}") from None
+    log.info("wrote %s", shown(path))

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from gpt_mesh.config import Config
 from gpt_mesh.data.encoders import Encoder
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.interop.signatures import Signatures
 from gpt_mesh.interop.tokenizer_files import write_json
 from gpt_mesh.meshes.variables import VariableStore
@@ -32,10 +32,10 @@ def check_folder(folder: str, overwrite: bool) -> None:
     output_folder.check(folder, overwrite)
     here, target = os.path.realpath("."), os.path.realpath(folder)
     if os.path.commonpath([here, target]) == target:
-        raise InputError(f"{folder}: is the folder that you are in, or holds it; name another folder")
+        raise InputError(f"{shown(folder)}: is the folder that you are in, or holds it; name another folder")
     for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
         if name not in FILES:
-            raise InputError(f"{folder}: holds {name}, which is no part of a SavedModel; name another folder")
+            raise InputError(f"{shown(folder)}: holds {name}, which is no part of a SavedModel; name another folder")
 
 
 def save(

@@ -62,12 +62,12 @@ def check(encoder: Encoder, vocab_size: int, eos_id: int | None, source: str) ->
     """
     if encoder.n_vocab > vocab_size:
         raise InputError(
-            f"{encoder.source}: has {encoder.n_vocab} tokens, but {source} says vocab_size = {vocab_size}; take the "
+            f"{encoder.where}: has {encoder.n_vocab} tokens, but {source} says vocab_size = {vocab_size}; take the "
             "tokenizer that the model was trained with"
         )
     if eos_id is not None and not (0 <= eos_id < encoder.n_vocab and encoder.tokenizer.id_to_token(eos_id) is not None):
         raise InputError(
-            f"{encoder.source}: has no token {eos_id}, which {source} names as eos_token_id; take the tokenizer that "
+            f"{encoder.where}: has no token {eos_id}, which {source} names as eos_token_id; take the tokenizer that "
             "the model was trained with"
         )
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpt_mesh.config import CONFIG_DIRECTORY, Config, file_of, parse_config
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.meshes.devices import choose_devices
 from gpt_mesh.meshes.fitting import fit_sizes
 from gpt_mesh.meshes.limits import as_keys, layout_text, shape_text
@@ -180,8 +180,10 @@ def write_applied(config: Config, chosen: Candidate, *, replace: bool) -> str:
         if os.path.exists(path) and not replace:
             with open(path, encoding="utf-8") as file:
                 if file.read() != text:
-                    raise InputError(f"--apply: {path} already exists; add --yes to replace it, or move it away")
+                    raise InputError(f"--apply: {shown(path)} already exists; add --yes to replace it, or move it away")
         files.write_text(path, text)
     except OSError as error:
-        raise InputError(f"--apply: {path}: cannot be written ({error.strerror}); copy the config elsewhere") from None
+        raise InputError(
+            f"--apply: {shown(path)}: cannot be written ({error.strerror}); copy the config elsewhere"
+        ) from None
     return path

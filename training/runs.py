@@ -22,9 +22,8 @@ from gpt_mesh.config import (
     values_of_file,
 )
 from gpt_mesh.engine import checkpoints
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.optimizers.schedules import learning_rate
-from gpt_mesh.storage.files import absolute
 from gpt_mesh.storage.progress import log
 
 
@@ -42,7 +41,7 @@ def find(name: str) -> tuple[Config, str | None]:
         return config_of_run(path), None
     if not path.endswith(SUFFIXES) and os.path.basename(path) != path:
         raise InputError(
-            f"{path}: neither the directory of a run, nor a checkpoint, nor a config ending in .json or .yml"
+            f"{shown(path)}: neither the directory of a run, nor a checkpoint, nor a config ending in .json or .yml"
         )
     return load_config(path), None
 
@@ -52,7 +51,7 @@ def config_of_run(directory: str) -> Config:
     io, name = tf.io.gfile, "config.json"
     if not io.exists(io.join(directory, name)):
         raise InputError(
-            f"{directory}: no config.json there; give the directory of a run (a config's model_path) or a config"
+            f"{shown(directory)}: no config.json there; give the directory of a run (a config's model_path) or a config"
         )
     if "://" not in directory:
         return replace(load_config(os.path.join(directory, name)), model_path=directory)
@@ -130,7 +129,7 @@ def find_checkpoint(config: Config, checkpoint: str | None = None) -> str:
     path = checkpoint or checkpoints.latest(directory)
     if path is None:
         raise InputError(
-            f"{config.source}: model_path = {absolute(directory)}: there is no checkpoint; train first, or point "
+            f"{config.source}: model_path = {shown(directory)}: there is no checkpoint; train first, or point "
             "model_path to a directory that has one"
         )
     return path
