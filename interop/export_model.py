@@ -18,7 +18,6 @@ from safetensors.numpy import save_file
 
 from gpt_mesh.config import Config
 from gpt_mesh.data.encoders import Encoder
-from gpt_mesh.data.end_of_text import end_of_text
 from gpt_mesh.engine import checkpoints
 from gpt_mesh.errors import InputError
 from gpt_mesh.evaluation.validation import required_encoder
@@ -198,26 +197,21 @@ def _array(weights: CheckpointWeights, tensor: _OutputTensor, dtype: str) -> NDA
 def _write_descriptions(folder: str, kind: Architecture, config: Config, encoder: Encoder, dtype: str) -> None:
     """Write config.json, generation_config.json and the tokenizer."""
     dataset, n_vocab = config.data.datasets[0].dataset, encoder.n_vocab
-    eos_id = end_of_text(dataset, encoder)
-    pad_id = tokenizer_files.padding_id(encoder, eos_id)
+    ids = tokenizer_files.token_ids(dataset, encoder)
     values = {
         "architectures": [kind.causal_class],
         "model_type": kind.model_type,
         "vocab_size": n_vocab,
         **kind.config_values(config),
         "use_cache": True,
-        "bos_token_id": eos_id,  # a text starts after the end-of-text token of the previous one
-        "eos_token_id": eos_id,
-        "pad_token_id": pad_id,
+        **ids.values(),
         "tie_word_embeddings": not config.model.no_weight_tie,
         "torch_dtype": dtype,
     }
     write_json(os.path.join(folder, "config.json"), values)
     sampling = config.training.generation
     generation = {
-        "bos_token_id": eos_id,
-        "eos_token_id": eos_id,
-        "pad_token_id": pad_id,
+        **ids.values(),
         "do_sample": sampling.temperature > 0,
         "temperature": sampling.temperature or 1.0,
         "top_k": sampling.top_k,
@@ -226,4 +220,4 @@ def _write_descriptions(folder: str, kind: Architecture, config: Config, encoder
         "max_length": config.model.n_ctx,
     }
     write_json(os.path.join(folder, "generation_config.json"), generation)
-    tokenizer_files.write(encoder, folder, eos_id=eos_id, pad_id=pad_id, n_ctx=config.model.n_ctx)
+    tokenizer_files.write(encoder, folder, ids=ids, n_ctx=config.model.n_ctx)
