@@ -7,6 +7,7 @@ import functools
 import math
 
 from gpt_mesh.config.config import Config
+from gpt_mesh.config.dataset import DatasetConfig
 from gpt_mesh.config.fields import Group, keys
 from gpt_mesh.config.mesh import MeshConfig
 from gpt_mesh.config.messages import one_line, refuse, show
@@ -219,5 +220,12 @@ def _check_datasets(config: Config) -> None:
         # padding_id may lie outside the vocabulary: GPT-2's is 50257 of 50257, and padding never reaches the model.
         if dataset.eos_id is not None and dataset.eos_id >= dataset.n_vocab:
             source = config.source if dataset.eos_id == config.data.eos_id else dataset.source
-            problem = f"outside the vocabulary; it must be less than the dataset's n_vocab = {dataset.n_vocab}"
-            refuse(source, "eos_id", dataset.eos_id, problem)
+            refuse(source, "eos_id", dataset.eos_id, _outside(dataset))
+        for name, ids in (("bos_id", [dataset.bos_id or 0]), ("stop_token_ids", dataset.stop_token_ids or ())):
+            for token in ids:
+                if token >= dataset.n_vocab:
+                    refuse(dataset.source, name, token, _outside(dataset))
+
+
+def _outside(dataset: DatasetConfig) -> str:
+    return f"outside the vocabulary; it must be less than the dataset's n_vocab = {dataset.n_vocab}"

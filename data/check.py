@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from gpt_mesh.config import Config, DatasetConfig, DatasetUse
 from gpt_mesh.data.corpus import Corpus, data_files, load_indexes
 from gpt_mesh.data.encoders import Encoder, load_encoder
-from gpt_mesh.data.end_of_text import end_of_text
 from gpt_mesh.data.manifest import unlike_manifests
 from gpt_mesh.data.marks import unmarked
+from gpt_mesh.data.special_tokens import end_of_text
 from gpt_mesh.data.tfrecords import RecordIndex
 from gpt_mesh.data.tokenizer_check import tokenizer_misfits, wrong_tokenizer
 from gpt_mesh.errors import InputError, shown

@@ -70,7 +70,7 @@ def create_tfrecords(flags: argparse.Namespace) -> None:
     if flags.write_dataset_config:
         write_dataset_config(
             *(flags.write_dataset_config, flags.output_dir, manifest, encoder),
-            eos_id=separator[-1] if separator else None,
+            eos_id=flags.separator[-1] if flags.separator else None,
             pretrained=flags.use_gpt2_tokenizer,
         )
     for name, split in manifest.splits.items():
@@ -215,12 +215,18 @@ def _cleaning(flags: argparse.Namespace) -> Cleaning:
 
 
 def _separator(flags: argparse.Namespace, encoder: Encoder) -> list[int]:
-    """Ids that end a document; [] when none is asked for, or the tokenizer has none and none is needed."""
+    """Ids that follow a document; in chunks, the default is the end of text and what begins the next document. []: none
+    are given, and the tokenizer has none.
+
+    Raises:
+        InputError: they are not in the vocabulary, more than one id for documents, or none for chunks.
+    """
     separator: list[int] | None = flags.separator
     if separator is None:
         if encoder.eos_id is None and flags.mode == "chunks":
             raise InputError(f'{encoder.where}: has no <|endoftext|> to separate documents; give --separator "[ID]"')
-        return [] if encoder.eos_id is None else [encoder.eos_id]
+        own = [encoder.eos_id, encoder.bos_id if flags.mode == "chunks" else None]
+        return [token for token in own if token is not None]
     for token in separator:
         if not 0 <= token < encoder.n_vocab:
             raise InputError(

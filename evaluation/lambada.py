@@ -97,7 +97,7 @@ class Lambada(FileTask):
         n_ctx = self.config.model.n_ctx
         spans, cut = [], 0
         for before, word, _ in self.items:
-            span, truncated = ending(before or self._begin(), word, n_ctx)
+            span, truncated = ending(self.special.begun(before) or self._begin(), word, n_ctx)
             spans.append(span)
             cut += truncated
         found = SpanScorer(engine).score(spans, self.name)
@@ -116,8 +116,8 @@ class Lambada(FileTask):
 
     def _begin(self) -> list[int]:
         """What a word is predicted from that has nothing before it."""
-        assert self.prefix is not None  # a passage has two words, and a tokenizer has no word without a token
-        return [self.prefix]
+        assert self.special.prefix is not None  # a passage has two words, and each word has a token
+        return [self.special.prefix]
 
 
 def _token_texts(path: str, encoder: Encoder) -> list[str] | None:

@@ -68,7 +68,7 @@ class WikiText(FileTask):
         `detokenized_bytes`, those of the text that the model reads.
         """
         n_ctx = self.config.model.n_ctx
-        parts = [rolling(tokens, self.prefix, n_ctx, self.stride) for tokens, *_ in self.items]
+        parts = [rolling(tokens, self.special.prefix, n_ctx, self.stride) for tokens, *_ in self.items]
         found = SpanScorer(engine).score([span for part in parts for span in part], self.name)
         starts = np.cumsum([0] + [len(part) for part in parts])
 

@@ -96,9 +96,9 @@ def continuations(generator: Generator, lines: Sequence[Line]) -> Iterator[tuple
     """Each line with its continuations, in order; as many together as a batch holds.
 
     Raises:
-        InputError: an empty prompt, and no end-of-text token to begin from; before any other is continued.
+        InputError: an empty prompt, and no special token to begin from; before any other is continued.
     """
-    if generator.eos_id is None:
+    if generator.special.prefix is None:
         for line in lines:
             if not line.request.prompt:
                 raise InputError(f"{line.where}: {NO_BEGINNING}")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from gpt_mesh.config import load_config
 from gpt_mesh.data.dataset_file import relative_to_config
 from gpt_mesh.data.encoders import Encoder, load_encoder
+from gpt_mesh.data.tokenizer_folders import model_ends
 from gpt_mesh.engine import checkpoint_stream, checkpoints
 from gpt_mesh.errors import InputError, shown
 from gpt_mesh.interop import tokenizer_files
@@ -85,8 +86,8 @@ def import_model(
             f"{shown(folder)}: has no tokenizer (tokenizer.json, or vocab.json and merges.txt); name one with "
             "--tokenizer"
         )
-    eos_id = _eos_id(weights.values, encoder)
-    tokenizer_files.check(encoder, weights.architecture.n_vocab, eos_id, os.path.join(folder, "config.json"))
+    ends = tuple(dict.fromkeys([*model_ends(folder), *encoder.eos_ids]))
+    tokenizer_files.check(encoder, weights.architecture.n_vocab, ends, os.path.join(folder, "config.json"))
     for needed in (model_path, os.path.dirname(dataset_config)):
         storage.make_folder(needed)
     try:
@@ -98,7 +99,8 @@ def import_model(
                 checkpoints.delete_all(model_path)
             kept = os.path.join(model_path, "tokenizer")
             tokenizer_files.keep(encoder, tokenizer or folder, kept)
-            _write(dataset_config, _dataset(weights, name, encoder, eos_id, relative_to_config(kept, dataset_config)))
+            dataset = _dataset(weights, name, encoder, ends, relative_to_config(kept, dataset_config))
+            _write(dataset_config, dataset)
             _write(config, _config(weights, name, model_path))
             report.write_config(load_config(config))
             checkpoint = _move_in(new, model_path)
@@ -149,15 +151,8 @@ def _stream(weights: HuggingFaceWeights) -> Iterator[tuple[str, NDArray]]:
             progress.update(size)
 
 
-def _eos_id(values: dict[str, Any], encoder: Encoder) -> int | None:
-    """The end-of-text token: the first that config.json names, else the tokenizer's."""
-    named = values.get("eos_token_id")
-    first = named[0] if isinstance(named, list) and named else named
-    return first if isinstance(first, int) else encoder.eos_id
-
-
 def _dataset(
-    weights: HuggingFaceWeights, name: str, encoder: Encoder, eos_id: int | None, tokenizer: str
+    weights: HuggingFaceWeights, name: str, encoder: Encoder, ends: tuple[int, ...], tokenizer: str
 ) -> dict[str, Any]:
     values = {
         "path": f"datasets/{name}/train_*.tfrecords",
@@ -165,7 +160,9 @@ def _dataset(
         "n_vocab": weights.architecture.n_vocab,  # all rows, which an export keeps
         "tokenizer_path": tokenizer,
         "tokenizer_is_pretrained": False,
-        "eos_id": eos_id,
+        "bos_id": encoder.bos_id,
+        "eos_id": ends[0] if ends else None,
+        "stop_token_ids": list(ends[1:]) or None,
         "padding_id": encoder.padding_id,
     }
     return {key: value for key, value in values.items() if value is not None}

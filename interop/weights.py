@@ -175,7 +175,7 @@ def open_weights(path: str) -> Weights:
         if os.path.isfile(config := os.path.join(path, "config.json")):
             weights = HuggingFaceWeights(path)
             if weights.tokenizer is not None:
-                tokenizer_files.check(weights.tokenizer, weights.architecture.n_vocab, None, config)
+                tokenizer_files.check(weights.tokenizer, weights.architecture.n_vocab, (), config)
             return weights
     raise InputError(
         f"{shown(path)}: no weights there; give a checkpoint (such as {path.rstrip('/')}/model.ckpt-5000), the "

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from gpt_mesh.cluster.addresses import Cluster
 from gpt_mesh.config import Config, generation_settings
 from gpt_mesh.data.encoders import Encoder
-from gpt_mesh.data.end_of_text import end_of_text
+from gpt_mesh.data.special_tokens import SpecialTokens, special_tokens
 from gpt_mesh.engine import checkpoints
 from gpt_mesh.errors import InputError
 from gpt_mesh.evaluation.scoring import Score, Scorer, checked_tokens, score_document
@@ -83,9 +83,14 @@ class Model:
         return self._encoder
 
     @property
+    def special_tokens(self) -> SpecialTokens:
+        """What begins and what ends a text: the ids in the config of the first dataset, or else the tokenizer's."""
+        return special_tokens(self.config.data.datasets[0].dataset, self.encoder)
+
+    @property
     def eos_id(self) -> int | None:
-        """The end-of-text token: the dataset's `eos_id`, or else the tokenizer's."""
-        return end_of_text(self.config.data.datasets[0].dataset, self.encoder)
+        """The token that ends documents, the first of those that end a generated text."""
+        return self.special_tokens.eos_id
 
     def logits(self, tokens: ArrayLike) -> NDArray[np.float32]:
         """Logits of the next token at each position.
@@ -110,7 +115,8 @@ class Model:
     def score(self, texts: Sequence[str]) -> list[Score]: ...
 
     def score(self, texts: str | Sequence[str]) -> Score | list[Score]:
-        """Log-probability of each token of each text. Nothing is added to a text.
+        """Log-probability of each token of each text. A text has the token `bos_id` of the dataset config before it, if
+        that is set; nothing else is added.
 
         A text longer than the context is scored in windows that overlap by one token, so that each token is scored
         once.
@@ -128,7 +134,8 @@ class Model:
         if isinstance(texts, str):
             return self.score([texts])[0]
         documents = zip(self.encoder.encode_documents(list(texts)), texts, strict=True)
-        return [score_document(self.engine, tokens, text) for tokens, text in documents]
+        bos_id = self.special_tokens.bos_id
+        return [score_document(self.engine, tokens, text, bos_id) for tokens, text in documents]
 
     @overload
     def generate(
@@ -170,7 +177,7 @@ class Model:
         """Generate continuations. They do not repeat the prompt.
 
         Args:
-            prompts: a list of texts, or one text. An empty text starts from the end-of-text token.
+            prompts: a list of texts, or one text. An empty text starts from a special token.
             max_new_tokens: default: the config's `predict_max_steps`, or else until the context is full.
             temperature: 0 always takes the most likely token.
             samples: continuations of each prompt.
@@ -180,7 +187,7 @@ class Model:
                 use `generator()`.) The config's `generation` gives the values of keys that are not set here.
 
         Returns:
-            For each prompt a list of `samples` texts; for one text, that list. A text ends at the end-of-text token,
+            For each prompt a list of `samples` texts; for one text, that list. A text ends at an end-of-text token,
             at a stop string, or at its maximal length. Beam search returns the best beam first.
 
         Raises:
@@ -213,7 +220,8 @@ class Model:
         if self._generator is None:
             model, training = self.config.model, self.config.training
             defaults = Defaults(model.n_ctx, training.predict_max_steps, training.seed)
-            self._generator = Generator(self.encoder, self.eos_id, defaults, Decoder(self.engine, self.eos_id))
+            special = self.special_tokens
+            self._generator = Generator(self.encoder, special, defaults, Decoder(self.engine, special.eos_ids))
         return self._generator
 
     def scorer(self, top: int) -> Scorer:
@@ -256,5 +264,5 @@ class Model:
         """
         dataset = self.config.data.datasets[0].dataset
         encoder = None if dataset.tokenizer_path is None else self.encoder
-        eos_id = end_of_text(dataset, encoder)
-        return saved_model.save(directory, self.config, self.engine.snapshot(), encoder, eos_id, overwrite=overwrite)
+        special = special_tokens(dataset, encoder)
+        return saved_model.save(directory, self.config, self.engine.snapshot(), encoder, special, overwrite=overwrite)
