@@ -89,7 +89,7 @@ def original(w: dict[str, np.ndarray], tokens: np.ndarray, model: ModelConfig) -
 def _norm(w: dict[str, np.ndarray], name: str, x: np.ndarray, model: ModelConfig) -> np.ndarray:
     if model.rezero:
         return x
-    return reference.layer_norm(x, w[f"{name}/g"], 0.0 if model.scalenorm else w[f"{name}/b"])
+    return reference.layer_norm(x, w[f"{name}/g"], np.zeros(1) if model.scalenorm else w[f"{name}/b"])
 
 
 def _gain(w: dict[str, np.ndarray], name: str, y: np.ndarray, model: ModelConfig) -> np.ndarray:
