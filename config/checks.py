@@ -32,8 +32,7 @@ def check(config: Config) -> None:
 def check_model(source: str, model: ModelConfig) -> None:
     """Raises InputError for the first combination of architecture keys that cannot work."""
     refused = functools.partial(refuse, source)
-    if model.n_embd % model.n_head:
-        refused("n_embd", model.n_embd, f"not divisible by n_head = {model.n_head}; make n_embd a multiple of n_head")
+    _check_heads(source, model)
     if len(model.attention_types) != model.n_layer:
         refused(
             "attention_types", repeated(model.attention_types),
@@ -50,6 +49,20 @@ def check_model(source: str, model: ModelConfig) -> None:
         refused("scalenorm", True, "cannot be combined with rezero, which replaces the norms; choose one")
     _check_blocks(source, model)
     _check_moe(source, model)
+
+
+def _check_heads(source: str, model: ModelConfig) -> None:
+    """Heads have a size, keys and values are shared evenly, and the two keys about biases agree."""
+    refused = functools.partial(refuse, source)
+    if model.head_dim is None:  # its default, where it is not a whole number
+        problem = f"not divisible by n_head = {model.n_head}; make n_embd a multiple of n_head, or set head_dim"
+        refused("n_embd", model.n_embd, problem)
+    if model.n_head % model.num_kv_heads:
+        sizes = ", ".join(str(n) for n in range(1, model.n_head + 1) if model.n_head % n == 0)
+        refused("num_kv_heads", model.num_kv_heads, f"must divide n_head = {model.n_head}; use one of {sizes}")
+    if model.use_bias_in_attn_linear and not model.use_bias_in_qkv:
+        problem = "contradicts use_bias_in_attn_linear = true; for a bias of the output alone, leave out both"
+        refused("use_bias_in_qkv", False, problem)
 
 
 def _check_positions(source: str, model: ModelConfig) -> None:
@@ -77,9 +90,9 @@ def _check_positions(source: str, model: ModelConfig) -> None:
 
 def _check_rotary(source: str, model: ModelConfig) -> None:
     """Features rotate in pairs."""
-    size, features, scaling = model.head_size, model.rotary_features, model.rope_scaling
+    size, features, scaling = model.head_dim, model.rotary_features, model.rope_scaling
     if model.rotary_pct == 1 and size % 2:
-        problem = f"needs an even head size, but n_embd / n_head = {size}; change n_head"
+        problem = f"needs an even head size, but head_dim = {size}; change n_head or head_dim"
         name = "rotary_emb" if model.rotary_emb else "pos_emb"
         refuse(source, name, getattr(model, name), problem)
     if features % 2 or not features:

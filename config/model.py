@@ -75,6 +75,16 @@ def _axes(value: Any) -> tuple[int, int] | None:
     return first, second
 
 
+def _even_share(values: Mapping[str, Any]) -> int | None:
+    """Features of a head if the heads divide `n_embd`; else None, which `check_model` refuses."""
+    features, rest = divmod(values["n_embd"], values["n_head"])
+    return None if rest else int(features)
+
+
+def _follows_width(values: Mapping[str, Any]) -> bool:
+    return bool(values["head_dim"] == _even_share(values))
+
+
 def _has_mixtures(values: Mapping[str, Any]) -> bool:
     return bool(values["moe_layers"])
 
@@ -129,7 +139,7 @@ class ModelConfig(Group):
     """The architecture."""
 
     model: Literal["GPT"] = key("Model family.", default="GPT", touches="shapes")
-    n_head: Count = key("Attention heads; must divide `n_embd`.", touches="function")
+    n_head: Count = key("Attention heads; must divide `n_embd` unless `head_dim` is given.", touches="function")
     n_embd: Count = key("Features of the residual stream.", touches="shapes")
     n_layer: Annotated[int, Interval(ge=1, le=MAX_LAYERS), WHOLE] = key("Transformer blocks.", touches="shapes")
     n_ctx: Annotated[int, Ge(2), WHOLE] = key("Context length.", unit="tokens", touches="shapes")
@@ -139,6 +149,46 @@ class ModelConfig(Group):
         unit="tokens",
         touches="shapes",
         **same_as("n_ctx"),
+    )
+    num_kv_heads: Count = key(
+        "Heads of keys and values; must divide `n_head`. Each serves a group of `n_head` / `num_kv_heads` consecutive "
+        "heads of queries (grouped-query attention, arXiv:2305.13245); 1: multi-query attention (arXiv:1911.02150).",
+        touches="shapes",
+        used=lambda values: values["num_kv_heads"] != values["n_head"],
+        **same_as("n_head"),
+    )
+    head_dim: Count = key(
+        "Features of an attention head.",
+        touches="shapes",
+        used=lambda values: not _follows_width(values),
+        derive=_even_share,
+        default_text="`n_embd` / `n_head`",
+        null_is_default=True,
+    )
+    use_bias_in_attn_linear: Flag | None = key(
+        "Biases of all four linear layers of attention, or of none of them; null: of the output alone, as in GPT-Neo.",
+        default=None,
+        touches="shapes",
+        type_text="true, false or null",
+    )
+    use_bias_in_qkv: Flag = key(
+        "Biases of queries, keys and values alone. Qwen 2 has them, and `use_bias_in_attn_linear` false.",
+        touches="shapes",
+        derive=lambda values: values["use_bias_in_attn_linear"] is True,
+        default_text="whether `use_bias_in_attn_linear` is true",
+        null_is_default=True,
+    )
+    qk_norm: Flag = key(
+        "RMSNorm over the features of each head of queries and keys, before they rotate, as in Qwen 3.",
+        default=False,
+        touches="shapes",
+    )
+    scale_attn_weights: Flag = key(
+        "Multiply the logits of softmax attention by `head_dim` ** -0.5. Without it, as in GPT-Neo, the factor is part "
+        "of the initial weights of queries.",
+        default=False,
+        touches="function",
+        used=lambda values: bool({"global", "local"} & {*values["attention_types"]}),
     )
     attention_types: AttentionTypes = key(
         'Attention of each layer: `[[["global", "local"], 12]]` repeats each list that often, and the total must equal '
@@ -240,7 +290,7 @@ class ModelConfig(Group):
         "length (`scalenorm`).",
         default=1e-5,
         touches="function",
-        used=_has_norms,
+        used=lambda values: _has_norms(values) or bool(values["qk_norm"]),
     )
     norm_placement: NormPlacement = key(
         "Where a block normalises: the input of attention and feed-forward (`pre`), their output, before it is added "
@@ -313,14 +363,14 @@ class ModelConfig(Group):
     )
 
     @property
-    def head_size(self) -> int:
-        """Features per attention head."""
-        return self.n_embd // self.n_head
+    def heads_per_kv_head(self) -> int:
+        """Heads of queries that share a head of keys and values."""
+        return self.n_head // self.num_kv_heads
 
     @property
     def rotary_features(self) -> int:
         """Features of each head that rotate."""
-        return int(self.head_size * self.rotary_pct + 1e-6)  # what the product loses by rounding is no feature
+        return int(self.head_dim * self.rotary_pct + 1e-6)  # what the product loses by rounding is no feature
 
     @field_serializer("attention_types")
     def _repeated(self, types: tuple[str, ...]) -> list[list[Any]]:

@@ -46,10 +46,10 @@ class PositionEmbedding:
         del ctx, positions
         return None
 
-    def rotate(self, ctx: Context, x: mtf.Tensor, positions: mtf.Tensor) -> mtf.Tensor:
-        """Queries or keys [batch, sequence, heads, features_per_head], the same shape."""
+    def rotate(self, ctx: Context, x: mtf.Tensor, positions: mtf.Tensor, scale: float = 1.0) -> mtf.Tensor:
+        """Queries or keys [batch, sequence, heads, features_per_head] times `scale`, the same shape."""
         del ctx, positions
-        return x
+        return x if scale == 1.0 else x * scale
 
     def bias(self, ctx: Context) -> Bias | None:
         """What is added to the logits of softmax attention; None if there is nothing to add."""
@@ -106,7 +106,7 @@ class Rotary(PositionEmbedding):
     float32.
     """
 
-    def rotate(self, ctx: Context, x: mtf.Tensor, positions: mtf.Tensor) -> mtf.Tensor:
+    def rotate(self, ctx: Context, x: mtf.Tensor, positions: mtf.Tensor, scale: float = 1.0) -> mtf.Tensor:
         dims, rope, half = ctx.dims, rope_of(ctx.model), ctx.model.rotary_features // 2
 
         def angles(positions: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
@@ -119,8 +119,8 @@ class Rotary(PositionEmbedding):
         def rotate(x: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
             found = angles(positions, ctx.statistics_dtype)
             cos, sin = tf.cos(found), tf.sin(found)
-            if rope.magnitude != 1.0:
-                cos, sin = cos * rope.magnitude, sin * rope.magnitude
+            if rope.magnitude * scale != 1.0:
+                cos, sin = cos * (rope.magnitude * scale), sin * (rope.magnitude * scale)
             rotating, rest = (x, None) if x.shape[-1] == 2 * half else tf.split(x, [2 * half, -1], axis=-1)
             wide = tf.cast(rotating, cos.dtype)
             if ctx.model.rotary_interleaved:
@@ -131,9 +131,11 @@ class Rotary(PositionEmbedding):
                 first, second = tf.split(wide, 2, axis=-1)
                 rotated = tf.concat([first * cos - second * sin, second * cos + first * sin], -1)
             rotated = tf.cast(rotated, x.dtype)
-            return rotated if rest is None else tf.concat([rotated, rest], -1)
+            if rest is None:
+                return rotated
+            return tf.concat([rotated, rest if scale == 1.0 else rest * scale], -1)
 
-        splittable = [dims.batch, dims.sequence, dims.heads]
+        splittable = [dims.batch, dims.sequence, dims.heads, dims.kv_heads]
         return kernel(rotate, [x, positions], [(x.shape, x.dtype)], splittable, "rotary", kept=[])[0]  # linear in x
 
 

@@ -93,7 +93,7 @@ def refusal(directory: Path, changes: dict[str, Any]) -> str:
 def test_defaults(directory: Path) -> None:
     toy = parse(directory)
     assert toy.model.attention_types == ("global", "global")
-    assert toy.model.head_size == 8
+    assert toy.model.head_dim == 8
     assert toy.model.n_positions == toy.model.n_ctx == 16
     assert toy.optimizer.lr_decay_end == toy.training.train_steps == 50
     assert toy.training.eval_batch_size == toy.training.train_batch_size == 8
@@ -171,7 +171,7 @@ def test_published_config_passes() -> None:
     }  # fmt: skip
     parsed = parse_config(published, "GPT3_XL.json")
     assert parsed.model.attention_types == ("global", "local") * 12
-    assert parsed.model.head_size == 128
+    assert parsed.model.head_dim == 128
     assert parsed.mesh.size == 256
     assert parsed.data.datasets[0].dataset.padding_id == 50257  # one past the vocabulary, and meant so
 
@@ -293,8 +293,8 @@ COMBINATIONS = [
     ),
     ({"axial_pos_emb": [0, 5]}, "axial_pos_emb", "[0, 5]", "the size 0 cannot work: must be >= 1"),
     ({"rotary_emb": True, "axial_pos_emb": [4, 4]}, "rotary_emb", "true", "choose one position embedding"),
-    ({"rotary_emb": True, "n_embd": 36}, "rotary_emb", "true", "needs an even head size, but n_embd / n_head = 9"),
-    ({"pos_emb": "rotary", "n_embd": 36}, "pos_emb", '"rotary"', "needs an even head size, but n_embd / n_head = 9"),
+    ({"rotary_emb": True, "n_embd": 36}, "rotary_emb", "true", "needs an even head size, but head_dim = 9"),
+    ({"pos_emb": "rotary", "n_embd": 36}, "pos_emb", '"rotary"', "needs an even head size, but head_dim = 9"),
     ({"rotary_emb": True, "pos_emb": "alibi"}, "pos_emb", '"alibi"', "cannot be combined with rotary_emb"),
     ({"axial_pos_emb": [4, 4], "pos_emb": "none"}, "pos_emb", '"none"', "cannot be combined with axial_pos_emb"),
     ({"pos_emb": "axial"}, "pos_emb", '"axial"', "needs axial_pos_emb; add it"),
@@ -752,7 +752,7 @@ def undeclared(source: str) -> Iterator[str]:
 
 
 def test_undeclared_keys_are_seen() -> None:
-    source = "config.model.n_heads\nself.cfg.training.train_steps\ncfg.mesh.sizes\nconfig.model.head_size\n"
+    source = "config.model.n_heads\nself.cfg.training.train_steps\ncfg.mesh.sizes\nconfig.model.head_dim\n"
     assert list(undeclared(source)) == ["line 1: model.n_heads", "line 3: mesh.sizes"]
 
 

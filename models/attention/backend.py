@@ -50,7 +50,7 @@ class Problem:
 
     Attributes:
         heads: queries, learned memory, bias; its k and v are replaced by those below.
-        k, v: [batch, memory_length, heads, features_per_head]; slot i holds position i.
+        k, v: [batch, memory_length, kv_heads, features_per_head]; slot i holds position i.
     """
 
     ctx: Context
@@ -93,7 +93,7 @@ class Problem:
         outputs = [(q.shape, q.dtype)]
         if log_sums:
             outputs.append((mtf.Shape([dims.batch, dims.heads, dims.sequence]), tf.float32))
-        operands, split, kept = [q, self.k, self.v, *(extra or [])], [dims.batch, dims.heads], None
+        operands, split, kept = [q, self.k, self.v, *(extra or [])], [dims.batch, dims.heads, dims.kv_heads], None
         if keys_met is not None:  # the weights, and their gradient
             weights = mtf.Shape([dims.batch, dims.heads, dims.sequence, keys_met]), self.ctx.statistics_dtype
             kept = [*(x for x in operands if x.dtype.is_floating), weights, weights]

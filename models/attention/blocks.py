@@ -64,8 +64,9 @@ def attend(
     """Softmax attention of positions 0 … n-1 to each other.
 
     Args:
-        q, k, v: [batch, n, heads, features].
-        memory: learned keys and values that every query sees, [learned, heads, features] each; or nothing.
+        q: [batch, n, heads, features].
+        k, v: [batch, n, kv_heads, features].
+        memory: learned keys and values that every query sees, [learned, kv_heads, features] each; or nothing.
         size: of a block, as `block_size` gives it. The view never reaches beyond the neighbouring blocks.
         dtype: of logits and their softmax.
         bias: of the logits, as `positions.Bias.function` gives it.
@@ -82,10 +83,10 @@ def attend(
     key = (tf.range(count)[:, None] * size - size + tf.range(_neighbours(view.causal) * size))[:, None, :]
     exists = tf.logical_and(key >= 0, key < positions)
     seen = tf.logical_and(view.sees(query, key), exists)[:, None]  # [count, 1, size, 2 or 3 · size]
-    logits = tf.einsum("bgqhf,bgkhf->bghqk", wide, tf.cast(keys, dtype))
+    logits = slices.grouped_einsum("bgqhf,bgkhf->bghqk", wide, tf.cast(keys, dtype))
     logits = slices.biased(logits, None if bias is None else bias(query, key))
     logits = tf.where(seen, logits, tf.cast(MASKED, dtype))
-    found = Part(logits, lambda weights: tf.einsum("bghqk,bgkhf->bgqhf", weights, values))
+    found = Part(logits, lambda weights: slices.grouped_einsum("bghqk,bgkhf->bgqhf", weights, values))
     attended = slices.attend([*slices.learned(wide, "bgqhf", memory), found], v.dtype)
     return tf.reshape(attended, [-1, count * size, *q.shape[2:]])[:, :positions]
 

@@ -30,8 +30,9 @@ class Heads:
     """What a layer attends with: projected, rotated, not yet attended.
 
     Attributes:
-        q, k, v: [batch, sequence, heads, features_per_head].
-        memory: learned keys and values that every query sees, each [learned_memory, heads, features_per_head]; empty
+        q: [batch, sequence, heads, features_per_head].
+        k, v: [batch, sequence, kv_heads, features_per_head]. Each head is read by a group of consecutive heads of q.
+        memory: learned keys and values that every query sees, each [learned_memory, kv_heads, features_per_head]; empty
             if the layer has none.
         positions: int32, of the queries: [sequence], or [batch, sequence] in a step.
         bias: a term of the logits that depends on positions, or None.

@@ -23,12 +23,12 @@ class Plain(Backend):
 
         def attend(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, positions: tf.Tensor, *rest: tf.Tensor) -> tf.Tensor:
             wide_q = tf.cast(q, dtype)
-            logits = tf.einsum("bqhf,bkhf->bhqk", wide_q, tf.cast(k, dtype))
+            logits = slices.grouped_einsum("bqhf,bkhf->bhqk", wide_q, tf.cast(k, dtype))
             query, key = positions[:, None], tf.range(k.shape[1])[None, :]
             if heads.bias is not None:
                 logits = slices.biased(logits, heads.bias.function(query, key, *rest[learned:]))
             logits = tf.where(problem.view.sees(query, key), logits, tf.cast(MASKED, logits.dtype))
-            keys = Part(logits, lambda weights: tf.einsum("bhqk,bkhf->bqhf", weights, v))
+            keys = Part(logits, lambda weights: slices.grouped_einsum("bhqk,bkhf->bqhf", weights, v))
             return slices.attend([*slices.learned(wide_q, "bqhf", rest[:learned]), keys], v.dtype)
 
         bias = [] if heads.bias is None else heads.bias.operands
@@ -44,12 +44,14 @@ class OnMesh(Backend):
 
     def attend(self, problem: Problem) -> mtf.Tensor:
         ctx, dims, heads = problem.ctx, problem.ctx.dims, problem.heads
-        wide_q = mtf.cast(heads.q, ctx.statistics_dtype)
-        shape = mtf.Shape([dims.batch, dims.heads, dims.sequence, dims.memory_length])
+        # Queries by the head of keys and values that they read; where each has its own, the reshapes do nothing.
+        by_group = mtf.Shape([dims.batch, dims.sequence, *dims.grouped_heads, dims.features_per_head])
+        wide_q = mtf.cast(mtf.reshape(heads.q, by_group), ctx.statistics_dtype)
+        shape = mtf.Shape([dims.batch, *dims.grouped_heads, dims.sequence, dims.memory_length])
         logits = mtf.einsum([wide_q, mtf.cast(problem.k, ctx.statistics_dtype)], output_shape=shape) + _mask(problem)
         peak = mtf.reduce_max(mtf.stop_gradient(logits), reduced_dim=dims.memory_length)
         if heads.memory:
-            learned_shape = mtf.Shape([dims.batch, dims.heads, dims.sequence, dims.learned_memory])
+            learned_shape = mtf.Shape([dims.batch, *dims.grouped_heads, dims.sequence, dims.learned_memory])
             learned = mtf.einsum([wide_q, mtf.cast(heads.memory[0], ctx.statistics_dtype)], output_shape=learned_shape)
             peak = mtf.maximum(peak, mtf.reduce_max(mtf.stop_gradient(learned), reduced_dim=dims.learned_memory))
         parts = [(mtf.exp(logits - peak), dims.memory_length, problem.v, f"{heads.site}/weights")]
@@ -60,14 +62,14 @@ class OnMesh(Backend):
         sums = []
         for part, _, values, site in parts:
             weights = ctx.dropout(mtf.cast(part / total, problem.v.dtype), ctx.model.attn_dropout, site)
-            sums.append(mtf.einsum([weights, values], output_shape=heads.q.shape))
-        return mtf.add_n(sums)
+            sums.append(mtf.einsum([weights, values], output_shape=by_group))
+        return mtf.reshape(mtf.add_n(sums), heads.q.shape)
 
 
 def _mask(problem: Problem) -> mtf.Tensor:
     """What is added to the logits: a large negative number where a query does not see a key, else 0 or the bias.
 
-    [sequence, memory_length], with a bias [heads, sequence, memory_length].
+    [sequence, memory_length], with a bias [*grouped_heads, sequence, memory_length].
     """
     dims, dtype, bias = problem.ctx.dims, problem.ctx.statistics_dtype, problem.heads.bias
 
@@ -79,4 +81,5 @@ def _mask(problem: Problem) -> mtf.Tensor:
     shape = mtf.Shape([*([] if bias is None else [dims.heads]), dims.sequence, dims.memory_length])
     key_positions = mtf.range(problem.ctx.mesh, dims.memory_length, tf.int32)
     operands = [problem.heads.positions, key_positions, *([] if bias is None else bias.operands)]
-    return kernel(mask, operands, [(shape, dtype)], shape.dims, "mask")[0]
+    found = kernel(mask, operands, [(shape, dtype)], shape.dims, "mask")[0]
+    return found if bias is None else mtf.reshape(found, mtf.Shape([*dims.grouped_heads, *shape.dims[1:]]))

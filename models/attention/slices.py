@@ -40,14 +40,29 @@ def learned(queries: tf.Tensor, axes: str, memory: Sequence[tf.Tensor]) -> list[
 
     Args:
         queries: in the type of logits. Its dimensions are `axes`, with h(eads) and f(eatures) among them, such as bqhf.
-        memory: keys and values, [learned, heads, features] each, or nothing.
+        memory: keys and values, [learned, kv_heads, features] each, or nothing.
     """
     if not memory:
         return []
     keys, values = memory
     pairs = axes.translate(str.maketrans("", "", "qhf")) + "hqm"
-    logits = tf.einsum(f"{axes},mhf->{pairs}", queries, tf.cast(keys, queries.dtype))
-    return [Part(logits, lambda weights: tf.einsum(f"{pairs},mhf->{axes}", weights, values))]
+    logits = grouped_einsum(f"{axes},mhf->{pairs}", queries, tf.cast(keys, queries.dtype))
+    return [Part(logits, lambda weights: grouped_einsum(f"{pairs},mhf->{axes}", weights, values))]
+
+
+def grouped_einsum(equation: str, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """`tf.einsum` of x, with all h(eads), and y, with the heads of keys and values; the result has all heads.
+
+    Each head of y is read by a group of consecutive heads of x, without being repeated in memory.
+    """
+    axes, of_y, result = equation.replace("->", ",").split(",")
+    place, shared = axes.index("h"), y.shape[of_y.index("h")]
+    if x.shape[place] == shared:
+        return tf.einsum(equation, x, y)
+    groups = tf.reshape(x, [*x.shape[:place], shared, x.shape[place] // shared, *x.shape[place + 1 :]])
+    found = tf.einsum(f"{axes.replace('h', 'hr')},{of_y}->{result.replace('h', 'hr')}", groups, y)
+    place = result.index("h")
+    return tf.reshape(found, [*found.shape[:place], x.shape[axes.index("h")], *found.shape[place + 2 :]])
 
 
 def biased(logits: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:

@@ -35,10 +35,10 @@ class Softmax(Kind):
     """Softmax attention. With `local`, a query sees `local_attention_radius` positions in each direction that it may
     look, its own included.
 
-    The state is the keys and the values, [batch, heads, memory_length, features_per_head] each, position i in slot i.
-    In a loop over new tokens they are only read, and the new positions stand beside them, the n-th new token in slot n
-    of all rows: no large tensor is written for a token. In both parts of a loop the keys are transposed, [batch, heads,
-    features_per_head, positions], because the matmul of one query and the keys runs along positions; else XLA would
+    The state is the keys and the values, [batch, kv_heads, memory_length, features_per_head] each, position i in slot
+    i. In a loop over new tokens they are only read, and the new positions stand beside them, the n-th new token in slot
+    n of all rows: no large tensor is written for a token. In both parts of a loop the keys are transposed, [batch,
+    kv_heads, features_per_head, positions], because the matmul of queries and keys runs along positions; else XLA would
     transpose all keys for every token.
     """
 
@@ -60,7 +60,7 @@ class Softmax(Kind):
         return _attend_once(ctx, heads, Loop(loop.fixed, current), place, self._window(ctx)), current
 
     def state(self, dims: Dims) -> tuple[StateTensor, ...]:
-        return (StateTensor((dims.batch, dims.heads, dims.memory_length, dims.features_per_head)),) * 2
+        return (StateTensor((dims.batch, dims.kv_heads, dims.memory_length, dims.features_per_head)),) * 2
 
     def begin(self, ctx: Context, state: State) -> Loop:
         """See `Kind.begin`. New positions begin as zeros."""
@@ -102,7 +102,10 @@ def _attend_once(ctx: Context, heads: Heads, loop: Loop, place: DecodePosition, 
         old_values: tf.Tensor, new_values: tf.Tensor, *rest: tf.Tensor,
     ) -> tf.Tensor:  # fmt: skip
         batch, _, n_heads, features = q.shape
-        wide = tf.cast(tf.reshape(q, [batch, n_heads, 1, features]), dtype)  # one position: a transpose is a reshape
+        kv_heads = old_keys.shape[1]
+        # The queries of a group are the rows of one matmul, so each head of keys and values is read once. With one
+        # position, a transpose is a reshape.
+        wide = tf.cast(tf.reshape(q, [batch, kv_heads, n_heads // kv_heads, features]), dtype)
         first, query = start[:, None], start[:, None] + count
         old_slots, new_slots = (tf.range(keys.shape[3])[None, :] for keys in (old_keys, new_keys))
         seen = [old_slots < first, new_slots <= count]
@@ -113,7 +116,8 @@ def _attend_once(ctx: Context, heads: Heads, loop: Loop, place: DecodePosition, 
         if bias is not None:
             places = [old_slots, first + new_slots]
             added = [bias.function(query[:, None], p[:, None], *rest[len(memory) :]) for p in places]
-            logits = [slices.biased(x, b) for x, b in zip(logits, added, strict=True)]
+            by_group = [tf.reshape(b, [-1, *x.shape[1:]]) for x, b in zip(logits, added, strict=True)]
+            logits = [slices.biased(x, b) for x, b in zip(logits, by_group, strict=True)]
         logits = [tf.where(s[:, None, None, :], x, MASKED) for s, x in zip(seen, logits, strict=True)]
         parts = [
             Part(logits[0], lambda weights: matmul(weights, old_values, summed=start)),
@@ -125,23 +129,24 @@ def _attend_once(ctx: Context, heads: Heads, loop: Loop, place: DecodePosition, 
     operands = [heads.q, place.start, place.count, loop.fixed[0], loop.current[0], loop.fixed[1], loop.current[1]]
     operands += [*memory, *([] if bias is None else bias.operands)]
     outputs = [(heads.q.shape, heads.q.dtype)]
-    return kernel(attend, operands, outputs, [ctx.dims.batch, ctx.dims.heads], "attend_once")[0]
+    split = [ctx.dims.batch, ctx.dims.heads, ctx.dims.kv_heads]
+    return kernel(attend, operands, outputs, split, "attend_once")[0]
 
 
 def _write(ctx: Context, new: mtf.Tensor, x: mtf.Tensor, place: DecodePosition, axis: int) -> mtf.Tensor:
-    """`new` with x [batch, sequence, heads, features_per_head] in slot `count` of its new positions, its `axis`."""
+    """`new` with x [batch, sequence, kv_heads, features_per_head] in slot `count` of its new positions, its `axis`."""
 
     def write(new: tf.Tensor, x: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
         here = tf.equal(tf.range(new.shape[axis]), count)
         here = here[None, None, :, None] if axis == 2 else here[None, None, None, :]
         return tf.where(here, tf.transpose(x, [0, 2, 1, 3] if axis == 2 else [0, 2, 3, 1]), new)
 
-    split = [ctx.dims.batch, ctx.dims.heads]
+    split = [ctx.dims.batch, ctx.dims.kv_heads]
     return kernel(write, [new, x, place.count], [(new.shape, new.dtype)], split, "cache_write")[0]
 
 
 def _merge(ctx: Context, old: mtf.Tensor, new: mtf.Tensor, place: DecodePosition) -> mtf.Tensor:
-    """`old` [batch, heads, memory_length, features_per_head] with the first `count` of `new` from slot `start` on."""
+    """`old` [batch, kv_heads, memory_length, features_per_head] with `count` slots of `new` from slot `start` on."""
 
     def merge(old: tf.Tensor, new: tf.Tensor, start: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
         slots = tf.range(old.shape[2])[None, :] - start[:, None]
@@ -150,7 +155,7 @@ def _merge(ctx: Context, old: mtf.Tensor, new: mtf.Tensor, place: DecodePosition
         return tf.where(is_new[:, None, :, None], found, old)
 
     operands = [old, new, place.start, place.count]
-    return kernel(merge, operands, [(old.shape, old.dtype)], [ctx.dims.batch, ctx.dims.heads], "merge")[0]
+    return kernel(merge, operands, [(old.shape, old.dtype)], [ctx.dims.batch, ctx.dims.kv_heads], "merge")[0]
 
 
 def _transposed(keys: mtf.Tensor) -> mtf.Tensor:

@@ -4,7 +4,7 @@ Linear attention: Shen et al. 2018 (both directions), Katharopoulos et al. 2020 
 Sukhbaatar et al. 2019. Rotary: Su et al. 2021, scaled: Chen et al. 2023, Peng et al. 2023. ALiBi: Press et al. 2022.
 Axial positions: Kitaev et al. 2020. GLU: Shazeer 2020. Macaron: Lu et al. 2019. ReZero: Bachlechner et al. 2020.
 ScaleNorm: Nguyen & Salazar 2019. RMSNorm: Zhang & Sennrich 2019. Norms after the branches: OLMo 2 and Gemma 2. Parallel
-branches: GPT-J.
+branches: GPT-J. Shared heads of keys and values: Shazeer 2019, Ainslie et al. 2023.
 """
 
 from __future__ import annotations
@@ -83,9 +83,12 @@ class _Row:
         if self.model.norm == "scalenorm":
             return gain * x / np.linalg.norm(x, axis=-1, keepdims=True)
         if self.model.norm == "rmsnorm":
-            return gain * x / np.sqrt((x**2).mean(-1, keepdims=True) + self.model.norm_epsilon)
+            return self._rms_norm(x, name)
         normal = (x - mean) / np.sqrt(((x - mean) ** 2).mean(-1, keepdims=True) + self.model.norm_epsilon)
         return normal * gain + (self.w[f"{name}/b"] if self.model.use_bias_in_norms else 0.0)
+
+    def _rms_norm(self, x: np.ndarray, name: str) -> np.ndarray:
+        return self.w[f"{name}/g"] * x / np.sqrt((x**2).mean(-1, keepdims=True) + self.model.norm_epsilon)
 
     def _dense(self, x: np.ndarray, name: str) -> np.ndarray:
         h = self._affine(x, f"{name}/conv1d_main/c_fc")
@@ -110,10 +113,13 @@ class _Row:
         return np.maximum(h, 0)
 
     def _attention(self, x: np.ndarray, name: str, kind: str) -> np.ndarray:
-        size, heads = self.model.head_size, []
+        size, heads = self.model.head_dim, []
         for head in range(self.model.n_head):
-            part = slice(head * size, (head + 1) * size)
-            q, k, v = (x @ self.w[f"{name}/{which}"][:, part] for which in "qkv")
+            shared = head * self.model.num_kv_heads // self.model.n_head  # of keys and values
+            own, part = (slice(n * size, (n + 1) * size) for n in (head, shared))
+            q, k, v = (self._projected(x, f"{name}/{which}", own if which == "q" else part) for which in "qkv")
+            if self.model.qk_norm:
+                q, k = self._rms_norm(q, f"{name}/q_norm"), self._rms_norm(k, f"{name}/k_norm")
             if self.model.pos_emb == "rotary":
                 q, k = rotated(q, self.model), rotated(k, self.model)
             memory = np.zeros((0, size)), np.zeros((0, size))
@@ -124,7 +130,7 @@ class _Row:
                 seen = self._seen(p, len(q), kind)
                 keys, values = (np.concatenate([m, t[seen]]) for m, t in zip(memory, (k, v), strict=True))
                 if kind != "linear":
-                    scores = keys @ query
+                    scores = keys @ (query / math.sqrt(size) if self.model.scale_attn_weights else query)
                     if self.bias:
                         scores[len(memory[0]) :] += self.bias(self.w, head, p - np.array(seen))
                     if self.model.pos_emb == "alibi":
@@ -135,7 +141,12 @@ class _Row:
                 else:
                     rows.append(softmax(query) @ (softmax(keys.T) @ values))
             heads.append(np.stack(rows))
-        return np.concatenate(heads, -1) @ self.w[f"{name}/o"] + self.w[f"{name}/compute_output_bias/o_b"]
+        out = np.concatenate(heads, -1) @ self.w[f"{name}/o"]
+        return out if self.model.use_bias_in_attn_linear is False else out + self.w[f"{name}/compute_output_bias/o_b"]
+
+    def _projected(self, x: np.ndarray, name: str, columns: slice) -> np.ndarray:
+        found = x @ self.w[name][:, columns]
+        return found + self.w[f"{name}_b"][columns] if self.model.use_bias_in_qkv else found
 
     def _seen(self, p: int, n: int, kind: str) -> list[int]:
         radius = self.model.local_attention_radius if kind == "local" else n
