@@ -129,9 +129,15 @@ def test_queries_begin_with_what_logits_are_not_multiplied_by(scaled, ratio):
 
 
 @pytest.mark.parametrize("num_kv_heads", [1, 2])
-@pytest.mark.parametrize("more", [{"attention_types": types("global", "local")},
-                                  {"attn_dropout": 0.3, "num_mem_kv": 2, "pos_emb": "alibi"},
-                                  {"attention_types": types("linear", "linear"), "num_mem_kv": 2}], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"attention_types": types("global", "local")},
+        {"attn_dropout": 0.3, "num_mem_kv": 2, "pos_emb": "alibi"},
+        {"attention_types": types("linear", "linear"), "num_mem_kv": 2},
+    ],
+    ids=["softmax", "dropout, memory, bias", "linear"],
+)
 def test_shared_heads_equal_repeated_ones(num_kv_heads, more):
     """A model whose k and v repeat their columns for each head of queries, in losses and, summed, in gradients. Dropout
     draws the same weights.

@@ -10,7 +10,14 @@ from gpt_mesh.planning.metrics import device_peak, flops_per_token, human_bytes,
 from tests.support.models import is_weight, make_engine, tiny_config
 
 
-@pytest.mark.parametrize("keys", [{}, {"num_kv_heads": 2, "head_dim": 6, "use_bias_in_attn_linear": True, "qk_norm": True}, {"n_embd": 24, "n_head": 3, "n_vocab": 77, "n_ctx": 20}])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"n_embd": 24, "n_head": 3, "n_vocab": 77, "n_ctx": 20},
+        {"num_kv_heads": 2, "head_dim": 6, "use_bias_in_attn_linear": True, "qk_norm": True},
+    ],
+)
 def test_weight_count_is_that_of_the_variables(keys):
     config = tiny_config(**keys)
     engine = make_engine(config)
