@@ -102,7 +102,7 @@ class Limits:
             for size in self._sizes(name):
                 if size % sizes[mesh_dim]:
                     by = f"mesh dimension {mesh_dim} ({sizes[mesh_dim]})"
-                    return "layout", f"{_key_of(mtf.Dimension(name, size))} does not divide by {by}"
+                    return "layout", f"{self._key_of(mtf.Dimension(name, size))} does not divide by {by}"
         twice = [
             (shape, one, other)
             for one, other in itertools.combinations(split, 2)
@@ -126,18 +126,25 @@ class Limits:
         """The sizes of dimensions of this name, in ascending order."""
         return sorted({dim.size for shape in self._shapes() for dim in shape.dims if dim.name == name})
 
+    def _key_of(self, dim: mtf.Dimension) -> str:
+        """A dimension with its size, and the config key that sets it if its name differs."""
+        keys = {
+            "batch": "train_batch_size",
+            "sequence": "n_ctx",
+            "memory_length": "n_ctx",
+            "embed_sequence": "n_ctx",
+            "experts": "moe_num_experts",
+            "intermediate_expanded": "intermediate_size",
+        }
+        if dim.name == "heads" and dim.size < self._queries:
+            keys["heads"] = "num_kv_heads"
+        return f"{dim.name} ({keys[dim.name]} = {dim.size})" if dim.name in keys else f"{dim.name} ({dim.size})"
 
-def _key_of(dim: mtf.Dimension) -> str:
-    """A dimension with its size, and the config key that sets it if its name differs."""
-    keys = {
-        "batch": "train_batch_size",
-        "sequence": "n_ctx",
-        "memory_length": "n_ctx",
-        "embed_sequence": "n_ctx",
-        "experts": "moe_num_experts",
-        "intermediate_expanded": "intermediate_size",
-    }
-    return f"{dim.name} ({keys[dim.name]} = {dim.size})" if dim.name in keys else f"{dim.name} ({dim.size})"
+    @property
+    def _queries(self) -> int:
+        """Heads of queries."""
+        by_head = [shape for shape in self._shapes() if {"heads", "features_per_head"} <= set(shape.dimension_names)]
+        return max(dim.size for shape in by_head for dim in shape.dims if dim.name == "heads")
 
 
 def shapes_of(devices: int, names: tuple[str, ...]) -> Iterator[dict[str, int]]:

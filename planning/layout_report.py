@@ -154,7 +154,10 @@ def _effects(config: Config, each: Candidate) -> list[str]:
     limits, lines = limits_of(config), []
     for name, axis in each.plan.rules.items():
         parts, whole = each.plan.shape[axis], limits.splittable[name]
-        lines.append(f"{name}:{axis}  {EFFECTS[name].format(parts=parts, whole=whole, size=whole // parts)}")
+        effect = EFFECTS[name].format(parts=parts, whole=whole, size=whole // parts)
+        if name == "heads" and config.model.num_kv_heads == 1 < config.model.n_head:
+            effect += "; keys and values, of one head, are whole on each device"
+        lines.append(f"{name}:{axis}  {effect}")
     return lines
 
 

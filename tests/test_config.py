@@ -285,6 +285,16 @@ COMBINATIONS = [
         )
     ],
     ({"n_embd": 30}, "n_embd", "30", "not divisible by n_head = 4; make n_embd a multiple of n_head"),
+    ({"n_embd": 30}, "n_embd", "30", "or set head_dim"),
+    ({"num_kv_heads": 3}, "num_kv_heads", "3", "must divide n_head = 4; use one of 1, 2, 4"),
+    ({"num_kv_heads": 8}, "num_kv_heads", "8", "must divide n_head = 4; use one of 1, 2, 4"),
+    ({"rotary_emb": True, "head_dim": 7}, "rotary_emb", "true", "needs an even head size, but head_dim = 7"),
+    (
+        {"use_bias_in_attn_linear": True, "use_bias_in_qkv": False},
+        "use_bias_in_qkv",
+        "false",
+        "contradicts use_bias_in_attn_linear = true",
+    ),
     ({"n_positions": 17}, "n_positions", "17", "must equal n_ctx = 16"),
     (
         {"axial_pos_emb": [3, 5]},

@@ -50,6 +50,15 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "crowded mixture": ({**one("global"), **CROWDED}, BY_EXPERTS),
     "roomy mixture": ({**one("global"), **mixture(moe_capacity_factor_train=9.0)}, BY_EXPERTS),
+    "shared heads, rotary": (
+        {**one("global"), "n_head": 4, "num_kv_heads": 2, "head_dim": 6, "use_bias_in_attn_linear": False,
+         "scale_attn_weights": True, "qk_norm": True, "rotary_emb": True},
+        BY_WEIGHTS,
+    ),
+    "one head of keys, linear": (
+        {**one("linear"), "n_head": 4, "num_kv_heads": 1, "use_bias_in_attn_linear": True, "num_mem_kv": 2},
+        BY_WEIGHTS,
+    ),
     "masked": ({**one("local"), "mlm_training": True, "mlm_mask_id": 3, "mlm_mask_prob": 0.4}, BY_BATCH),
     "entmax": ({**one("global"), "entmax_loss": True}, BY_WEIGHTS),
     "llama": ({**one("global"), **LLAMA}, BY_WEIGHTS),

@@ -149,10 +149,13 @@ def test_what_a_request_cannot_ask_for(generator):
             generation_settings(values, "test")
 
 
-@pytest.mark.parametrize(("power", "least"), [(1.0, 0), (0.0, 1)])
-def test_wide_beams_find_the_best_of_all_texts(generator, power, least):
+SHARED_HEADS = {"num_kv_heads": 2, "head_dim": 6, "rotary_emb": True, "scale_attn_weights": True}
+
+
+@pytest.mark.parametrize(("power", "least", "keys"), [(1.0, 0, {}), (0.0, 1, {}), (1.0, 0, SHARED_HEADS)])
+def test_wide_beams_find_the_best_of_all_texts(generator, power, least, keys):
     """Every text of up to 2 tokens over a vocabulary of 16, of which one ends it, by a full pass."""
-    engine, eos, room, prompt = engine_of(n_vocab=16), 15, 2, [1, 0, 3]
+    engine, eos, room, prompt = engine_of(n_vocab=16, **keys), 15, 2, [1, 0, 3]
     texts = [(a, b) for a in range(15) for b in range(16)] + ([(15,)] if least == 0 else [])
     padded = np.array([[*prompt, *text, 0][: len(prompt) + room] for text in texts])
     logits = engine.logits(padded).numpy()[:, len(prompt) - 1 : -1].astype(np.float64)

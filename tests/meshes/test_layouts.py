@@ -172,6 +172,14 @@ def test_heads_are_split_between_heads_and_not_within_them():
     assert "heads (4) does not divide" in refusal(8, mesh_shape="a:8", layout="heads:a")
 
 
+def test_heads_are_not_split_further_than_those_of_keys_and_values():
+    assert refusal(4, mesh_shape="a:4", layout="heads:a", num_kv_heads=2) == (
+        'tiny.json: "layout": "heads:a": heads (num_kv_heads = 2) does not divide by mesh dimension a (4); use the '
+        'nearest that works: "mesh_shape": "a:4", "layout": "batch:a"'
+    )
+    assert plan(4, mesh_shape="a:4", layout="heads:a", num_kv_heads=1).rules == {"heads": "a"}
+
+
 @pytest.mark.parametrize(
     ("layout", "words"),
     [

@@ -25,19 +25,23 @@ MIXTURES: list[dict[str, Any]] = [
     {"moe_num_experts": 2},
     {"moe_num_experts": 6, "moe_hidden_size": 12, "moe_group_size": 5},
 ]
+HEADS: list[dict[str, Any]] = [
+    {"n_head": 2}, {"n_head": 4, "num_kv_heads": 2}, {"n_head": 4, "num_kv_heads": 1}, {"n_head": 3, "head_dim": 4},
+]  # fmt: skip
 FEATURES: list[dict[str, Any]] = [
     {"rotary_emb": True}, {"scalenorm": True}, {"mlp_glu": True}, {"macaron": True}, {"no_weight_tie": True},
     {"num_mem_kv": 2}, {"entmax_loss": True}, {"opt_name": "adafactor"}, {"recompute_grad": True},
     {"tokens_per_mb_per_replica": 16}, {"attn_dropout": 0.1}, {"precision": "bfloat16"}, {"log_grads": True},
     {"activation_function": "softmax"}, {"split_optimizer_state": True},
-    {"mlm_training": True, "mlm_mask_id": 3},
+    {"mlm_training": True, "mlm_mask_id": 3}, {"use_bias_in_attn_linear": True}, {"qk_norm": True},
+    {"scale_attn_weights": True},
 ]  # fmt: skip
 
 
 def random_keys(rng: random.Random) -> dict[str, Any]:
     """A model of one layer with some features, and a layout of any of its dimensions."""
     kind = rng.choice(["global", "local", "linear", "none"])
-    keys: dict[str, Any] = {"n_layer": 1, "attention_types": [[[kind], 1]], "n_embd": 8, "n_head": 2}
+    keys: dict[str, Any] = {"n_layer": 1, "attention_types": [[[kind], 1]], "n_embd": 8, **rng.choice(HEADS)}
     for feature in rng.sample(FEATURES, rng.randint(0, 3)):
         keys |= feature
     if rng.random() < 0.4:

@@ -263,6 +263,11 @@ GRADIENT_KEYS = {"beta1": 0.0, "gradient_clipping": None, "warmup_steps": 10, "z
 )
 def test_gradients_are_finite_differences_of_the_loss(keys, monkeypatch):
     monkeypatch.setattr(linear, "CHUNK", 5)
+    check_gradients(keys)
+
+
+def check_gradients(keys: dict[str, Any]) -> None:
+    """Of all weights, in random directions, in float64."""
     engine = make_engine(tiny_config(**{**SMALL, **GRADIENT_KEYS, **keys}), compiled=False)
     tokens = token_batch(engine.config)
 

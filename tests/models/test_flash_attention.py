@@ -129,8 +129,23 @@ def trained(keys: dict[str, Any], *, flash: bool, steps: int = 2) -> tuple[list[
         {"recompute_grad": True, "tokens_per_mb_per_replica": 64},
         {"mlm_training": True, "mlm_mask_id": 3, "attention_types": [[["global"], 2]]},
         {"mesh_shape": "a:2,b:2", "layout": "batch:a,heads:b", "n_layer": 1, "attention_types": [[["local"], 1]]},
+        {"num_kv_heads": 2, "scale_attn_weights": True},
+        {
+            "mesh_shape": "a:2",
+            "layout": "heads:a",
+            "n_layer": 1,
+            "attention_types": [[["global"], 1]],
+            "num_kv_heads": 1,
+        },
     ],
-    ids=["one device", "recomputed in microbatches", "both directions", "split batch and heads"],
+    ids=[
+        "one device",
+        "recomputed in microbatches",
+        "both directions",
+        "split batch and heads",
+        "shared heads",
+        "one head of keys, split queries",
+    ],
 )
 @pytest.mark.usefixtures("any_type")
 def test_training_is_that_of_the_plain_path(stand_in: StandIn, keys: dict[str, Any]) -> None:

@@ -57,6 +57,8 @@ def sent_by_lowering(config):
     [
         {"mesh_shape": "a:2,b:2", "layout": "batch:a,heads:b,vocab:b,intermediate_expanded:b"},
         pytest.param({"mesh_shape": "a:2", "layout": "batch:a"}, marks=slow),
+        {"mesh_shape": "a:2", "layout": "heads:a", "num_kv_heads": 2},
+        {"mesh_shape": "a:2", "layout": "heads:a,vocab:a", "num_kv_heads": 1},
         pytest.param({"mesh_shape": "a:2", "layout": "embd:a,memory_length:a"}, marks=slow),
         pytest.param({"mesh_shape": "a:2,b:2", "layout": "batch:a,embd:b,memory_length:b"}, marks=slow),
         pytest.param({"mesh_shape": "a:2,b:2", "layout": "sequence:a,memory_length:b"}, marks=slow),

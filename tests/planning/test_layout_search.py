@@ -109,6 +109,15 @@ def test_a_layout_that_cannot_work_is_said_to_be_that_and_replaced():
     assert "cannot work: queries" in text and "\nnow" not in text
 
 
+@pytest.mark.parametrize(("heads", "whole"), [(1, True), (2, False), (4, False)])
+def test_the_report_says_which_keys_and_values_are_whole(heads, whole):
+    config = tiny_config(mesh_shape="a:2", layout="heads:a", num_kv_heads=heads)
+    limits = limits_of(config)
+    lines = report(config, 2, [candidate(config, limits, config.mesh.shape, config.mesh.rules)])
+    (effect,) = [line for line in lines if line.startswith("    heads:a")]
+    assert effect.endswith("; keys and values, of one head, are whole on each device") == whole
+
+
 def test_apply_writes_a_shipped_config_into_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = load_config("gpt3_small_256")

@@ -31,6 +31,8 @@ def sizes(engine):
         {"opt_name": "adafactor"},
         {"opt_name": "adafactor", "beta1": 0.0, "moe_layers": [0], "moe_params": {"moe_num_experts": 2}},
         {"mesh_shape": "a:2,b:2", "layout": "batch:a,heads:b,intermediate_expanded:b,vocab:b"},
+        {"mesh_shape": "a:2", "layout": "heads:a", "num_kv_heads": 2, "head_dim": 6, "use_bias_in_attn_linear": True},
+        {"mesh_shape": "a:2", "layout": "heads:a", "num_kv_heads": 1},
         {"mesh_shape": "a:2", "layout": "embd:a", "opt_name": "adafactor"},
         {"mesh_shape": "a:2,b:2", "layout": "batch:a,heads:b", "split_optimizer_state": True},
         pytest.param(
@@ -43,6 +45,8 @@ def sizes(engine):
         "adafactor",
         "adafactor without momentum, experts",
         "split",
+        "split shared heads",
+        "split queries of one head of keys",
         "split adafactor",
         "split state",
         "split state of adafactor",

@@ -10,7 +10,14 @@ from gpt_mesh.planning.metrics import device_peak, flops_per_token, human_bytes,
 from tests.support.models import is_weight, make_engine, tiny_config
 
 
-@pytest.mark.parametrize("keys", [{}, {"n_embd": 24, "n_head": 3, "n_vocab": 77, "n_ctx": 20}])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"n_embd": 24, "n_head": 3, "n_vocab": 77, "n_ctx": 20},
+        {"num_kv_heads": 2, "head_dim": 6, "use_bias_in_attn_linear": True, "qk_norm": True},
+    ],
+)
 def test_weight_count_is_that_of_the_variables(keys):
     config = tiny_config(**keys)
     engine = make_engine(config)
@@ -37,6 +44,16 @@ def test_flops_of_a_small_model_counted_by_hand():
     logits = 2 * 8 * 50
     forward = 2 * (projections + feed_forward) + scores_and_sums_global + scores_and_sums_local + logits
     assert flops_per_token(config) == 3 * forward
+
+
+def test_flops_of_shared_heads_counted_by_hand():
+    config = tiny_config(
+        n_embd=8, n_head=4, num_kv_heads=2, head_dim=6, n_vocab=50, n_ctx=16, attention_types=[[["global"], 2]]
+    )
+    projections = 2 * (2 * 8 * 24 + 2 * 8 * 12)  # q and o; k and v
+    logits_and_sums = 2 * (2 * 16 * 24)  # of every head of queries
+    layer = projections + logits_and_sums + 2 * (8 * 32 + 32 * 8)
+    assert flops_per_token(config) == 3 * (2 * layer + 2 * 8 * 50)
 
 
 def test_a_window_wider_than_the_context_costs_the_context():

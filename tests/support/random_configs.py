@@ -45,6 +45,12 @@ def _head_size(features: int) -> Callable[[Keys], Keys]:
     return lambda given: {"n_embd": given["n_head"] * features}
 
 
+def _by_heads(given: Keys) -> Keys:
+    """A layout that splits heads, where there are heads to split."""
+    kinds = {kind for types, _ in given["attention_types"] for kind in types}
+    return _mesh("a:2", "heads:a") if given["n_head"] % 2 == 0 and kinds != {"none"} else {}
+
+
 def _axial(given: Keys) -> Keys:
     rows = next(n for n in range(2, given["n_ctx"] + 1) if given["n_ctx"] % n == 0)
     return {"axial_pos_emb": [rows, given["n_ctx"] // rows]}
@@ -82,6 +88,20 @@ FEATURES: Table = {
         _attention("linear", "local"),
         _attention("none", "global"),
     ],
+    "shared heads": [
+        {},
+        {"num_kv_heads": 1},
+        lambda k: {"num_kv_heads": max(1, k["n_head"] // 2)},
+    ],
+    "head_dim": [{}, {"head_dim": 6}],
+    "attention biases": [
+        {},
+        {"use_bias_in_attn_linear": True},
+        {"use_bias_in_attn_linear": False},
+        {"use_bias_in_attn_linear": False, "use_bias_in_qkv": True},
+    ],
+    "qk_norm": _off_or_on("qk_norm"),
+    "scale_attn_weights": _off_or_on("scale_attn_weights"),
     "precision": [{"precision": "float32"}, {"precision": "bfloat16"}],
     "dropout": [
         {},
@@ -154,6 +174,7 @@ SETTINGS: Table = {
         _mesh("a:2", "vocab:a,intermediate_expanded:a"),
         _mesh("a:2", "embd:a,memory_length:a"),
         _mesh("a:2", "sequence:a"),
+        _by_heads,
         _mesh("a:2", "batch:a,experts:a"),
         _mesh("a:2", "expert_hidden:a,embed_sequence:a,vocab:a"),
     ],
@@ -256,14 +277,16 @@ REMEDY = re.compile(
 
 # By the key that the refusal has to name: what makes any accepted config one that cannot work.
 SLIPS: Sequence[tuple[str, Choice]] = [
-    ("n_embd", lambda k: {"n_head": 2, "n_embd": 2 * k["n_embd"] + 1}),
+    ("n_embd", lambda k: {"n_head": 2, "n_embd": 2 * k["n_embd"] + 1, "head_dim": None}),
+    ("num_kv_heads", lambda k: {"num_kv_heads": k["n_head"] + 1}),
+    ("use_bias_in_qkv", {"use_bias_in_attn_linear": True, "use_bias_in_qkv": False}),
     ("n_ctx", {"n_ctx": 1}),  # no room for a token after a prompt
     ("n_positions", lambda k: {"n_positions": k["n_ctx"] + 1}),
     ("attention_types", lambda k: {"n_layer": k["n_layer"] + 1}),
     ("attention_types", {"attention_types": [[["global", "dense"], 1]]}),
     ("axial_pos_emb", lambda k: {"axial_pos_emb": [k["n_ctx"], 2], "rotary_emb": False}),
     ("rotary_emb", lambda k: {"axial_pos_emb": [1, k["n_ctx"]], "rotary_emb": True}),
-    ("rotary_emb", lambda k: {"axial_pos_emb": None, "rotary_emb": True, "n_embd": 3 * k["n_head"]}),
+    ("rotary_emb", lambda k: {"axial_pos_emb": None, "rotary_emb": True, "head_dim": 3}),
     ("scalenorm", {"scalenorm": True, "rezero": True}),
     ("norm", {"scalenorm": True, "rezero": False, "norm": "layernorm"}),
     ("norm_placement", {"scalenorm": False, "norm": "layernorm", "rezero": True, "norm_placement": "post"}),
