@@ -7,7 +7,7 @@ import pytest
 from gpt_mesh.config import load_config
 from gpt_mesh.models.shapes import weight_count
 from gpt_mesh.planning.metrics import device_peak, flops_per_token, human_bytes, peak_flops
-from tests.support.models import is_weight, make_engine, tiny_config
+from tests.support.models import LLAMA, is_weight, make_engine, tiny_config
 
 
 @pytest.mark.parametrize("keys", [{}, {"n_embd": 24, "n_head": 3, "n_vocab": 77, "n_ctx": 20}])
@@ -37,6 +37,14 @@ def test_flops_of_a_small_model_counted_by_hand():
     logits = 2 * 8 * 50
     forward = 2 * (projections + feed_forward) + scores_and_sums_global + scores_and_sums_local + logits
     assert flops_per_token(config) == 3 * forward
+
+
+def test_weights_and_flops_of_a_small_llama_counted_by_hand():
+    config = tiny_config(**LLAMA, n_embd=8, n_head=2, n_vocab=50, n_ctx=16, attention_types=[[["global"], 2]])
+    kernels = 2 * (4 * 8 * 8 + 3 * 8 * 24) + 8 * 50  # q, k, v, o; values, gates and back; the untied head
+    norms, output_biases = 5 * 8, 2 * 8
+    assert weight_count(config.model) == kernels + 50 * 8 + norms + output_biases
+    assert flops_per_token(config) == 3 * (2 * kernels + 2 * (2 * 16 * 8 + 2 * 16 * 8))
 
 
 def test_a_window_wider_than_the_context_costs_the_context():
