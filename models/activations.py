@@ -81,7 +81,11 @@ class Elementwise(Activation):
     def apply_gated(
         self, ctx: Context, value: mtf.Tensor, gate: mtf.Tensor, name: str, layer_name: str
     ) -> mtf.Tensor:
-        return _elementwise(ctx, lambda gate, value: value * self.function(gate), gate, value, name=f"gated_{name}")
+        label = f"gated_{name}"
+        if name in _NATIVE_GATES and ctx.cpu_kernels and value.dtype == gate.dtype == tf.float32 and native.known():
+            forward, backward = _native_gate(_NATIVE_GATES[name])
+            return kernel(forward, [value, gate], [(value.shape, value.dtype)], value.shape.dims, label, backward)[0]
+        return _elementwise(ctx, lambda gate, value: value * self.function(gate), gate, value, name=label)
 
 
 @dataclass(frozen=True)
@@ -172,6 +176,27 @@ def _native_gelu_gradient(
     results = [tf.TensorSpec(t.shape, t.dtype) for t in (rows, bias)]
     dx, dbias = native.call("gelu_gradient", [rows, bias, dy], results)
     return tf.reshape(dx, x.shape), dbias
+
+
+# Activations of gates in native/gates.c, by its attribute `gelu`.
+_NATIVE_GATES = {"silu": 0, "gelu": 1}
+
+
+def _native_gate(gelu: int) -> tuple[Callable[..., tf.Tensor], Callable[..., tuple[tf.Tensor, tf.Tensor]]]:
+    """Values times activated gates, and the gradients of both, by native/gates.c."""
+
+    def forward(value: tf.Tensor, gate: tf.Tensor) -> tf.Tensor:
+        rows = [tf.reshape(t, [-1, t.shape[-1]]) for t in (value, gate)]
+        (found,) = native.call("gated", rows, [tf.TensorSpec(rows[0].shape, value.dtype)], {"gelu": gelu})
+        return tf.reshape(found, value.shape)
+
+    def backward(value: tf.Tensor, gate: tf.Tensor, _: tf.Tensor, upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        rows = [tf.reshape(t, [-1, t.shape[-1]]) for t in (value, gate, upstream)]
+        results = [tf.TensorSpec(rows[0].shape, value.dtype)] * 2
+        dvalue, dgate = native.call("gated_gradient", rows, results, {"gelu": gelu})
+        return tf.reshape(dvalue, value.shape), tf.reshape(dgate, value.shape)
+
+    return forward, backward
 
 
 def fixed_slope(seed: int, layer_name: str) -> float:

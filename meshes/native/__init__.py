@@ -1,8 +1,9 @@
 """CPU kernels in C: compiled on the machine where they run, for its processor, and registered with XLA.
 
-Matmuls of a few rows (few_rows.c) and of many rows (matmul.c), attention (attention.c), norms, GELU, the loss over
-the vocabulary (vocabulary_loss.c) and optimizer updates. They need a C compiler (`CC`, else cc, gcc or clang) and a
-TensorFlow with XLA's foreign function interface. Without these everything works, but slower.
+Matmuls of a few rows (few_rows.c) and of many rows (matmul.c), attention (attention.c), norms (norms.c), GELU (gelu.c),
+gated activations (gates.c), the loss over the vocabulary (vocabulary_loss.c) and optimizer updates. They need a C
+compiler (`CC`, else cc, gcc or clang) and a TensorFlow with XLA's foreign function interface. Without these everything
+works, but slower.
 """
 
 from __future__ import annotations

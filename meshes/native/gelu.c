@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "activations.h"
 #include "host.h"
 #include "vectors.h"
 
@@ -17,40 +18,6 @@ struct gelu {
   float *sums; /* [tasks, width]: the bias's gradient, summed over each task's rows */
 };
 
-/* x times sigmoid(z) with z = 2 √(2/π) (x + 0.044715 x³): the tanh form of Hendrycks and Gimpel (2016,
- * arXiv:1606.08415), as (1 + tanh(z / 2)) / 2 = sigmoid(z). */
-#define LINEAR 1.5957691216f
-#define CUBIC 0.0713548163f
-
-/* sigmoid(z) and sigmoid(-z), both to full precision. */
-struct sigmoids {
-  vector of_z, of_minus_z;
-};
-
-INLINE struct sigmoids sigmoids_of(vector z) {
-  const vector power = exponential((vector)((integers)z | INT32_MIN)); /* e^-|z| */
-  const vector large = 1.0f / (1.0f + power), small = power * large;
-  const integers positive = z > 0;
-  return (struct sigmoids){
-      (vector)(((integers)large & positive) | ((integers)small & ~positive)),
-      (vector)(((integers)small & positive) | ((integers)large & ~positive))};
-}
-
-INLINE vector value(vector x) { return x * sigmoids_of(x * (LINEAR + CUBIC * x * x)).of_z; }
-
-INLINE vector slope(vector x) {
-  const vector square = -greater((vector){0} - 1000.0f, -x * x); /* at most 1000: sigmoids are 0 and 1 there */
-  const struct sigmoids s = sigmoids_of(x * (LINEAR + CUBIC * x * x));
-  return s.of_z + s.of_z * s.of_minus_z * x * (LINEAR + 3 * CUBIC * square);
-}
-
-/* The first `count` elements, then zeros. */
-INLINE vector part(const float *x, long count) {
-  vector found = {0};
-  memcpy(&found, x, sizeof(float) * count);
-  return found;
-}
-
 static void activate(const void *what, long task) {
   const struct gelu *p = what;
   const long width = p->width, whole = width - width % LANES;
@@ -58,9 +25,9 @@ static void activate(const void *what, long task) {
     const float *x = p->x + row * width;
     float *y = p->y + row * width;
     for (long i = 0; i < whole; i += LANES)
-      *(vector *)(y + i) = value(*(const vector *)(x + i) + *(const vector *)(p->bias + i));
+      *(vector *)(y + i) = gelu_of(*(const vector *)(x + i) + *(const vector *)(p->bias + i));
     if (whole < width) {
-      const vector last = value(part(x + whole, width - whole) + part(p->bias + whole, width - whole));
+      const vector last = gelu_of(part(x + whole, width - whole) + part(p->bias + whole, width - whole));
       memcpy(y + whole, &last, sizeof(float) * (width - whole));
     }
   }
@@ -75,12 +42,12 @@ static void differentiate(const void *what, long task) {
     const float *x = p->x + row * width, *dy = p->upstream + row * width;
     float *dx = p->dx + row * width;
     for (long i = 0; i < whole; i += LANES) {
-      const vector found = *(const vector *)(dy + i) * slope(*(const vector *)(x + i) + *(const vector *)(p->bias + i));
+      const vector found = *(const vector *)(dy + i) * gelu_slope(*(const vector *)(x + i) + *(const vector *)(p->bias + i));
       *(vector *)(dx + i) = found;
       *(vector *)(sums + i) += found;
     }
     if (rest) {
-      const vector found = part(dy + whole, rest) * slope(part(x + whole, rest) + part(p->bias + whole, rest));
+      const vector found = part(dy + whole, rest) * gelu_slope(part(x + whole, rest) + part(p->bias + whole, rest));
       memcpy(dx + whole, &found, sizeof(float) * rest);
       for (long i = 0; i < rest; i++) sums[whole + i] += dx[whole + i];
     }

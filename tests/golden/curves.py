@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpt_mesh.engine.engine import DeviceEngine
-from tests.support.models import make_engine, tiny_config, unoptimised_graphs
+from tests.support.models import LLAMA, make_engine, tiny_config, unoptimised_graphs
 
 HERE = Path(__file__).parent
 STEPS, EVERY = 24, 4  # steps trained, and how many pass from one stored loss to the next
@@ -44,6 +44,20 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "memory keys": {"num_mem_kv": 4},
     "glu, macaron, rezero, shared": {"mlp_glu": True, "macaron": True, "rezero": True, "share_parameters": True},
     "scalenorm, untied": {"scalenorm": True, "no_weight_tie": True, "scale_by_in": True, "scale_by_depth": False},
+    "llama": LLAMA,
+    "parallel, embedding norm": {
+        "gpt_j_residual": True,
+        "gpt_j_tied": True,
+        "embed_norm": True,
+        "lm_head_bias": True,
+        "activation_function": "gelu_exact",
+    },
+    "norms around, bounded logits": {
+        "norm": "rmsnorm",
+        "norm_placement": "both",
+        "embedding_scale": 5.0,
+        "final_logit_softcapping": 10.0,
+    },
     "entmax": {"entmax_loss": True},
     "adafactor": {"opt_name": "adafactor", "lr": 0.1},
     "bfloat16": {"precision": "bfloat16"},

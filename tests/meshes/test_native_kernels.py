@@ -309,6 +309,31 @@ def test_gelu_of_what_is_large_small_and_no_number() -> None:
     np.testing.assert_allclose(slope, [[0, 0, 0, 0.5, 0.5, 0.5, 1, 1, 1, np.nan]], rtol=1e-6, atol=1e-37)
 
 
+def silu(x: Array) -> Array:
+    return x / (1 + np.exp(-x))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (65, 64), (2, 129, 128)])  # the last: three tasks
+@pytest.mark.parametrize("activation", [silu, gelu])
+def test_gates(shape: tuple[int, ...], activation: Callable[[Array], Array]) -> None:
+    value, gate, dy = drawn(*shape), 4 * drawn(*shape), drawn(*shape)
+    forward, backward = activations._native_gate(int(activation is gelu))
+    found = compiled(lambda v, g, dy: (forward(v, g), *backward(v, g, v, dy)), value, gate, dy)
+    wide, step = gate.astype(np.float64), 1e-6
+    slope = (activation(wide + step) - activation(wide - step)) / (2 * step)
+    for array, exact in zip(found, [value * activation(wide), dy * activation(wide), dy * value * slope], strict=True):
+        np.testing.assert_allclose(array, exact, rtol=0, atol=2e-6 * np.abs(exact).max())
+
+
+def test_gates_that_are_large_small_and_no_number() -> None:
+    gate = np.array([[-1e30, -200.0, -88.0, -1e-30, 0.0, 1e-30, 88.0, 200.0, 1e30, np.nan]], np.float32)
+    forward, backward = activations._native_gate(0)
+    one = np.ones_like(gate)
+    y, _, slope = compiled(lambda v, g: (forward(v, g), *backward(v, g, v, v)), one, gate)
+    np.testing.assert_allclose(y, [[0, 0, 0, -5e-31, 0, 5e-31, 88, 200, 1e30, np.nan]], rtol=1e-6, atol=1e-35)
+    np.testing.assert_allclose(slope, [[0, 0, 0, 0.5, 0.5, 0.5, 1, 1, 1, np.nan]], rtol=1e-6, atol=1e-35)
+
+
 @pytest.mark.parametrize("shape", [(1,), (5, 7), (16384,), (3, 7001)])
 def test_sums_of_squares(shape: tuple[int, ...]) -> None:
     x = drawn(*shape)
@@ -356,6 +381,8 @@ LOSS = [(6, 4), (9, 4), (6,), (6,), (), (), (6, 4), (9, 4), (6, 16), (6, 4), (4,
         ("norm_gradient", [(3, 5), (5,), (3, 4)], [(3, 5), (5,)]),
         ("gelu", [(3, 5), (4,)], [(3, 5)]),
         ("gelu_gradient", [(3, 5), (5,), (3, 4)], [(3, 5), (5,)]),
+        ("gated", [(3, 5), (3, 4)], [(3, 5)]),
+        ("gated_gradient", [(3, 5), (3, 5), (3, 4)], [(3, 5), (3, 5)]),
         ("adam", [(3, 5)] * 4 + [(), (1,)], [(3, 5)] * 3),
         ("adam", [(3, 5)] * 4 + [(), ()], [(3, 5), (3, 5), (5, 3)]),
         ("vocabulary_loss", [*LOSS[:2], (5,), (6,)], LOSS[4:]),  # the labels are no integers, and too few

@@ -11,7 +11,7 @@ import tensorflow as tf
 from gpt_mesh.meshes.devices import MeshPlan
 from gpt_mesh.planning.costs import step_cost
 from gpt_mesh.planning.metrics import flops_per_token
-from tests.support.models import make_engine, tiny_config
+from tests.support.models import LLAMA, make_engine, tiny_config
 
 # So wide that what the estimate leaves out, a few numbers a position, is little.
 WIDE: dict[str, Any] = {
@@ -59,6 +59,8 @@ def sent_by_lowering(config):
         pytest.param({"mesh_shape": "a:2", "layout": "batch:a"}, marks=slow),
         {"mesh_shape": "a:2", "layout": "heads:a", "num_kv_heads": 2},
         {"mesh_shape": "a:2", "layout": "heads:a,vocab:a", "num_kv_heads": 1},
+        {"mesh_shape": "a:2", "layout": "intermediate_expanded:a,vocab:a,heads:a", **LLAMA},
+        pytest.param({"mesh_shape": "a:2", "layout": "embd:a", **LLAMA, "lm_head_bias": True}, marks=slow),
         pytest.param({"mesh_shape": "a:2", "layout": "embd:a,memory_length:a"}, marks=slow),
         pytest.param({"mesh_shape": "a:2,b:2", "layout": "batch:a,embd:b,memory_length:b"}, marks=slow),
         pytest.param({"mesh_shape": "a:2,b:2", "layout": "sequence:a,memory_length:b"}, marks=slow),

@@ -118,6 +118,8 @@ def test_the_13b_model_on_its_own_mesh():
         {"macaron": True},
         {"moe_layers": [0], "moe_params": {"moe_num_experts": 4, "moe_capacity_factor_train": 2.0}},
         {"mlp_glu": True},
+        {"mlp_glu": True, "glu_columns": "separate"},
+        {"intermediate_size": 80},
     ],
 )
 def test_wider_blocks_take_more(more):

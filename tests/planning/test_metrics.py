@@ -7,7 +7,7 @@ import pytest
 from gpt_mesh.config import load_config
 from gpt_mesh.models.shapes import weight_count
 from gpt_mesh.planning.metrics import device_peak, flops_per_token, human_bytes, peak_flops
-from tests.support.models import is_weight, make_engine, tiny_config
+from tests.support.models import LLAMA, is_weight, make_engine, tiny_config
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,14 @@ def test_flops_of_shared_heads_counted_by_hand():
     logits_and_sums = 2 * (2 * 16 * 24)  # of every head of queries
     layer = projections + logits_and_sums + 2 * (8 * 32 + 32 * 8)
     assert flops_per_token(config) == 3 * (2 * layer + 2 * 8 * 50)
+
+
+def test_weights_and_flops_of_a_small_llama_counted_by_hand():
+    config = tiny_config(**LLAMA, n_embd=8, n_head=2, n_vocab=50, n_ctx=16, attention_types=[[["global"], 2]])
+    kernels = 2 * (4 * 8 * 8 + 3 * 8 * 24) + 8 * 50  # q, k, v, o; values, gates and back; the untied head
+    norms, output_biases = 5 * 8, 2 * 8
+    assert weight_count(config.model) == kernels + 50 * 8 + norms + output_biases
+    assert flops_per_token(config) == 3 * (2 * kernels + 2 * (2 * 16 * 8 + 2 * 16 * 8))
 
 
 def test_a_window_wider_than_the_context_costs_the_context():
