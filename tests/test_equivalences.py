@@ -36,6 +36,7 @@ def mixture(**params: Any) -> dict[str, Any]:
     return {"moe_layers": [0], "moe_params": {"moe_num_experts": 4, "moe_use_second_place_loss": True, **params}}
 
 
+YARN = {"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 8}
 # With little room: 4 tokens an expert, of 16 that compete.
 CROWDED = mixture(moe_capacity_factor_train=0.1, moe_second_policy_train="threshold")
 # By name: keys, and a layout; without one where tests/models/test_family.py has several.
@@ -43,6 +44,8 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "global, axial": ({**one("global"), "axial_pos_emb": [4, 4]}, {}),
     "local, memory, glu": ({**one("local"), "num_mem_kv": 2, "mlp_glu": True}, {}),
     "linear, rotary": ({**one("linear"), "rotary_emb": True}, BY_BATCH),
+    "alibi": ({**one("global"), "pos_emb": "alibi"}, {"mesh_shape": "a:2", "layout": "heads:a"}),
+    "scaled rotary": ({**one("local"), "pos_emb": "rotary", "rotary_interleaved": True, "rope_scaling": YARN}, {}),
     "none, macaron, rezero": ({**one("none"), "macaron": True, "rezero": True}, {}),
     "shared, scalenorm, untied": (
         {"share_parameters": True, "scalenorm": True, "no_weight_tie": True, "attention_types": [[["local"], 2]]},

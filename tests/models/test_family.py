@@ -338,6 +338,32 @@ def test_layouts_give_the_logits_of_one_device(layout):
     np.testing.assert_allclose(logits(tokens), wanted, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "heads:a",
+        pytest.param("sequence:a", marks=pytest.mark.slow),
+        pytest.param("memory_length:a", marks=pytest.mark.slow),
+        pytest.param("sequence:a,memory_length:b,heads:c", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"pos_emb": "alibi", "n_head": 4, "num_mem_kv": 2, "attention_types": types("global", "local")},
+        {**ROTARY, "n_head": 2, "rotary_interleaved": True, "rotary_pct": 0.5, "rope_scaling": LLAMA3},
+    ],
+    ids=["alibi", "rotary"],
+)
+def test_positions_are_those_of_one_device_on_a_mesh(keys, layout):
+    """Slopes go by the head, and angles by the position in the whole sequence."""
+    mesh_shape = ",".join(f"{rule[-1]}:2" for rule in layout.split(","))
+    engine, logits, tokens = logits_engine(**{**keys, "mesh_shape": mesh_shape, "layout": layout})
+    engine.store.gather()
+    wanted = family.logits(weights_of(engine), tokens, engine.config)
+    np.testing.assert_allclose(logits(tokens), wanted, rtol=0, atol=1e-9)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "layout",

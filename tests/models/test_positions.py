@@ -133,7 +133,7 @@ def test_backends_without_a_bias_leave_it_to_others(used: list[type]) -> None:
 
 
 @pytest.mark.skipif(not native_kernels.find_compiler(), reason="there is no C compiler")
-@pytest.mark.parametrize("keys", [{}, {**LOCAL, **MLM}], ids=["global", "local, both ways"])
+@pytest.mark.parametrize("keys", [{"num_kv_heads": 2}, {**LOCAL, **MLM}], ids=["grouped", "local, both ways"])
 def test_alibi_in_c_trains_as_in_tensorflow(keys: dict[str, Any], used: list[type]) -> None:
     found = []
     for compiled, backend in ((True, native.Native), (False, plain.Plain)):

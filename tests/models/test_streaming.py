@@ -137,9 +137,10 @@ def numbers(**keys: Any) -> list[float]:
         {"pos_emb": "alibi", "num_mem_kv": 2},
         {"mlm_training": True, "mlm_mask_id": 3, "pos_emb": "rotary"},
         pytest.param({"recompute_grad": True, "tokens_per_mb_per_replica": 16}, marks=pytest.mark.slow),
-        {"pos_emb": "alibi", "mesh_shape": "a:2,b:2", "layout": "batch:a,heads:b"},
+        {"pos_emb": "alibi", "num_kv_heads": 2, "mesh_shape": "a:2,b:2", "layout": "batch:a,heads:b"},
+        pytest.param({"num_kv_heads": 1, "mesh_shape": "a:2", "layout": "heads:a"}, marks=pytest.mark.slow),
     ],
-    ids=["alibi, memory", "both ways", "recomputed in parts", "mesh"],
+    ids=["alibi, memory", "both ways", "recomputed in parts", "grouped, on a mesh", "multi-query, on a mesh"],
 )
 def test_training_is_that_of_the_plain_operations(keys: dict[str, Any], short_streams: list[None]) -> None:
     plain = numbers(**keys, fused_ops=False)

@@ -87,10 +87,13 @@ def test_recomputing_keeps_one_layer_and_the_inputs_of_the_others():
     assert activations(1, True) > activations(1, False)
 
 
-@pytest.mark.parametrize(("kind", "degree"), [("global", 2), ("linear", 1), ("none", 1)])
-def test_attention_grows_with_the_context(kind, degree):
+@pytest.mark.parametrize(
+    ("kind", "fused", "degree"), [("global", False, 2), ("global", True, 1), ("linear", True, 1), ("none", True, 1)]
+)
+def test_attention_grows_with_the_context(kind, fused, degree):
     def activations(n_ctx):
-        keys = {"n_ctx": n_ctx, "n_embd": 4, "n_head": 1, "attention_types": [[[kind], 2]], "n_vocab": 16}
+        keys = {"n_embd": 4, "n_head": 1, "attention_types": [[[kind], 2]], "n_vocab": 16, "fused_ops": fused}
+        keys["n_ctx"] = n_ctx
         return training_memory(tiny_config(**keys))["activations"]
 
     assert activations(1 << 16) / activations(1 << 15) == pytest.approx(2**degree, rel=0.01)

@@ -66,10 +66,23 @@ def _tied(given: Keys) -> Keys:
     return {"gpt_j_residual": True, "gpt_j_tied": normed}
 
 
+def _alibi(given: Keys) -> Keys:
+    """No positions in place of ALiBi where linear attention has no logits."""
+    linear = any("linear" in types for types, _ in given["attention_types"])
+    return {"pos_emb": "none" if linear else "alibi"}
+
+
+def _share(given: Keys) -> Keys:
+    """Two features of each head rotate."""
+    return {"pos_emb": "rotary", "rotary_pct": 2 * given["n_head"] / given["n_embd"], "rotary_emb_base": 100}
+
+
 def _off_or_on(name: str) -> list[Choice]:
     return [{name: False}, {name: True}]
 
 
+YARN = {"rope_type": "yarn", "factor": 2, "original_max_position_embeddings": 2}
+ROTARY: list[Choice] = [_share, {"pos_emb": "rotary", "rotary_interleaved": True, "rope_scaling": YARN}]
 MLM = {"mlm_training": True, "mlm_mask_id": 3, "mlm_mask_prob": 0.4}
 # In this order, for the choices that look at earlier ones.
 SIZES: Table = {
@@ -142,7 +155,7 @@ FEATURES: Table = {
             moe_num_experts=4, moe_hidden_size=10, moe_second_policy_train="threshold", moe_second_policy_eval="none"
         ),
     ],
-    "positions": [{}, _axial, {"rotary_emb": True}],
+    "positions": [{}, _axial, {"rotary_emb": True}, _alibi, *ROTARY],
     "norm": [
         {},
         {"scalenorm": True},
@@ -275,6 +288,8 @@ REMEDY = re.compile(
 )
 
 
+NO_POSITIONS = {"rotary_emb": False, "axial_pos_emb": None, "pos_emb": None, "rope_scaling": None, "rotary_pct": 1,
+                "rotary_emb_base": 10000, "rotary_interleaved": False}  # fmt: skip
 # By the key that the refusal has to name: what makes any accepted config one that cannot work.
 SLIPS: Sequence[tuple[str, Choice]] = [
     ("n_embd", lambda k: {"n_head": 2, "n_embd": 2 * k["n_embd"] + 1, "head_dim": None}),
@@ -284,9 +299,14 @@ SLIPS: Sequence[tuple[str, Choice]] = [
     ("n_positions", lambda k: {"n_positions": k["n_ctx"] + 1}),
     ("attention_types", lambda k: {"n_layer": k["n_layer"] + 1}),
     ("attention_types", {"attention_types": [[["global", "dense"], 1]]}),
-    ("axial_pos_emb", lambda k: {"axial_pos_emb": [k["n_ctx"], 2], "rotary_emb": False}),
-    ("rotary_emb", lambda k: {"axial_pos_emb": [1, k["n_ctx"]], "rotary_emb": True}),
-    ("rotary_emb", lambda k: {"axial_pos_emb": None, "rotary_emb": True, "head_dim": 3}),
+    ("axial_pos_emb", lambda k: {**NO_POSITIONS, "axial_pos_emb": [k["n_ctx"], 2]}),
+    ("rotary_emb", lambda k: {**NO_POSITIONS, "axial_pos_emb": [1, k["n_ctx"]], "rotary_emb": True}),
+    ("rotary_emb", lambda k: {**NO_POSITIONS, "rotary_emb": True, "head_dim": 3}),
+    ("pos_emb", {**NO_POSITIONS, "rotary_emb": True, "pos_emb": "learned"}),
+    ("pos_emb", {**NO_POSITIONS, **_attention("linear"), "pos_emb": "alibi"}),
+    ("rotary_pct", {**NO_POSITIONS, "pos_emb": "none", "rotary_pct": 0.5}),
+    ("rotary_pct", {**NO_POSITIONS, "pos_emb": "rotary", "head_dim": 4, "rotary_pct": 0.25}),
+    ("rope_scaling", {**NO_POSITIONS, "pos_emb": "rotary", "rope_scaling": {**YARN, "rope_type": "longrope"}}),
     ("scalenorm", {"scalenorm": True, "rezero": True}),
     ("norm", {"scalenorm": True, "rezero": False, "norm": "layernorm"}),
     ("norm_placement", {"scalenorm": False, "norm": "layernorm", "rezero": True, "norm_placement": "post"}),
