@@ -1,9 +1,10 @@
 """GPT-style language models on mesh-tensorflow: train, evaluate, generate, score, serve, export.
 
 >>> import gpt_mesh
->>> gpt_mesh.train("my_model")
->>> model = gpt_mesh.load("my_model")
+>>> model = gpt_mesh.train(data=[open("my_text.txt").read()], train_steps=1000).model
 >>> model.generate("Once upon a time", max_new_tokens=40)
+>>> model.save("my_model")
+>>> model = gpt_mesh.load("my_model")
 
 Importing this package imports nothing else and changes nothing in the process. TensorFlow is loaded when a model is
 first touched.
@@ -15,13 +16,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gpt_mesh.api import Model, evaluate, load, train
+    from gpt_mesh.api import Event, Model, evaluate, load, train
+    from gpt_mesh.config import ModelConfig, load_config
     from gpt_mesh.errors import InputError
 
 __version__ = "0.2.0"
-__all__ = ["InputError", "Model", "__version__", "evaluate", "load", "train"]
+__all__ = [
+    "Event", "InputError", "Model", "ModelConfig", "__version__", "evaluate", "load", "load_config", "train",
+]  # fmt: skip
 
-_HOMES = {"InputError": "errors", "Model": "api", "evaluate": "api", "load": "api", "train": "api"}
+_HOMES = {
+    "Event": "api", "InputError": "errors", "Model": "api", "ModelConfig": "config", "evaluate": "api", "load": "api",
+    "load_config": "config", "train": "api",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,10 @@
 
     import gpt_mesh
 
-    gpt_mesh.train("laptop")                          # a config's name or path, or a Config
+    model = gpt_mesh.train(data=[text], train_steps=1000).model   # in memory: a list, an array, a generator, a table
+    model.save("my_model")
+
+    gpt_mesh.train("laptop", train_steps=500)         # a config's name or path, with keys above it
     print(gpt_mesh.evaluate("laptop")["bits_per_byte"])
     model = gpt_mesh.load("runs/laptop")              # a run's directory, one of its checkpoints, or a config
     print(model.generate(["def main("], max_new_tokens=40)[0][0])
@@ -12,55 +15,47 @@
 
 from __future__ import annotations
 
-import logging
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
 from functools import partial
-from types import TracebackType
-from typing import Any, overload
+from typing import Any
 
 import gpt_mesh.meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
-from gpt_mesh.cluster.addresses import Cluster, find_cluster
-from gpt_mesh.cluster.chief import hosts_of
-from gpt_mesh.config import Config, generation_settings, load_config
-from gpt_mesh.data.encoders import Encoder
-from gpt_mesh.data.end_of_text import end_of_text
+from gpt_mesh.cluster.addresses import Cluster
+from gpt_mesh.config import Config, load_config
+from gpt_mesh.data.in_memory import Data
 from gpt_mesh.engine import checkpoints
-from gpt_mesh.engine.building import make_plan, restored_engine
-from gpt_mesh.engine.interface import Engine
 from gpt_mesh.errors import InputError
 from gpt_mesh.evaluation.results import result_row
-from gpt_mesh.evaluation.scoring import Score, Scorer, checked_tokens, score_document
+from gpt_mesh.evaluation.scoring import Score
 from gpt_mesh.evaluation.tasks import make_task, tasks_of
-from gpt_mesh.evaluation.validation import Validation, model_encoder
-from gpt_mesh.generation.decoder import Decoder
-from gpt_mesh.generation.generator import Defaults, Generator
-from gpt_mesh.generation.requests import seeded_requests
-from gpt_mesh.interop import saved_model
+from gpt_mesh.evaluation.validation import Validation
 from gpt_mesh.interop.initial_weights import InitFrom
+from gpt_mesh.library.devices import engine_on
+from gpt_mesh.library.model import Model
+from gpt_mesh.library.run import Trained, run, show_progress
 from gpt_mesh.meshes.devices import split_cpu_for
-from gpt_mesh.models.shapes import weight_count
-from gpt_mesh.objectives.registry import check_predicts_next
 from gpt_mesh.planning import layout_report
 from gpt_mesh.planning.layout_search import Candidate
-from gpt_mesh.storage.progress import alive, set_up_logging
-from gpt_mesh.tpu.devices import find as find_tpu
-from gpt_mesh.tpu.engine import tpu_engine
-from gpt_mesh.tpu.loop import TpuTrainer
-from gpt_mesh.training import report, runs
-from gpt_mesh.training.loop import Trainer, TrainResult, finished
+from gpt_mesh.training import runs
+from gpt_mesh.training.events import Event, Watch
+from gpt_mesh.training.in_python import AnyModel, AnyTokenizer, InMemory, config_of, config_with_data, plain
+from gpt_mesh.training.loop import TrainResult
 from gpt_mesh.training.profiling import Steps
 
-__all__ = ["Model", "Score", "TrainResult", "evaluate", "evaluations", "find_layouts", "load", "train"]
+__all__ = [
+    "Event", "Model", "Score", "TrainResult", "Trained", "evaluate", "evaluations", "find_layouts", "load", "train",
+]  # fmt: skip
 
 
 def train(
-    config: Config | str,
+    model: AnyModel | None = None,
     *,
+    data: Data | None = None,
+    eval_data: Data | None = None,
+    tokenizer: AnyTokenizer | None = None,
+    watch: Watch | None = None,
     devices: Sequence[str] | None = None,
     fit_mesh: bool = False,
     steps_per_checkpoint: int = 5000,
@@ -68,17 +63,32 @@ def train(
     new: bool = False,
     cluster: Cluster | str | None = None,
     tpu: str | None = None,
-    init_from: InitFrom | str | None = None,
+    init_from: InitFrom | str | os.PathLike[str] | None = None,
     profile: tuple[int, int] | int | None = None,
-) -> TrainResult:
+    **keys: Any,
+) -> Trained:
     """Train a model in its config's `model_path`. A run that has a checkpoint continues from the newest one.
 
-    SIGINT and SIGTERM end the run after the current step, with a checkpoint from which the next call continues.
+    SIGINT (Ctrl-C, also in a notebook) and SIGTERM end the run after the current step, with a checkpoint from which the
+    next call continues: the result has the model as it is then.
 
     Progress goes to standard error, unless the program has set up `logging`: then to the logger "gpt".
 
     Args:
-        config: a Config, or the name or path of one (see `load_config`).
+        model: a config's name or path, a run's directory, a Config, a `ModelConfig`, or a dictionary of keys
+            (docs/parameters.md). With `data`, keys that are given nowhere have defaults (`training.in_python`): a
+            model of 4 layers of 128 features. Without `model_path`, such a run is in a temporary folder.
+        data: documents to train on, instead of the config's `datasets`: texts; token ids, as lists or arrays [n] or
+            [documents, n]; pairs (prompt, completion), of which only the completion is learned; pairs (ids, mask),
+            where the mask says which ids are learned; or rows with `text`, `prompt` and `completion`, or `input_ids`
+            with `loss_mask` or `labels`, as a Hugging Face dataset yields them. Of an iterator only as much is read as
+            the steps take. Rows of n_ctx + 1 ids are samples as they are; other documents are joined, with an
+            end-of-text token between them, and windows are drawn from that.
+        eval_data: the same, held out: it is evaluated after each checkpoint.
+        tokenizer: of the texts: a path, a name on the Hugging Face hub, or an object of tokenizers or transformers.
+            Default: the config's, or else one of the texts' characters.
+        watch: called with each `Event`: metrics every `log_interval` steps, evaluations, samples. If it returns True,
+            the run ends after the current step, as by Ctrl-C.
         devices: such as ["device:GPU:0"]; default: all visible GPUs, or the CPU if there are none.
         fit_mesh: use a mesh made for another number of devices, with its sizes changed to fit these
             (`meshes.fitting.fit_sizes` has the rule). The batch size stays the same.
@@ -97,41 +107,38 @@ def train(
             checkpoint.
         profile: first and last step to profile, or a number n: the next n steps. A finished run then takes n steps
             that it does not save. The profile, for TensorBoard, is written into the run's directory.
+        keys: keys of the config, above those of `model`, such as `train_steps=500`.
 
     Returns:
-        The last step, the newest checkpoint, and the last evaluation.
+        The last step, the newest checkpoint, the last evaluation, and the model.
 
     Raises:
-        InputError: something in the config cannot work, or a worker was lost.
+        InputError: something in the config or the data cannot work, or a worker was lost.
     """
-    if not logging.getLogger().handlers:  # a program that set up logging decides itself what is shown
-        set_up_logging()
-    config = _as_config(config)
-    steps = Steps(*profile) if isinstance(profile, tuple) else profile
-    if isinstance(steps, Steps):
-        steps.check(config)
-    begin = InitFrom(init_from) if isinstance(init_from, str) else init_from
-    if tpu is not None:
-        if begin is not None:
-            raise InputError("init_from does not go with a TPU: begin the run elsewhere, and go on there")
-        found = find_tpu(tpu, config)
-        if not new and (result := finished(config, steps_per_checkpoint, sacred_id)) is not None:
-            return result
-        with report.claimed(config):
-            return TpuTrainer(
-                config, found, fit_mesh=fit_mesh, steps_per_checkpoint=steps_per_checkpoint, sacred_id=sacred_id,
-                new=new,
-            ).run()  # fmt: skip
-    with hosts_of(_as_cluster(cluster), devices) as hosts, hosts.guarded(lambda: runs.how_to_resume(config)):
-        plan = make_plan(config, hosts, fit=fit_mesh, training=True)
-        ended = None if new or isinstance(steps, int) else finished(config, steps_per_checkpoint, sacred_id)
-        if ended is not None:
-            return ended
-        with report.claimed(config) as lease:
-            return Trainer(
-                config, plan, steps_per_checkpoint=steps_per_checkpoint, sacred_id=sacred_id, new=new, hosts=hosts,
-                init_from=begin, profile=steps, lease=lease,
-            ).run()  # fmt: skip
+    show_progress()
+    keys = plain(keys)
+    if data is not None:
+        config = config_with_data(model, keys, InMemory(data, eval_data, tokenizer), new=new)
+    elif eval_data is not None or tokenizer is not None:
+        raise InputError("train(): eval_data and tokenizer go with data; a config's datasets have their own")
+    elif model is None:
+        raise InputError("train(): there is nothing to train on: give data, or a config that names datasets")
+    else:
+        config = config_of(model, keys)
+    result = run(
+        config,
+        devices=devices,
+        fit_mesh=fit_mesh,
+        steps_per_checkpoint=steps_per_checkpoint,
+        sacred_id=sacred_id,
+        new=new,
+        cluster=cluster,
+        tpu=tpu,
+        init_from=InitFrom(os.fspath(init_from)) if isinstance(init_from, (str, os.PathLike)) else init_from,
+        profile=Steps(*profile) if isinstance(profile, tuple) else profile,
+        watch=watch,
+    )
+    return Trained(result.step, result.interrupted, result.checkpoint, result.evaluation, config, devices)
 
 
 def evaluate(
@@ -208,13 +215,13 @@ def evaluations(
         held_out = config.training.eval_steps > 0 or not config.training.eval_tasks
         tasks = tasks_of(config, validation=held_out, stride=stride, download=download)
     step = checkpoints.step_of(path)
-    with _engine(config, path, devices, cluster, tpu) as engine:
+    with engine_on(config, path, devices, cluster, tpu) as engine:
         for one in tasks:
             yield result_row(step, one, one.run(engine), config)
 
 
 def load(
-    config_or_checkpoint: Config | str,
+    config_or_checkpoint: Config | str | os.PathLike[str],
     *,
     devices: Sequence[str] | None = None,
     cluster: Cluster | str | None = None,
@@ -235,220 +242,8 @@ def load(
     model = partial(Model, devices=devices, cluster=cluster, tpu=tpu)
     if isinstance(config_or_checkpoint, Config):
         return model(config_or_checkpoint)
-    config, checkpoint = runs.find(config_or_checkpoint)
+    config, checkpoint = runs.find(os.fspath(config_or_checkpoint))
     return model(config, checkpoint=checkpoint)
-
-
-class Model:
-    """A trained model: NumPy and text in, NumPy and text out."""
-
-    def __init__(
-        self,
-        config: Config,
-        *,
-        checkpoint: str | None = None,
-        devices: Sequence[str] | None = None,
-        cluster: Cluster | str | None = None,
-        tpu: str | None = None,
-    ) -> None:
-        """See `load`. `checkpoint`: default: the newest in the config's `model_path`."""
-        self.config = config
-        split_cpu_for(devices or [])
-        self.checkpoint = runs.find_checkpoint(config, checkpoint)
-        self.step = checkpoints.step_of(self.checkpoint)
-        with ExitStack() as resources:
-            self.engine = resources.enter_context(_engine(config, self.checkpoint, devices, cluster, tpu))
-            self._resources = resources.pop_all()
-        self._encoder: Encoder | None = None
-        self._generator: Generator | None = None
-
-    def __repr__(self) -> str:
-        weights, n_ctx = weight_count(self.config.model), self.config.model.n_ctx
-        return f"<Model of {weights:,} parameters at step {self.step:,}, context {n_ctx:,}: {self.checkpoint}>"
-
-    def close(self) -> None:
-        """Release the other hosts of a cluster. Does nothing on a single host."""
-        self._resources.close()
-
-    def __enter__(self) -> Model:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._resources.__exit__(kind, error, traceback)
-
-    @property
-    def encoder(self) -> Encoder:
-        """The tokenizer of the config's first dataset.
-
-        Raises:
-            InputError: it is missing, or larger than the model's vocabulary.
-        """
-        if self._encoder is None:
-            self._encoder = model_encoder(self.config)
-        return self._encoder
-
-    @property
-    def eos_id(self) -> int | None:
-        """The end-of-text token: the dataset's `eos_id`, or else the tokenizer's."""
-        return end_of_text(self.config.data.datasets[0].dataset, self.encoder)
-
-    def logits(self, tokens: ArrayLike) -> NDArray[np.float32]:
-        """Logits of the next token at each position.
-
-        Args:
-            tokens: ids [batch, n] or [n], with n at most n_ctx.
-
-        Returns:
-            float32 [batch, n, n_vocab] or [n, n_vocab]. The softmax of [..., i, :] is the distribution of token i + 1.
-
-        Raises:
-            InputError: too many tokens, or an id outside the vocabulary.
-        """
-        ids = checked_tokens(tokens, self.config.model)
-        logits: NDArray[np.float32] = np.asarray(self.engine.logits(np.atleast_2d(ids)))
-        return logits[0] if ids.ndim == 1 else logits
-
-    @overload
-    def score(self, texts: str) -> Score: ...  # type: ignore[overload-overlap]  # a str is a Sequence[str]
-
-    @overload
-    def score(self, texts: Sequence[str]) -> list[Score]: ...
-
-    def score(self, texts: str | Sequence[str]) -> Score | list[Score]:
-        """Log-probability of each token of each text. Nothing is added to a text.
-
-        A text longer than the context is scored in windows that overlap by one token, so that each token is scored
-        once.
-
-        Args:
-            texts: a list of texts, or one text.
-
-        Returns:
-            A `Score` for each text; for one text, its `Score`.
-
-        Raises:
-            InputError: the model does not predict the next token (`mlm_training`).
-        """
-        check_predicts_next(self.config)
-        if isinstance(texts, str):
-            return self.score([texts])[0]
-        documents = zip(self.encoder.encode_documents(list(texts)), texts, strict=True)
-        return [score_document(self.engine, tokens, text) for tokens, text in documents]
-
-    @overload
-    def generate(
-        self,
-        prompts: str,
-        *,
-        max_new_tokens: int | None = ...,
-        temperature: float | None = ...,
-        samples: int = ...,
-        seed: int | None = ...,
-        entmax: bool | None = ...,
-        **more: Any,
-    ) -> list[str]: ...
-
-    @overload
-    def generate(
-        self,
-        prompts: Sequence[str],
-        *,
-        max_new_tokens: int | None = ...,
-        temperature: float | None = ...,
-        samples: int = ...,
-        seed: int | None = ...,
-        entmax: bool | None = ...,
-        **more: Any,
-    ) -> list[list[str]]: ...
-
-    def generate(
-        self,
-        prompts: str | Sequence[str],
-        *,
-        max_new_tokens: int | None = None,
-        temperature: float | None = None,
-        samples: int = 1,
-        seed: int | None = None,
-        entmax: bool | None = None,
-        **more: Any,
-    ) -> list[str] | list[list[str]]:
-        """Generate continuations. They do not repeat the prompt.
-
-        Args:
-            prompts: a list of texts, or one text. An empty text starts from the end-of-text token.
-            max_new_tokens: default: the config's `predict_max_steps`, or else until the context is full.
-            temperature: 0 always takes the most likely token.
-            samples: continuations of each prompt.
-            seed: default: the config's.
-            entmax: draw from the sparse 1.5-entmax instead of the softmax of the logits.
-            more: other keys of `config.GenerationSettings`, such as `top_p` or `stop`. (`logprobs` is not one of them;
-                use `generator()`.) The config's `generation` gives the values of keys that are not set here.
-
-        Returns:
-            For each prompt a list of `samples` texts; for one text, that list. A text ends at the end-of-text token,
-            at a stop string, or at its maximal length. Beam search returns the best beam first.
-
-        Raises:
-            InputError: an argument out of range, or a model that does not predict the next token (`mlm_training`).
-        """
-        generator = self.generator()
-        texts = [prompts] if isinstance(prompts, str) else prompts
-        named = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "entmax": entmax}
-        given = {name: value for name, value in named.items() if value is not None} | {"num_samples": samples, **more}
-        if more.get("logprobs") is not None:
-            raise InputError(
-                f"generate: logprobs = {more['logprobs']}: texts have no place for them; use model.generator().generate"
-            )
-        usual = self.config.training.generation.model_copy(update={"logprobs": None})
-        settings = generation_settings(given, "generate", usual)
-        requests = seeded_requests(texts, settings, self.config.training.seed)
-        with alive("generating"):
-            found = [[one.text for one in samples] for samples in generator.generate_samples(requests)]
-        return found[0] if isinstance(prompts, str) else found
-
-    def generator(self) -> Generator:
-        """The generator behind `generate`: it runs many requests with their own settings at once, and streams.
-
-        Each call returns the same object.
-
-        Raises:
-            InputError: the model does not predict the next token (`mlm_training`).
-        """
-        check_predicts_next(self.config)
-        if self._generator is None:
-            model, training = self.config.model, self.config.training
-            defaults = Defaults(model.n_ctx, training.predict_max_steps, training.seed)
-            self._generator = Generator(self.encoder, self.eos_id, defaults, Decoder(self.engine, self.eos_id))
-        return self._generator
-
-    def scorer(self, top: int) -> Scorer:
-        """A scorer for rows of token ids. It also gives the `top` most likely tokens at each position.
-
-        Raises:
-            InputError: the model does not predict the next token (`mlm_training`).
-        """
-        check_predicts_next(self.config)
-        return Scorer(self.engine, top)
-
-    def export(self, directory: str, *, overwrite: bool = False) -> list[str]:
-        """Write a TensorFlow SavedModel, which runs without this package (docs/saved_model.md).
-
-        Args:
-            directory: a new or an empty one.
-            overwrite: replace a SavedModel that is there.
-
-        Returns:
-            The names of its signatures: "logits", and for models that predict the next token "generate" and "greedy".
-
-        Raises:
-            InputError: the directory is in use or cannot be written, or the tokenizer is missing.
-        """
-        dataset = self.config.data.datasets[0].dataset
-        encoder = None if dataset.tokenizer_path is None else self.encoder
-        eos_id = end_of_text(dataset, encoder)
-        return saved_model.save(directory, self.config, self.engine.snapshot(), encoder, eos_id, overwrite=overwrite)
 
 
 def find_layouts(config: Config | str, *, devices: int, keep_mesh: bool = False) -> list[Candidate]:
@@ -466,26 +261,5 @@ def find_layouts(config: Config | str, *, devices: int, keep_mesh: bool = False)
     Raises:
         InputError: the config's mesh is for another number of devices, or the model cannot be split over this many.
     """
-    return layout_report.find_layouts(_as_config(config), devices, keep_mesh=keep_mesh)
-
-
-@contextmanager
-def _engine(
-    config: Config, checkpoint: str, devices: Sequence[str] | None, cluster: Cluster | str | None, tpu: str | None
-) -> Iterator[Engine]:
-    """An engine on the devices that the arguments name, with the weights of a checkpoint."""
-    if tpu is not None:
-        with closing(tpu_engine(config, tpu)) as engine:
-            engine.restore(checkpoint, finite=True)
-            yield engine
-        return
-    with hosts_of(_as_cluster(cluster), devices) as hosts, hosts.guarded(runs.how_to_repeat):
-        yield restored_engine(config, checkpoint, hosts)
-
-
-def _as_config(config: Config | str) -> Config:
-    return load_config(config) if isinstance(config, str) else config
-
-
-def _as_cluster(cluster: Cluster | str | None) -> Cluster | None:
-    return find_cluster(cluster, None, {}) if isinstance(cluster, str) else cluster
+    config = load_config(config) if isinstance(config, str) else config
+    return layout_report.find_layouts(config, devices, keep_mesh=keep_mesh)

@@ -1,6 +1,8 @@
-"""The one exception that means "what the user gave cannot work"."""
+"""The one exception that means "what the user gave cannot work", and how messages show a path."""
 
 from __future__ import annotations
+
+import os
 
 
 class InputError(ValueError):
@@ -13,3 +15,13 @@ class InputError(ValueError):
     def __str__(self) -> str:
         """One line even where it quotes a file name that has a line break in it."""
         return super().__str__().replace("\r", "\\r").replace("\n", "\\n")
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path as messages show it: from the root of the file system, so that it can be copied anywhere, on one line.
+    URLs (`gs://bucket/file`) and "-" stay as they are. Idempotent.
+    """
+    text = os.fspath(path)
+    if "://" not in text and text != "-":
+        text = os.path.abspath(text)
+    return text if text.isprintable() else ascii(text)[1:-1]

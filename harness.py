@@ -98,9 +98,9 @@ class HarnessModel(TemplateLM):
     @property
     def eot_token_id(self) -> int:
         """The token that precedes a text without context."""
-        if self.model.eos_id is None:
-            raise InputError(f"{self.encoder.source}: has no <|endoftext|>; set eos_id in the dataset config")
-        return self.model.eos_id
+        if (prefix := self.model.special_tokens.prefix) is None:
+            raise InputError(f"{self.encoder.where}: has no <|endoftext|>; set eos_id in the dataset config")
+        return prefix
 
     @property
     def tokenizer_name(self) -> str:
@@ -108,8 +108,11 @@ class HarnessModel(TemplateLM):
         return self.encoder.fingerprint
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Token ids of a text. Special tokens in the text become their ids; none are added."""
-        return self.encoder.encode(string)
+        """Token ids of a text. Special tokens in the text become their ids; `bos_id` of the dataset config comes first,
+        if it is set, unless `add_special_tokens` is false.
+        """
+        tokens = self.encoder.encode(string)
+        return tokens if add_special_tokens is False else self.model.special_tokens.begun(tokens)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
@@ -126,7 +129,7 @@ class HarnessModel(TemplateLM):
         return answers
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-probability of each text after an end-of-text token."""
+        """Log-probability of each text after `prefix_token_id`, which is not added to one that begins with `bos_id`."""
         del disable_tqdm
         parts = [rolling(self.encoder.encode(r.args[0]), self.prefix_token_id, self.max_length) for r in requests]
         found = self._scorer.score([span for part in parts for span in part], "loglikelihood_rolling")
@@ -164,7 +167,7 @@ class HarnessModel(TemplateLM):
         if unknown := given.keys() - SETTINGS:
             raise InputError(f"generation_kwargs: {', '.join(sorted(unknown))}: not known here; leave it out")
         given |= {"max_new_tokens": count, "stop": [*filter(None, until)]}
-        tokens = self.encoder.encode(context)
+        tokens = self.tok_encode(context)
         request = GenerationRequest(tokens[-room:], generation_settings(given, "generation_kwargs"))
         return request, len(tokens) > room
 

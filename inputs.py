@@ -22,11 +22,11 @@ from gpt_mesh.data.bytes import byte_lengths
 from gpt_mesh.data.check import as_sampled, misfits
 from gpt_mesh.data.corpus import Corpus, Ints, Pieces, copy_pieces, data_files, load_corpus
 from gpt_mesh.data.encoders import Encoder
-from gpt_mesh.data.end_of_text import end_of_text
 from gpt_mesh.data.manifest import text_bytes
 from gpt_mesh.data.mixture import Mixture
 from gpt_mesh.data.permutation import derive_key, keyed_uint64, permute
 from gpt_mesh.data.prefetch import Prefetcher
+from gpt_mesh.data.special_tokens import end_of_text
 from gpt_mesh.data.tokenizer_check import tokenizer_misfits
 from gpt_mesh.data.windows import PAD_ID, DocumentWindows, PackedWindows
 from gpt_mesh.errors import InputError
@@ -51,6 +51,7 @@ class _Samples:
     stitch: int  # documents joined for one sample; 1 for chunks
     shuffled: bool
     width: int  # tokens of a window: n_ctx + 1
+    bos_id: int | None  # before each document
     eos_id: int  # between stitched documents; unused when stitch is 1
     name: str  # seeds this dataset's random numbers
     seed: int
@@ -64,14 +65,17 @@ class _Samples:
         """
         return max(1, len(self.corpus) // self.stitch)
 
-    def pieces(self, ranks: Ints) -> Pieces:
-        """What to read for the windows of these ranks; row r of the result is for ranks[r]."""
+    def pieces(self, ranks: Ints) -> tuple[Pieces, tuple[Ints, Ints]]:
+        """What to read for the windows of these ranks (row r of the result is for ranks[r]), and the rows and columns
+        where `bos_id` is.
+        """
         epochs, numbers = np.divmod(ranks, self.per_epoch)
         places = (numbers[:, None] * self.stitch + np.arange(self.stitch)) % len(self.corpus)
         if self.shuffled:
             keys = keyed_uint64(derive_key("order", self.seed, self.name), epochs)
             places = permute(places, len(self.corpus), keys[:, None])
-        lengths = self.corpus.lengths[places].astype(np.int64)  # [samples, stitch]
+        lead = 0 if self.bos_id is None else 1
+        lengths = self.corpus.lengths[places].astype(np.int64) + lead  # [samples, stitch]
         # Document i of a sample is [begins, ends) of the joined text, with one eos_id between neighbours.
         ends = np.cumsum(lengths + 1, axis=1) - 1
         begins = ends - lengths
@@ -80,13 +84,16 @@ class _Samples:
         last = np.minimum(ends, window_begins + self.width)
         rows, documents = np.nonzero(first < last)
         chosen = (rows, documents)
-        return Pieces(
+        starts, columns, lengths = (first - begins)[chosen], (first - window_begins)[chosen], (last - first)[chosen]
+        begun = starts < lead  # pieces that begin with bos_id, which no record holds
+        pieces = Pieces(
             records=places[chosen],
-            starts=(first - begins)[chosen],
+            starts=np.maximum(starts - lead, 0),
             rows=rows,
-            columns=(first - window_begins)[chosen],
-            lengths=(last - first)[chosen],
+            columns=columns + begun,
+            lengths=lengths - begun,
         )
+        return pieces.chosen(pieces.lengths > 0), (rows[begun], columns[begun])
 
     def _window_begins(self, epochs: Ints, numbers: Ints, joined_lengths: Ints) -> Ints:
         if self.mode != "documents_random":
@@ -110,6 +117,7 @@ def _training_samples(config: Config, number: int, progress: bool) -> _Samples:
         stitch=stitch,
         shuffled=config.data.shuffle_input_filenames or not chunks,
         width=config.model.n_ctx + 1,
+        bos_id=None if chunks else use.dataset.bos_id,
         eos_id=(end_of_text(use.dataset) or 0) if stitch > 1 else 0,
         name=f"{use.id} {listed_before}",
         seed=config.training.seed,
@@ -162,8 +170,11 @@ class TrainingData:
         for number in np.unique(datasets):
             source = self._sources[number]
             rows = np.flatnonzero(datasets == number)
+            pieces, begun = source.pieces(ranks[rows])
             tokens[rows] = source.eos_id  # pieces leave only the places between documents
-            parts.append((source.corpus, source.pieces(ranks[rows]).moved_to(rows)))
+            if source.bos_id is not None:
+                tokens[rows[begun[0]], begun[1]] = source.bos_id
+            parts.append((source.corpus, pieces.moved_to(rows)))
         copy_pieces(parts, tokens)
         return tokens
 
@@ -212,6 +223,7 @@ class TrainingData:
                     "stitch": source.stitch,
                     "shuffled": source.shuffled,
                     "eos_id": source.eos_id,
+                    **({} if source.bos_id is None else {"bos_id": source.bos_id}),
                     "records_per_file": np.diff(source.corpus.first_records).tolist(),
                     "sizes": hashlib.sha256(source.corpus.sizes.data).hexdigest(),
                     "lengths": hashlib.sha256(source.corpus.lengths.data).hexdigest(),
@@ -266,17 +278,17 @@ class EvaluationData:
             yield from ready
 
     def token_bytes(self, encoder: Encoder, size: int = 1, *, limit: int | None = None) -> int:
-        """UTF-8 bytes of the text that `batches(size, limit=limit)` scores; special tokens (eos_id) count 0."""
+        """UTF-8 bytes of the text that `batches(size, limit=limit)` scores; special tokens count 0."""
         table = byte_lengths(encoder)
         return sum(count_bytes(table, tokens, weights) for tokens, weights in self.batches(size, limit=limit))
 
     def manifest_bytes(self) -> int | None:
         """UTF-8 bytes of all the held-out text according to its manifests, whatever the tokenizer.
 
-        None if a file has no manifest, or some token is not predicted: the first of each document if its eos_id is not
-        known, and the first of each chunk.
+        None if a file has no manifest, or some token is not predicted: the first of each document if neither bos_id nor
+        eos_id is known, and the first of each chunk.
         """
-        found = [text_bytes(source.corpus.paths) for source in self._sources if source.eos_id is not None]
+        found = [text_bytes(source.corpus.paths) for source in self._sources if source.predicts_all]
         known = [size for size in found if size is not None]
         return sum(known) if len(known) == len(self._sources) else None
 
@@ -295,7 +307,7 @@ class EvaluationData:
             source = self._sources[number]
             rows = np.flatnonzero(datasets == number)
             pieces, weights[rows] = source.pieces(windows[rows] - self._first_windows[number])
-            tokens[rows] = source.empty(len(rows))
+            tokens[rows] = source.empty(windows[rows] - self._first_windows[number])
             parts.append((source.corpus, pieces.moved_to(rows)))
         copy_pieces(parts, tokens)
         return tokens, weights
@@ -331,6 +343,7 @@ def count_bytes(table: Ints, tokens: Tokens, weights: Weights) -> int:
         InputError: a label is not in the tokenizer's vocabulary.
     """
     labels = split(tokens)[1][weights > 0]
+    labels = labels[labels >= 0]  # others are not learned (`data.marks`), and not scored
     if labels.size and labels.max() >= len(table):
         raise InputError(
             f"the held-out data holds token id {labels.max()}, but its tokenizer has only {len(table)} tokens; "
@@ -346,10 +359,10 @@ def _held_out_windows(
     width = config.model.n_ctx + 1
     if use.sampling_mode == "chunks":
         return DocumentWindows(corpus, width, None, stride)
-    eos_id = end_of_text(use.dataset)
+    bos_id, eos_id = use.dataset.bos_id, end_of_text(use.dataset)
     if packed is None:
-        return DocumentWindows(corpus, width, eos_id, stride)
-    windows = PackedWindows(corpus, width, eos_id, packed)
+        return DocumentWindows(corpus, width, eos_id if bos_id is None else bos_id, stride)
+    windows = PackedWindows(corpus, width, bos_id, eos_id, packed)
     if 0 < windows.n_tokens < windows.payload:
         raise InputError(
             f"{use.dataset.source}: eval_path: holds {windows.n_tokens} tokens in all, which do not fill one window of "

@@ -24,6 +24,7 @@ from gpt_mesh.models.dropout import step_seed
 from gpt_mesh.objectives.objective import Loss
 from gpt_mesh.objectives.registry import objective_of
 from gpt_mesh.optimizers import clipping, registry, schedules
+from gpt_mesh.optimizers.optimizer import is_matrix, is_no_norm_or_bias
 from gpt_mesh.steps import buckets, microbatches
 from gpt_mesh.steps.state_split import StateSplit
 
@@ -83,8 +84,9 @@ def build_train(
     lr_on_mesh, step_on_mesh = (mtf.import_tf_tensor(ctx.mesh, x) for x in (lr, step))
     split = StateSplit.by_batch(ctx.axes, mesh_impl) if settings.split_optimizer_state else StateSplit()
     optimizer = registry.find(settings.opt_name)(
-        settings, lr_on_mesh, scale, step_on_mesh, split, cpu_kernels=ctx.cpu_kernels
-    )
+        settings, lr_on_mesh, scale, step_on_mesh, split, cpu_kernels=ctx.cpu_kernels,
+        decays=is_no_norm_or_bias if config.model.gpt_neo_original else is_matrix,
+    )  # fmt: skip
     updates = optimizer.update(weights, gradients)
     if config.training.log_grads:
         norms = {f"grad_norm/{w.name}": clipping.global_norm([g]) for w, g in zip(weights, gradients, strict=True)}

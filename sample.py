@@ -119,11 +119,11 @@ class Batch:
         prompts, lengths, ends, seen, *controls = arrays
         return Batch(prompts, lengths, ends, seen, Controls(*controls))
 
-    def continuations(self, tokens: NDArray[np.int32], eos_id: int | None) -> list[list[int]]:
-        """The tokens added to each row, up to `eos_id`. `tokens`: [batch, new tokens]."""
+    def continuations(self, tokens: NDArray[np.int32], eos_ids: tuple[int, ...]) -> list[list[int]]:
+        """The tokens added to each row, up to the first end of text. `tokens`: [batch, new tokens]."""
         counts = self.ends - self.lengths
         rows = [row[:count].tolist() for row, count in zip(tokens, counts, strict=True)]
-        return [row[: row.index(eos_id)] if eos_id in row else row for row in rows]
+        return [list(itertools.takewhile(lambda token: token not in eos_ids, row)) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -175,19 +175,19 @@ class BatchState:
 
 
 def build_prefill(
-    batch: Batch, *, config: Config, mesh_impl: Any, eos_id: int | None, top: int | None
+    batch: Batch, *, config: Config, mesh_impl: Any, eos_ids: tuple[int, ...], top: int | None
 ) -> list[tf.Tensor]:
     """Read the prompts and draw a first token for each.
 
     Args:
-        eos_id: where a row ends; None: only at its length.
+        eos_ids: each of them ends a row.
         top: also give log-probabilities, and those of this many likeliest tokens.
 
     Returns:
         What `Decoding.draw` gives, [batch] and [batch, top]; whether each token was seen, [batch, n_vocab]; the
         state of each layer of attention, with the prompts' width as memory_length: see `models.attention.kinds`.
     """
-    decoding, begun = _prefill(batch, config, mesh_impl, eos_id, top)
+    decoding, begun = _prefill(batch, config, mesh_impl, eos_ids, top)
     found = [*begun.drawn, begun.seen, *itertools.chain(*begun.states)]
     return _lowered(decoding.ctx, mesh_impl, found)
 
@@ -198,7 +198,7 @@ def build_advance(
     *,
     config: Config,
     mesh_impl: Any,
-    eos_id: int | None,
+    eos_ids: tuple[int, ...],
     top: int | None,
 ) -> list[tf.Tensor]:
     """Add tokens to each row, until every row has ended or `limit` were added.
@@ -218,7 +218,7 @@ def build_advance(
     rows = mtf.Shape([ctx.dims.batch])
     given = (state.newest, state.lengths, state.ends, *state.controls)
     newest, start, ends, *controls = [mtf.import_tf_tensor(ctx.mesh, x, rows) for x in given]
-    decoding = Decoding(ctx, ends, Controls(*controls), eos_id, top)
+    decoding = Decoding(ctx, ends, Controls(*controls), eos_ids, top)
     kept = zip(state.caches, state_tensors(config.model, ctx.dims), strict=True)
     layers = by_layer(config.model, [mtf.import_tf_tensor(ctx.mesh, x, tensor.shape) for x, tensor in kept])
     seen = mtf.import_tf_tensor(ctx.mesh, state.seen, mtf.Shape([ctx.dims.batch, ctx.dims.whole_vocab]))
@@ -229,15 +229,15 @@ def build_advance(
 
 
 def build_generate(
-    batch: Batch, *, config: Config, mesh_impl: Any, eos_id: int | None, top: int | None
+    batch: Batch, *, config: Config, mesh_impl: Any, eos_ids: tuple[int, ...], top: int | None
 ) -> list[tf.Tensor]:
-    """Prefill and advance in one mesh graph: continue each prompt until its `eos_id` or its end.
+    """Prefill and advance in one mesh graph: continue each prompt until an end of text or its end.
 
     Returns:
         What `Decoding.draw` gives, [batch, n_ctx] and [batch, n_ctx, top], for each new token; what follows a row's
         end means nothing.
     """
-    decoding, begun = _prefill(batch, config, mesh_impl, eos_id, top)
+    decoding, begun = _prefill(batch, config, mesh_impl, eos_ids, top)
     new = decoding.ctx.dims.new_positions
     limit = mtf.constant(decoding.ctx.mesh, new.size, dtype=tf.int32)
     run = decoding.run(begun.drawn[0], begun.seen, begun.states, begun.lengths, limit, new)
@@ -247,7 +247,7 @@ def build_generate(
 
 
 def continue_rows(
-    state: BatchState, advance: Callable[[BatchState, tf.Tensor], list[tf.Tensor]], eos_id: int | None
+    state: BatchState, advance: Callable[[BatchState, tf.Tensor], list[tf.Tensor]], eos_ids: tuple[int, ...]
 ) -> tf.Tensor:
     """Every new token of each row, from its newest on: int32 [batch, added], in plain TensorFlow.
 
@@ -257,7 +257,7 @@ def continue_rows(
     """
     def without_ended(ends: tf.Tensor, added: tf.Tensor) -> tf.Tensor:
         """`ends`, 0 for rows that have an end of text among their new tokens [batch, added]."""
-        return ends if eos_id is None else tf.where(tf.reduce_any(tf.equal(added, eos_id), 1), 0, ends)
+        return tf.where(tf.reduce_any(next_token.is_any(added, eos_ids), 1), 0, ends) if eos_ids else ends
 
     def unfinished(written: tf.Tensor, newest: tf.Tensor, lengths: tf.Tensor, ends: tf.Tensor, *rest: Any) -> tf.Tensor:
         del written, newest, rest
@@ -295,7 +295,7 @@ class _Begun:
 
 
 def _prefill(
-    batch: Batch, config: Config, mesh_impl: Any, eos_id: int | None, top: int | None
+    batch: Batch, config: Config, mesh_impl: Any, eos_ids: tuple[int, ...], top: int | None
 ) -> tuple[Decoding, _Begun]:
     """The prompts in one pass, and a first token drawn; and what advances from there."""
     size, width = batch.prompts.shape.as_list()
@@ -309,7 +309,7 @@ def _prefill(
     prefill = Prefill(lengths)
     logits = gpt.next_logits(ctx, prompts, prefill, lengths - 1)
     one = dataclasses.replace(ctx, dims=Dims.of(config.model, size, 1, width, max(1, config.model.n_ctx - 1)))
-    decoding = Decoding(one, ends, Controls(*controls), eos_id, top)
+    decoding = Decoding(one, ends, Controls(*controls), eos_ids, top)
     drawn, seen = decoding.draw(logits, seen, lengths - 1)
     return decoding, _Begun(drawn, seen, prefill.states, lengths)
 
@@ -335,14 +335,14 @@ class Decoding:
         ctx: of one position.
         ends: int32 [batch], the lengths at which rows end.
         controls: of each row.
-        eos_id: the id at which a row ends.
+        eos_ids: each of them ends a row.
         top: also give log-probabilities, and those of this many likeliest tokens.
     """
 
     ctx: Context
     ends: mtf.Tensor
     controls: Controls
-    eos_id: int | None
+    eos_ids: tuple[int, ...]
     top: int | None
 
     def draw(self, logits: mtf.Tensor, seen: mtf.Tensor, position: mtf.Tensor) -> tuple[list[mtf.Tensor], mtf.Tensor]:
@@ -358,7 +358,7 @@ class Decoding:
         rows = mtf.Shape([dims.batch])
 
         def choose(logits: tf.Tensor, seen: tf.Tensor, position: tf.Tensor, *controls: tf.Tensor) -> tf.Tensor:
-            return next_token.choose(logits, seen, position, Controls(*controls), self.eos_id)
+            return next_token.choose(logits, seen, position, Controls(*controls), self.eos_ids)
 
         operands = [logits, seen, position, *self.controls]
         [token] = kernel_of(choose, operands, [(rows, tf.int32)], name="choose")
@@ -446,8 +446,8 @@ class Decoding:
 
         def active(token: tf.Tensor, position: tf.Tensor, ends: tf.Tensor) -> tf.Tensor:
             goes_on = position + 1 < ends
-            if self.eos_id is not None:
-                goes_on = tf.logical_and(goes_on, tf.not_equal(token, self.eos_id))
+            if self.eos_ids:
+                goes_on = tf.logical_and(goes_on, tf.logical_not(next_token.is_any(token, self.eos_ids)))
             return tf.cast(goes_on, tf.int32)
 
         rows = mtf.Shape([self.ctx.dims.batch])

@@ -86,7 +86,7 @@ def run_ours(job: dict[str, Any]) -> None:
     with np.load(job["weights"]) as weights:
         for name, value in weights.items():
             engine.store.masters[f"gpt2/{name}"].assign(value)
-    decoder, rows = Decoder(engine, None), prompts(job, config)
+    decoder, rows = Decoder(engine, ()), prompts(job, config)
     requests = [Row(row, job["tokens"], 0, temperature=0.0) for row in rows]
 
     def call() -> list[list[int]]:

@@ -6,6 +6,7 @@ import argparse
 
 from gpt_mesh.commands.mode import Mode, flag
 from gpt_mesh.config import Config
+from gpt_mesh.errors import shown
 
 
 class Export(Mode):
@@ -32,5 +33,5 @@ class Export(Mode):
         saved_model.check_folder(arguments.export, arguments.overwrite)  # first: building the model takes longer
         with api.Model(config, checkpoint=arguments.checkpoint, devices=arguments.gpu_ids) as model:
             signatures = model.export(arguments.export, overwrite=arguments.overwrite)
-        log.info("wrote %s with the signatures %s", arguments.export, ", ".join(signatures))
+        log.info("wrote %s with the signatures %s", shown(arguments.export), ", ".join(signatures))
         return 0

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from gpt_mesh.commands.model_flag import find_config
-from gpt_mesh.config import Config
+from gpt_mesh.config import Config, parse_settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,12 +80,12 @@ class Mode(ABC):
         return None
 
     def config(self, arguments: argparse.Namespace) -> tuple[Config, str | None]:
-        """The config to run with, and the checkpoint if one is named: those of --model.
+        """The config to run with, and the checkpoint if one is named: those of --model, with the keys of --set.
 
         Raises:
             InputError: there is none, or it cannot work.
         """
-        return find_config(arguments.model)
+        return find_config(arguments.model, parse_settings(arguments.set or (), "--set"))
 
     @abstractmethod
     def run(self, config: Config, arguments: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ from gpt_mesh.commands.generation_flags import ALL_FLAGS, prediction_settings
 from gpt_mesh.commands.mode import Mode, flag
 from gpt_mesh.commands.trained import keep, load
 from gpt_mesh.config import Config
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 
 HEADING = "--predict"
 PROMPTS = (
@@ -67,7 +67,7 @@ def _read_prompt(name: str) -> str:
         data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
         text = data.decode("utf-8")
     except OSError as error:
-        raise InputError(f"--prompt {name}: cannot be read ({error.strerror}); name a text file, or -") from None
+        raise InputError(f"--prompt {shown(name)}: cannot be read ({error.strerror}); name a text file, or -") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"--prompt {name}: not UTF-8 at byte {error.start}; convert it to UTF-8") from None
+        raise InputError(f"--prompt {shown(name)}: not UTF-8 at byte {error.start}; convert it to UTF-8") from None
     return text

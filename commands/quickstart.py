@@ -18,7 +18,7 @@ from typing import Any
 
 from gpt_mesh.commands.mode import Mode, flag
 from gpt_mesh.config import Config
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 
 MINUTES = 10
 HELD_OUT = (0.05, 0.25, 0.0)  # shares of the documents to hold out: the first that holds out some, but not all
@@ -89,7 +89,7 @@ class Files:
             InputError: there is no such folder.
         """
         if not os.path.isdir(text):
-            raise InputError(f"--quickstart {text}: is not a folder; name a folder of text files")
+            raise InputError(f"--quickstart {shown(text)}: is not a folder; name a folder of text files")
         name = re.sub(r"[^\w-]+", "_", os.path.basename(os.path.abspath(text))).strip("_") or "text"
         return cls(text, name, os.path.join("runs", name))
 

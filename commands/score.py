@@ -12,7 +12,7 @@ from gpt_mesh.commands.devices import HOSTS
 from gpt_mesh.commands.mode import Mode, flag
 from gpt_mesh.commands.trained import load
 from gpt_mesh.config import Config
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 
 
 class ScoreFile(Mode):
@@ -53,5 +53,5 @@ def _documents(path: Path) -> list[str]:
     from gpt_mesh.data.documents import read_documents
 
     if path.suffix not in (".txt", ".jsonl"):
-        raise InputError(f"--score {path}: give a .txt file (one document) or a .jsonl file (a text each line)")
+        raise InputError(f"--score {shown(path)}: give a .txt file (one document) or a .jsonl file (a text each line)")
     return list(read_documents(str(path)))

@@ -29,9 +29,14 @@ TABLE = Table(
     ),
     general=(
         flag(
-            "--model",
-            help="config: a path ending in .json, or the name of configs/NAME.json; or a run's directory, or one of "
-            "its checkpoints (a --worker needs none)",
+            "--model", nargs="+", metavar="NAME",
+            help="config: a path ending in .json or .yml, or the name of configs/NAME.json; of several, a later one's "
+            "keys replace those of an earlier one; or a run's directory, or one of its checkpoints (a --worker needs "
+            "none)",
+        ),
+        flag(
+            "--set", action="append", metavar="KEY=VALUE", needs="--model",
+            help="set a key of the config, such as lr=0.001 or generation.top_p=0.9; repeat it for more keys",
         ),
         flag(
             "--gpu_ids", nargs="+", metavar="DEVICE",

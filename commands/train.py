@@ -9,7 +9,7 @@ import sys
 from gpt_mesh.commands.devices import HOSTS, TPU
 from gpt_mesh.commands.mode import Mode, flag
 from gpt_mesh.config import Config
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 
 HEADING = "training"
 
@@ -79,7 +79,7 @@ def _train(config: Config, arguments: argparse.Namespace) -> int:
 
     if arguments.checkpoint is not None:
         raise InputError(
-            f"--model {arguments.model}: training continues a run from its newest checkpoint; name the run's "
+            f"--model {arguments.model[0]}: training continues a run from its newest checkpoint; name the run's "
             "directory, or begin another run with these weights by --init_from"
         )
     if arguments.new and not _agreed_to_delete(config, arguments.yes):
@@ -112,7 +112,7 @@ def _agreed_to_delete(config: Config, yes: bool) -> bool:
     steps = checkpoints.steps(directory)
     if yes or not steps:
         return True
-    what = f"{len(steps)} checkpoint{'s' * (len(steps) > 1)} (up to step {steps[-1]}) in {directory}"
+    what = f"{len(steps)} checkpoint{'s' * (len(steps) > 1)} (up to step {steps[-1]}) in {shown(directory)}"
     if not sys.stdin.isatty():
         raise InputError(f"--new would delete {what}; add --yes to agree")
     print(f"Delete {what}? [y/N] ", end="", file=sys.stderr, flush=True)

@@ -7,9 +7,10 @@ import functools
 import math
 
 from gpt_mesh.config.config import Config
+from gpt_mesh.config.dataset import DatasetConfig
 from gpt_mesh.config.fields import Group, keys
 from gpt_mesh.config.mesh import MeshConfig
-from gpt_mesh.config.messages import display, refuse, show
+from gpt_mesh.config.messages import one_line, refuse, show
 from gpt_mesh.config.mlm import MlmConfig
 from gpt_mesh.config.model import ModelConfig, repeated
 from gpt_mesh.config.moe import MoeParams
@@ -49,7 +50,21 @@ def check_model(source: str, model: ModelConfig) -> None:
     if model.scalenorm and model.rezero:
         refused("scalenorm", True, "cannot be combined with rezero, which replaces the norms; choose one")
     _check_blocks(source, model)
+    _check_original(source, model)
     _check_moe(source, model)
+
+
+def _check_original(source: str, model: ModelConfig) -> None:
+    """What the original has not, or cannot train."""
+    if not model.gpt_neo_original:
+        return
+    reason = "cannot be combined with gpt_neo_original: EleutherAI's code has no such model (docs/gpt_neo.md); "
+    for name in ("mlp_glu", "num_mem_kv", "moe_layers", "gpt_j_residual", "lm_head_bias", "embed_norm"):
+        if value := getattr(model, name):
+            refuse(source, name, list(value) if isinstance(value, tuple) else value, f"{reason}leave one of them out")
+    for name, known in (("norm", ("layernorm", "scalenorm")), ("norm_placement", ("pre",))):
+        if (value := getattr(model, name)) not in known:
+            refuse(source, name, value, f"{reason}use {' or '.join(known)}")
 
 
 def _check_heads(source: str, model: ModelConfig) -> None:
@@ -199,11 +214,18 @@ def _check_datasets(config: Config) -> None:
     for use in config.data.datasets:
         dataset = use.dataset
         if n_vocab < dataset.n_vocab:
-            file = display(dataset.source)
+            file = one_line(dataset.source)
             problem = f"less than n_vocab = {dataset.n_vocab} of {file}; raise it to at least {dataset.n_vocab}"
             refuse(config.source, "n_vocab", n_vocab, problem)
         # padding_id may lie outside the vocabulary: GPT-2's is 50257 of 50257, and padding never reaches the model.
         if dataset.eos_id is not None and dataset.eos_id >= dataset.n_vocab:
             source = config.source if dataset.eos_id == config.data.eos_id else dataset.source
-            problem = f"outside the vocabulary; it must be less than the dataset's n_vocab = {dataset.n_vocab}"
-            refuse(source, "eos_id", dataset.eos_id, problem)
+            refuse(source, "eos_id", dataset.eos_id, _outside(dataset))
+        for name, ids in (("bos_id", [dataset.bos_id or 0]), ("stop_token_ids", dataset.stop_token_ids or ())):
+            for token in ids:
+                if token >= dataset.n_vocab:
+                    refuse(dataset.source, name, token, _outside(dataset))
+
+
+def _outside(dataset: DatasetConfig) -> str:
+    return f"outside the vocabulary; it must be less than the dataset's n_vocab = {dataset.n_vocab}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ class Config:
     """A checked model config with its datasets.
 
     Attributes:
-        source: the file it came from, for messages.
+        source: the file it came from, for messages; a `source.Source` where it is laid over others.
         directory: where its dataset configs are looked for first.
+        given: the keys that were written, with their values as JSON has them.
     """
 
     source: str
@@ -33,6 +35,7 @@ class Config:
     mlm: MlmConfig
     mesh: MeshConfig
     directory: Path | None = dataclasses.field(default=None, compare=False, repr=False)
+    given: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """Every key with its effective value, flat and JSON-ready; `parse_config` reads it to an equal config."""

@@ -42,7 +42,17 @@ class DatasetConfig(Group):
         "Tokenizer file or directory, or a hub name; needed only to encode or decode text.", default=None
     )
     tokenizer_is_pretrained: Flag = key("`tokenizer_path` is a hub name such as `gpt2`.", default=False)
-    eos_id: Natural | None = key("Id that ends a document; null: the tokenizer's.", default=None)
+    bos_id: Natural | None = key(
+        "Id put before each document and each prompt, as Llama's tokenizer does; null: none.",
+        default=None,
+    )
+    eos_id: Natural | None = key("Id that ends a document, and a text; null: the tokenizer's.", default=None)
+    stop_token_ids: tuple[Natural, ...] | None = key(
+        "More ids that end a generated text, such as `<|eot_id|>`'s; null: the tokenizer's, if `eos_id` is one of "
+        "its ends of text.",
+        default=None,
+        type_text="list of integers or null",
+    )
     padding_id: Natural | None = key("Id that pads; null: the tokenizer's.", default=None)
     lambada_tokens_path: OptionalText = key(
         "LAMBADA's passages, for that task: `lambada_test.jsonl`, or a `.json` of token ids.", default=None

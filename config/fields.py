@@ -78,9 +78,24 @@ def same_as(other: str) -> dict[str, Any]:
 
 
 class Group(BaseModel):
-    """A group of keys: a frozen model that refuses keys it does not have."""
+    """A group of keys: a frozen model that refuses keys it does not have.
+
+    `ModelConfig(n_layer=4, …)` makes one in Python. Defaults that follow from other keys of the group are filled in.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+    def __init__(self, /, **values: Any) -> None:
+        """
+        Raises:
+            InputError: a key is unknown or missing, or its value cannot work.
+        """
+        from gpt_mesh.config.making import made  # which reads declarations of groups
+
+        made(self, values, super().__init__)
+
+    # Parsing, which words refusals itself, does not go through __init__.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
     @model_validator(mode="before")
     @classmethod

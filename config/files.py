@@ -1,18 +1,22 @@
-"""Configs as files: where they are, and strict reading of JSON."""
+"""Configs as files: where they are, and strict reading of JSON, JSON with comments, and YAML."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
-from gpt_mesh.config.messages import display, nearest, refuse, show
-from gpt_mesh.errors import InputError
+from gpt_mesh.config.messages import nearest, one_line, refuse, show
+from gpt_mesh.errors import InputError, shown
 
 CONFIG_DIRECTORY = Path(__file__).resolve().parents[1] / "configs"
 # It is in configs/ but is not a config.
 SCHEMA_FILE = "schema.json"
+YAML_SUFFIXES = (".yaml", ".yml")
+# The endings of a config's file. A name without one is looked up with each of them, in this order.
+SUFFIXES = (".json", ".jsonc", *YAML_SUFFIXES)
 
 
 def shipped_configs() -> list[str]:
@@ -32,43 +36,45 @@ def config_folders() -> list[Path]:
 
 
 def find(name_or_path: str) -> Path:
-    """The file of a config: a path ending in `.json`, or the name of one in the `config_folders`.
+    """The file of a config: a path with one of the `SUFFIXES`, or the name of one in the `config_folders`.
 
     Raises:
         InputError: there is none.
     """
     path = Path(name_or_path)
-    if not name_or_path.endswith(".json"):
-        places = [folder / f"{name_or_path}.json" for folder in config_folders()]
+    if not name_or_path.endswith(SUFFIXES):
+        places = [folder / f"{name_or_path}{suffix}" for folder in config_folders() for suffix in SUFFIXES]
         path = next(filter(os.path.isfile, places), places[0])
     if not os.path.isfile(path) or path == CONFIG_DIRECTORY / SCHEMA_FILE:
         known = sorted({name for folder in config_folders() for name in names(folder)} - {Path(SCHEMA_FILE).stem})
         hint = nearest(path.stem, known) or f"; shipped configs: {', '.join(shipped_configs())}"
-        raise InputError(f"{display(str(path))}: no such model config; give a path ending in .json or a name{hint}")
+        remedy = f"give a path ending in .json or .yml, or a name{hint}"
+        raise InputError(f"{shown(path)}: no such model config; {remedy}")
     return path
 
 
-def read_json(path: Path) -> Any:
-    """The JSON value in a file.
+def read_file(path: Path) -> Any:
+    """The value in a file: YAML by its ending, else JSON, which may have comments and trailing commas.
 
     Raises:
-        InputError: unreadable, not UTF-8, not JSON (with line and column), or a key given twice.
+        InputError: unreadable, not UTF-8, neither (with line and column), or a key given twice.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
-        source = display(str(path))
+        source = shown(path)
         raise InputError(f"{source}: cannot be read: {error.strerror}; check the path and its permissions") from None
-    return parse_json(data, str(path))
+    return (parse_yaml if path.suffix in YAML_SUFFIXES else parse_json)(data, shown(path))
 
 
 def parse_json(data: bytes, source: str) -> Any:
-    """The JSON value in the bytes of a file, which messages call `source`.
+    """The JSON value in the bytes of a file, which messages call `source`. Comments (`//`, `/* */`) are left out, and
+    commas before a closing bracket.
 
     Raises:
         InputError: not UTF-8, not JSON (with line and column), or a key given twice.
     """
-    source = display(source)
+    source = one_line(source)
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values: dict[str, Any] = {}
@@ -87,7 +93,7 @@ def parse_json(data: bytes, source: str) -> Any:
         return int(digits)
 
     try:
-        text = data.decode("utf-8-sig")
+        text = _without_comments(data.decode("utf-8-sig"))
         return json.loads(text, object_pairs_hook=unique, parse_constant=constant, parse_int=integer)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
@@ -96,3 +102,65 @@ def parse_json(data: bytes, source: str) -> Any:
         raise InputError(f"{source}: not a config: brackets are nested too deeply; remove them") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{source}: not UTF-8 text (byte {error.start}); write JSON as UTF-8 text") from None
+
+
+_STRING = r'"(?:\\.|[^"\\\n])*"'
+_COMMENT = re.compile(rf"{_STRING}|//[^\n]*|/\*.*?\*/", re.DOTALL)
+_TRAILING_COMMA = re.compile(rf'{_STRING}|(?<=[\w"}}\]])\s*,(?=\s*[}}\]])')
+
+
+def _without_comments(text: str) -> str:
+    """`text` with spaces for comments and trailing commas, so that lines and columns stay."""
+
+    def blank(found: re.Match[str]) -> str:
+        return found[0] if found[0].startswith('"') else re.sub(r"[^\n]", " ", found[0])
+
+    if "//" in text or "/*" in text:
+        text = _COMMENT.sub(blank, text)
+    return _TRAILING_COMMA.sub(blank, text)
+
+
+def parse_yaml(data: bytes, source: str) -> Any:
+    """The value of a YAML file, with JSON's types alone: `1e-3` is a number, and `on`, `no` and dates are text.
+
+    Raises:
+        InputError: not UTF-8, not YAML (with line and column), or a key given twice.
+    """
+    import yaml
+
+    source = one_line(source)
+
+    class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            names = [key.value for key, _ in node.value]
+            for name in names:
+                if names.count(name) > 1:
+                    refuse(source, str(name), None, f"given twice (line {node.start_mark.line + 1} on); remove one")
+            return {str(name): value for name, value in super().construct_mapping(node, deep=True).items()}
+
+    for tag, pattern, first in _YAML_TYPES:
+        Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"^(?:{pattern})$"), first)
+    try:
+        return yaml.load(data.decode("utf-8-sig"), Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = "" if mark is None else f" at line {mark.line + 1}, column {mark.column + 1}"
+        why = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        raise InputError(f"{source}: not valid YAML{place}: {why}; correct it there") from None
+    except RecursionError:
+        raise InputError(f"{source}: not a config: brackets are nested too deeply; remove them") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{source}: not UTF-8 text (byte {error.start}); write YAML as UTF-8 text") from None
+    except ValueError as error:  # such as an integer of too many digits
+        raise InputError(f"{source}: {error}; correct it") from None
+
+
+# YAML's implicit types, as JSON has them: tag, pattern, and the characters that such a value begins with.
+_YAML_TYPES = (
+    ("null", "~|null|", ["~", "n", ""]),
+    ("bool", "true|false|True|False", list("tfTF")),
+    ("int", "[-+]?(?:0|[1-9][0-9]*)", list("-+0123456789")),
+    ("float", r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
+)

@@ -9,7 +9,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from gpt_mesh.config.config import GROUPS
 from gpt_mesh.config.fields import required
-from gpt_mesh.config.names import ALIASES, SCHEMA_KEY
+from gpt_mesh.config.names import ALIASES, BASE_KEY, SCHEMA_KEY
 
 
 class _WithoutTitles(GenerateJsonSchema):
@@ -25,7 +25,10 @@ class _WithoutTitles(GenerateJsonSchema):
 
 def json_schema() -> dict[str, Any]:
     """The schema (JSON Schema 2020-12). It knows each key by itself; checks across keys are left to `load_config`."""
-    properties: dict[str, Any] = {SCHEMA_KEY: {"type": "string", "description": "This schema, for editors."}}
+    properties: dict[str, Any] = {
+        SCHEMA_KEY: {"type": "string", "description": "This schema, for editors."},
+        BASE_KEY: {"type": "string", "minLength": 1, "description": "A config whose keys this takes: name or path."},
+    }
     definitions: dict[str, Any] = {}
     for group in GROUPS.values():
         schema = group.model_json_schema(schema_generator=_WithoutTitles)
@@ -38,7 +41,8 @@ def json_schema() -> dict[str, Any]:
         "title": "A model config",
         "type": "object",
         "properties": properties,
-        "required": [name for group in GROUPS.values() for name in required(group)],
+        "if": {"not": {"required": [BASE_KEY]}},
+        "then": {"required": [name for group in GROUPS.values() for name in required(group)]},
         "additionalProperties": False,
         "$defs": definitions,
     }

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
+from gpt_mesh.config.source import source_of
 from gpt_mesh.errors import InputError
 
 
@@ -16,10 +16,14 @@ class Refused(ValueError):
 
 
 def refuse(source: str, name: str, value: Any, problem: str) -> NoReturn:
-    """Raises the one-line InputError of a key. A `value` of None is not shown."""
-    shown = show(name).strip('"')
+    """Raises the one-line InputError of a key. A `value` of None is not shown.
+
+    `source`: of the config; if that is several files, the one that has the key is named.
+    """
+    source = source_of(source, name)
+    key = show(name).strip('"')
     given = "" if value is None else f" = {show(value)}"
-    raise InputError(f"{display(source)}: {shown}{given}: {problem}")
+    raise InputError(f"{one_line(source)}: {key}{given}: {problem}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -43,8 +47,6 @@ def show(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
-def display(source: str) -> str:
-    """A path on one line, relative if it is under the working directory."""
-    if os.path.isabs(source) and not os.path.relpath(source).startswith(".."):
-        source = os.path.relpath(source)
+def one_line(source: str) -> str:
+    """The name of what holds a value, on one line. (Files are named by `shown`.)"""
     return source if source.isprintable() else ascii(source)[1:-1]

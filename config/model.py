@@ -341,6 +341,12 @@ class ModelConfig(Group):
         default=None,
         touches="function",
     )
+    gpt_neo_original: Flag = key(
+        "Compute what EleutherAI's code computes where the defaults here differ, with its names of weights: see "
+        "docs/gpt_neo.md.",
+        default=False,
+        touches="shapes",
+    )
     num_mem_kv: Natural = key(
         "Learned keys and values that every query sees (arXiv:1907.01470).", default=0, touches="shapes"
     )

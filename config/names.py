@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gpt_mesh.config.messages import display, nearest, refuse, show
+from gpt_mesh.config.messages import nearest, one_line, refuse, show
 from gpt_mesh.errors import InputError
 
 ALIASES = {"activation_fn": "activation_function"}
 # An editor finds the JSON Schema of a file by this key.
 SCHEMA_KEY = "$schema"
+# The config whose keys a file takes where it has none of its own.
+BASE_KEY = "base"
 
 # Keys of older GPT-Neo configs and common slips, each with what to do instead.
 RETIRED_KEYS = {
@@ -31,7 +33,7 @@ RETIRED_KEYS = {
 def object_of_keys(values: Any, source: str) -> dict[str, Any]:
     """A copy of the JSON object that a file holds. Raises InputError for any other JSON value."""
     if not isinstance(values, Mapping):
-        raise InputError(f"{display(source)}: must hold one JSON object of keys and values, not {show(values)}")
+        raise InputError(f"{one_line(source)}: must hold one JSON object of keys and values, not {show(values)}")
     return {name: value for name, value in values.items() if name != SCHEMA_KEY}
 
 

@@ -45,6 +45,11 @@ def reference_page() -> str:
         "A model config is one flat JSON object of the keys below. Unknown keys are refused. `configs/schema.json` is "
         'its JSON Schema: with `"$schema": "schema.json"` in a config, editors complete and check the keys.',
         "",
+        'It may be JSON, JSON with comments, or YAML (`.json`, `.jsonc`, `.yml`, `.yaml`). `"base": "NAME"` takes '
+        "the keys of another config, by its name or its path, where the file has none of its own. `--model A B` lays "
+        "several files over each other, and `--set KEY=VALUE` lays single keys above them: the value is JSON or text, "
+        "`generation.top_p=0.9` sets one entry of an object. A higher layer replaces a key's whole value.",
+        "",
         "`touches` says which part of a trained model the key determines: the shapes of its `weights`, or the "
         "`function` that it computes with the same weights. A run does not resume after such a change. What a new run "
         "may change is in [fine_tuning.md](fine_tuning.md).",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +11,48 @@ from gpt_mesh.config.config import GROUPS, Config
 from gpt_mesh.config.data import DataConfig, DatasetUse
 from gpt_mesh.config.dataset import DatasetConfig
 from gpt_mesh.config.fields import Group, keys
-from gpt_mesh.config.files import config_folders, find, names, read_json
+from gpt_mesh.config.files import config_folders, names, read_file
 from gpt_mesh.config.generation import GenerationSettings, clash
-from gpt_mesh.config.messages import display, nearest, refuse, show
+from gpt_mesh.config.layers import Layer, layers_of, merged, set_keys
+from gpt_mesh.config.messages import nearest, one_line, refuse, show
 from gpt_mesh.config.model import ModelConfig
 from gpt_mesh.config.names import ALIASES, check_known, object_of_keys, without_aliases
 from gpt_mesh.config.reading import check_complete, read
+from gpt_mesh.config.source import Source, file_of
+from gpt_mesh.errors import shown
 
 
-def load_config(name_or_path: str) -> Config:
-    """Reads and checks a model config.
+def load_config(*names_or_paths: str, settings: Mapping[str, Any] | None = None, setter: str = "--set") -> Config:
+    """Reads and checks a model config: one file, or several laid over each other.
 
     Args:
-        name_or_path: a path ending in `.json`, or the name of `configs/<name>.json` in one of the `config_folders`.
+        names_or_paths: at least one, each a path with one of `files.SUFFIXES`, or the name of such a file in one of the
+            `config_folders`. A later one's keys replace those of an earlier one. Dataset configs are looked for
+            beside the last one that has `datasets`.
+        settings: keys above all files; `object.entry` is an entry of an object.
+        setter: who gives the settings, for messages.
 
     Raises:
-        InputError: the file is missing, is not JSON, or holds something that cannot work.
+        InputError: a file is missing, is not a config, or holds something that cannot work.
     """
-    path = find(name_or_path)
-    return parse_config(read_json(path), str(path), path.resolve().parent)
+    layers = [layer for name in names_or_paths for layer in layers_of(name)]
+    return parse_layers([*layers, Layer(setter, settings)] if settings else layers)
+
+
+def parse_layers(layers: Sequence[Layer], directory: Path | None = None) -> Config:
+    """Checks a config laid over others, the lowest first.
+
+    Args:
+        directory: where its dataset configs are looked for first; default: the directory of the last file that has
+            `datasets`.
+
+    Raises:
+        InputError: something in it cannot work.
+    """
+    values, source = merged(layers)
+    files = [layer for layer in layers if layer.directory is not None]
+    naming = [layer.directory for layer in files if "datasets" in layer.values] or [one.directory for one in files[-1:]]
+    return parse_config(values, source, directory or next(reversed(naming), None))
 
 
 def parse_config(values: Mapping[str, Any], source: str, directory: Path | None = None) -> Config:
@@ -47,7 +70,7 @@ def parse_config(values: Mapping[str, Any], source: str, directory: Path | None 
     data: DataConfig = groups["data"]
     uses = tuple(_with_dataset(use, data, source, directory) for use in data.datasets)
     groups["data"] = data.model_copy(update={"datasets": uses})
-    config = Config(source=source, directory=directory, **groups)
+    config = Config(source=source, directory=directory, given=dict(values), **groups)
     checks.check(config)
     return config
 
@@ -84,7 +107,26 @@ def parse_model(values: Mapping[str, Any], source: str) -> ModelConfig:
 
 
 def replace(config: Config, **flat_keys: Any) -> Config:
-    """`config` with some keys changed, checked again.
+    """`config` with some keys changed, checked again: see `overlay`."""
+    return parse_config(overlay(config, flat_keys), config.source, config.directory)
+
+
+def with_settings(config: Config, settings: Mapping[str, Any], setter: str = "--set") -> Config:
+    """`config` with `settings` above it, as `load_config` has them, checked again.
+
+    Raises:
+        InputError: something in them cannot work.
+    """
+    if not settings:
+        return config
+    known = {name: one_line(config.source) for name in config.to_json()}
+    origins = {**known, **{name.partition(".")[0]: setter for name in settings}}
+    source = Source(f"{one_line(config.source)} + {setter}", origins, file_of(config.source))
+    return parse_config(overlay(config, settings), source, config.directory)
+
+
+def overlay(config: Config, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The flat keys of `config`, with those of `settings` in their place.
 
     A key that stands at its derived default follows what it is derived from: changing `train_steps` moves
     `lr_decay_end` along, unless that was set apart.
@@ -94,8 +136,8 @@ def replace(config: Config, **flat_keys: Any) -> Config:
         for name, declared in keys(group).items():
             if declared.derive is not None and read_values[name] == declared.derive(read_values):
                 del values[name]
-    values.update(flat_keys)
-    return parse_config(values, config.source, config.directory)
+    set_keys(values, without_aliases(settings, str(config.source)))
+    return values
 
 
 def generation_settings(
@@ -158,15 +200,15 @@ def _with_dataset(use: DatasetUse, data: DataConfig, source: str, directory: Pat
             dataset = _load_dataset(place / f"{use.id}.json")
             return use.model_copy(update={"dataset": _with_ids(dataset, data, source)})
     known = sorted({known for place in places for known in names(place)})
-    looked = " and ".join(display(str(place)) for place in places)
+    looked = " and ".join(shown(place) for place in places)
     problem = f"no dataset config {show(f'{use.id}.json')} in {looked}; create it or use one of the ids that exist"
     refuse(source, "datasets", use.id, f"{problem} ({', '.join(known) or 'none'}){nearest(use.id, known)}")
 
 
 def _load_dataset(path: Path) -> DatasetConfig:
     """Reads and checks one dataset config."""
-    source = str(path)
-    values = object_of_keys(read_json(path), source)
+    source = shown(path)
+    values = object_of_keys(read_file(path), source)
     check_known(values, keys(DatasetConfig), source, _keys_of(GROUPS.values()), "model config")
     check_complete([DatasetConfig], values, source)
     dataset = read(DatasetConfig, {"source": source, **values}, source, {})
@@ -183,7 +225,7 @@ def _with_ids(dataset: DatasetConfig, data: DataConfig, source: str) -> DatasetC
     for name in ("eos_id", "padding_id"):
         own, outer = getattr(dataset, name), getattr(data, name)
         if own is not None and outer is not None and own != outer:
-            file = display(dataset.source)
+            file = one_line(dataset.source)
             refuse(source, name, outer, f"{file} has {name} = {own}; make the two equal or remove it here")
         filled[name] = outer if own is None else own
     return dataset.model_copy(update=filled)

@@ -11,13 +11,13 @@ from pydantic import AfterValidator, WithJsonSchema
 from gpt_mesh.config.fields import WHOLE, Count, Flag, Group, Natural, Text, key, same_as
 from gpt_mesh.config.generation import GenerationSettings, agreeing
 from gpt_mesh.config.messages import Refused
-from gpt_mesh.storage.files import SCHEMES, path_problem
+from gpt_mesh.storage.files import SCHEMES, is_url, path_problem
 
 # Tasks by the names that a config gives them. evaluation/tasks.py has a table of these names.
 EvalTask = Literal["lambada", "wikitext"]
 EVAL_TASKS: tuple[EvalTask, ...] = get_args(EvalTask)
 # Objectives by the names that a config gives them: files of objectives/.
-Objective = Literal["next_token", "masked"]
+Objective = Literal["next_token", "completion", "masked"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
 # A local path, or a URL with one of the schemes that files.py knows.
@@ -25,10 +25,12 @@ _PATH_SCHEMA = {"type": "string", "minLength": 1, "pattern": f"^(({'|'.join(SCHE
 
 
 def _model_path(value: str) -> str:
-    """The path with `~` replaced. Raises Refused for one that nothing can be written to."""
+    """The path from the root of the file system, wherever the program is when it is used. Raises Refused for one that
+    nothing can be written to.
+    """
     if (problem := path_problem(value)) is not None:
         raise Refused(problem)
-    return os.path.expanduser(value)
+    return value if is_url(value) else os.path.abspath(os.path.expanduser(value))
 
 
 class TrainingConfig(Group):
@@ -38,7 +40,8 @@ class TrainingConfig(Group):
         "Directory of the run: everything it writes goes there; local (`~`: your home directory) or `gs://`."
     )
     objective: Objective = key(
-        "What the model learns: the next token, or (with `mlm_training`) masked tokens.",
+        "What the model learns: the next token; `completion`: the next token where the data says that it is learned "
+        "(its other ids have inverted bits); or, with `mlm_training`, masked tokens.",
         touches="function",
         derive=lambda values: "masked" if values["mlm_training"] else "next_token",
         default_text="`masked` with `mlm_training`, else `next_token`",
@@ -63,8 +66,9 @@ class TrainingConfig(Group):
         null_is_default=True,
     )
     iterations: Count = key(
-        "Steps per device loop on TPU; on CPU and GPU the logging interval.", default=500, unit="steps"
+        "Steps per device loop on TPU; elsewhere the default of `log_interval`.", default=500, unit="steps"
     )
+    log_interval: Count = key("Steps between rows of `metrics.jsonl`.", unit="steps", **same_as("iterations"))
     precision: Literal["float32", "bfloat16"] = key(
         "Type of the activations; weights, optimizer state, softmax and loss stay float32.", default="float32"
     )

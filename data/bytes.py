@@ -38,7 +38,7 @@ def byte_lengths(encoder: Encoder) -> NDArray[np.int64]:
     """
     if not encoder.keeps_bytes:
         raise InputError(
-            f"{encoder.source}: its tokens do not have the bytes of the text: it is not byte-level, or it normalizes "
+            f"{encoder.where}: its tokens do not have the bytes of the text: it is not byte-level, or it normalizes "
             "text or adds spaces; bits per byte needs a byte-level BPE that does neither"
         )
     added = encoder.tokenizer.get_added_tokens_decoder()
@@ -47,7 +47,7 @@ def byte_lengths(encoder: Encoder) -> NDArray[np.int64]:
         table[number] = len(data)
     for number, token in added.items():
         table[number] = 0 if token.special else len(token.content.encode())
-    for special in (encoder.eos_id, encoder.padding_id):
+    for special in (encoder.bos_id, *encoder.eos_ids, encoder.padding_id):
         if special is not None and special < len(table):
             table[special] = 0
     return table

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from gpt_mesh.config import Config, DatasetConfig, DatasetUse
 from gpt_mesh.data.corpus import Corpus, data_files, load_indexes
 from gpt_mesh.data.encoders import Encoder, load_encoder
-from gpt_mesh.data.end_of_text import end_of_text
 from gpt_mesh.data.manifest import unlike_manifests
+from gpt_mesh.data.marks import unmarked
+from gpt_mesh.data.special_tokens import end_of_text
 from gpt_mesh.data.tfrecords import RecordIndex
 from gpt_mesh.data.tokenizer_check import tokenizer_misfits, wrong_tokenizer
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 
 _SAMPLES = 3
 _SAMPLE_TOKENS = 48
@@ -58,12 +59,13 @@ def misfits(config: Config, use: DatasetUse, corpus: Corpus, *, held_out: bool =
 
 def _id_misfits(config: Config, use: DatasetUse, corpus: Corpus) -> Iterator[str]:
     n_vocab = config.model.n_vocab
+    lowest = -n_vocab if config.training.objective == "completion" else 0
     for path, (least, greatest) in zip(corpus.paths, corpus.id_ranges, strict=True):
-        if least < 0:
-            yield f"{path}: holds token id {least}; ids are 0 to n_vocab - 1: write the file again"
+        if least < lowest:
+            yield f"{shown(path)}: holds token id {least}; ids are {lowest} to n_vocab - 1: write the file again"
         if greatest >= n_vocab:
             yield (
-                f"{path}: holds token id {greatest}, and n_vocab of {config.source} is {n_vocab}; "
+                f"{shown(path)}: holds token id {greatest}, and n_vocab of {config.source} is {n_vocab}; "
                 f"set n_vocab to at least {greatest + 1}, or encode the data with a smaller tokenizer"
             )
 
@@ -252,7 +254,8 @@ def _decode_samples(use: DatasetUse, corpus: Corpus, report: DatasetReport) -> N
     for path, (_, greatest) in zip(corpus.paths, corpus.id_ranges, strict=True):
         if greatest >= encoder.n_vocab:
             report.problems.append(
-                f"{path}: holds token id {greatest}, and the tokenizer {dataset.tokenizer_path} has {encoder.n_vocab} "
+                f"{shown(path)}: holds token id {greatest}, and the tokenizer {dataset.tokenizer_path} has "
+                f"{encoder.n_vocab} "
                 f"tokens; set tokenizer_path of {dataset.source} to the tokenizer that made the data"
             )
             return
@@ -262,5 +265,5 @@ def _decode_samples(use: DatasetUse, corpus: Corpus, report: DatasetReport) -> N
 def _sample_texts(encoder: Encoder, corpus: Corpus) -> Iterator[str]:
     records = np.unique(np.linspace(0, len(corpus) - 1, _SAMPLES).astype(np.int64))
     for ids in corpus.read_tokens(records):
-        text = encoder.decode(ids[:_SAMPLE_TOKENS].tolist())
+        text = encoder.decode(unmarked(ids[:_SAMPLE_TOKENS].astype(np.int64)).tolist())
         yield repr(text)  # on one line, whatever it holds

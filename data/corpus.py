@@ -16,7 +16,7 @@ from gpt_mesh.config import DatasetConfig
 from gpt_mesh.data.manifest import manifests_of
 from gpt_mesh.data.megatron import data_file, index_path, is_pair, load_pair
 from gpt_mesh.data.tfrecords import RecordError, RecordIndex, load_index, parse_records, read_records
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.storage import files as storage
 from gpt_mesh.storage.progress import BYTES, Progress
 
@@ -274,12 +274,16 @@ def _load_index(path: str, progress: Callable[[int], object]) -> RecordIndex:
     if is_pair(path):
         return load_pair(path, progress=progress)
     if path.endswith(".idx"):
-        raise InputError(f"{path}: is an index of Megatron's without its {path[:-4]}.bin; put both into one folder")
+        raise InputError(
+            f"{shown(path)}: is an index of Megatron's without its {shown(path)[:-4]}.bin; put both into one folder"
+        )
     try:
         return load_index(path, progress=progress)
     except InputError as error:
         if path.endswith(".bin"):
-            raise InputError(f"{error} (or a file of Megatron, but {index_path(path)} is not beside it)") from error
+            raise InputError(
+                f"{error} (or a file of Megatron, but {shown(index_path(path))} is not beside it)"
+            ) from error
         raise
 
 

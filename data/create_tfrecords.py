@@ -40,7 +40,7 @@ from gpt_mesh.data.output import Output, check_free
 from gpt_mesh.data.reading import Selection, read_corpus
 from gpt_mesh.data.shards import Chunks, Documents, Packer, Split
 from gpt_mesh.data.sources import Source, add_source_flags, open_sources
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.storage import files as storage
 from gpt_mesh.storage.lease import lease
 from gpt_mesh.storage.progress import BYTES, Progress, set_up_logging
@@ -70,7 +70,7 @@ def create_tfrecords(flags: argparse.Namespace) -> None:
     if flags.write_dataset_config:
         write_dataset_config(
             *(flags.write_dataset_config, flags.output_dir, manifest, encoder),
-            eos_id=separator[-1] if separator else None,
+            eos_id=flags.separator[-1] if flags.separator else None,
             pretrained=flags.use_gpt2_tokenizer,
         )
     for name, split in manifest.splits.items():
@@ -159,7 +159,7 @@ def _explained(folder: str, stays: str) -> Iterator[None]:
         yield
     except storage.errors() as error:
         raise InputError(
-            f"{folder}: cannot be written: {storage.reason(error)}; make room or give another{stays}"
+            f"{shown(folder)}: cannot be written: {storage.reason(error)}; make room or give another{stays}"
         ) from error
 
 
@@ -215,16 +215,22 @@ def _cleaning(flags: argparse.Namespace) -> Cleaning:
 
 
 def _separator(flags: argparse.Namespace, encoder: Encoder) -> list[int]:
-    """Ids that end a document; [] when none is asked for, or the tokenizer has none and none is needed."""
+    """Ids that follow a document; in chunks, the default is the end of text and what begins the next document. []: none
+    are given, and the tokenizer has none.
+
+    Raises:
+        InputError: they are not in the vocabulary, more than one id for documents, or none for chunks.
+    """
     separator: list[int] | None = flags.separator
     if separator is None:
         if encoder.eos_id is None and flags.mode == "chunks":
-            raise InputError(f'{encoder.source}: has no <|endoftext|> to separate documents; give --separator "[ID]"')
-        return [] if encoder.eos_id is None else [encoder.eos_id]
+            raise InputError(f'{encoder.where}: has no <|endoftext|> to separate documents; give --separator "[ID]"')
+        own = [encoder.eos_id, encoder.bos_id if flags.mode == "chunks" else None]
+        return [token for token in own if token is not None]
     for token in separator:
         if not 0 <= token < encoder.n_vocab:
             raise InputError(
-                f"--separator {separator}: {token} is no id of {encoder.source} (0 to {encoder.n_vocab - 1})"
+                f"--separator {separator}: {token} is no id of {encoder.where} (0 to {encoder.n_vocab - 1})"
             )
     if flags.mode == "documents" and len(separator) > 1:
         raise InputError(
@@ -242,14 +248,14 @@ def _check_output(flags: argparse.Namespace, wanted: Manifest) -> None:
     if not (flags.overwrite or flags.resume):
         check_free(folder, wanted)
         if config and storage.exists(config):
-            raise InputError(f"{config}: is there already; give another --write_dataset_config, or --overwrite")
+            raise InputError(f"{shown(config)}: is there already; give another --write_dataset_config, or --overwrite")
     storage.make_folder(folder)
     if config:
         own = re.compile(rf"{re.escape(name)}(_eval)?_\d+_\d+\.tfrecords")
         others = [path for path in storage.glob(files_glob(folder, name)) if not own.fullmatch(os.path.basename(path))]
         if others:
             raise InputError(
-                f"{others[0]}: would be taken for a file of --name {name}; give another name or --output_dir"
+                f"{shown(others[0])}: would be taken for a file of --name {name}; give another name or --output_dir"
             )
         storage.make_folder(os.path.dirname(config) or ".")
 

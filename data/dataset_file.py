@@ -8,7 +8,7 @@ import os
 
 from gpt_mesh.data.encoders import Encoder
 from gpt_mesh.data.manifest import Manifest, shard_pattern
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.storage import files as storage
 from gpt_mesh.storage import strict_json
 
@@ -21,8 +21,8 @@ def files_glob(folder: str, prefix: str) -> str:
 def write_dataset_config(
     path: str, folder: str, manifest: Manifest, encoder: Encoder, *, eos_id: int | None, pretrained: bool
 ) -> None:
-    """Write a dataset config for the files in `folder`. eos_id: None is the tokenizer's. pretrained: the tokenizer is
-    named as on the Hugging Face hub.
+    """Write a dataset config for the files in `folder`. eos_id: None is the tokenizer's, with all of its other ends of
+    text. pretrained: the tokenizer is named as on the Hugging Face hub.
 
     Raises InputError, with what it would hold, when it cannot be written.
     """
@@ -33,7 +33,9 @@ def write_dataset_config(
         "n_vocab": encoder.n_vocab,
         "tokenizer_path": encoder.source if pretrained else relative_to_config(encoder.source, path),
         "tokenizer_is_pretrained": pretrained,
+        "bos_id": encoder.bos_id,
         "eos_id": encoder.eos_id if eos_id is None else eos_id,
+        "stop_token_ids": list(encoder.eos_ids[1:]) or None if eos_id is None else None,
         "padding_id": encoder.padding_id,
     }
     content = {key: value for key, value in config.items() if value is not None}
@@ -41,8 +43,8 @@ def write_dataset_config(
         strict_json.write(path, content)
     except storage.errors() as error:
         by_hand = f"write it by hand: {json.dumps(content)}"
-        raise InputError(f"{path}: cannot be written: {storage.reason(error)}; {by_hand}") from error
-    print(f"dataset config: {path}")
+        raise InputError(f"{shown(path)}: cannot be written: {storage.reason(error)}; {by_hand}") from error
+    print(f"dataset config: {shown(path)}")
 
 
 def relative_to_config(path: str, config_path: str) -> str:

@@ -8,7 +8,7 @@ from gpt_mesh.data.pieces import cut
 from gpt_mesh.data.readers.blocks import file_blocks
 from gpt_mesh.data.readers.reader import AS_IT_STANDS, Content, Documents, Progress, Reading
 from gpt_mesh.data.readers.table import read_content, reader_of
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.storage import files as storage
 
 _READ_BYTES = 1 << 20
@@ -42,11 +42,11 @@ def read_pieces(
         with storage.open_binary(path) as file:
             reader = reader_of(path)
             block_size = _COMPRESSED_BYTES if reader is not None and reader.container else _READ_BYTES
-            content = Content(path, path, file_blocks(file, block_size, count), file=file, progress=count)
-            yield from in_pieces(read_content(content, reading), size, path)
+            content = Content(shown(path), path, file_blocks(file, block_size, count), file=file, progress=count)
+            yield from in_pieces(read_content(content, reading), size, shown(path))
         count.up_to(storage.stat(path).size)
     except storage.errors() as error:
-        raise InputError(f"{path}: cannot be read: {storage.reason(error)}") from error
+        raise InputError(f"{shown(path)}: cannot be read: {storage.reason(error)}") from error
 
 
 def in_pieces(documents: Documents, size: int, where: str) -> Iterator[tuple[str | None, bool]]:

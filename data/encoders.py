@@ -18,10 +18,10 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from gpt_mesh.data import tokenizer_folders
 from gpt_mesh.data.pieces import CUT
 from gpt_mesh.data.tokenizer_errors import is_panic, library_errors
-from gpt_mesh.errors import InputError
+from gpt_mesh.data.tokenizer_folders import Saved, is_saved, load_saved, read_text
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.storage import files as storage
 
 END_OF_TEXT = "<|endoftext|>"
@@ -44,22 +44,32 @@ _GPT2_END_OF_TEXT = 50256
 class Encoder:
     """Text to token ids and back.
 
-    tokenizer: how it is done. source: where it came from, for messages. Neither truncates nor pads, nor adds tokens
-    that are not in the text.
+    It neither truncates nor pads, and adds no tokens that are not in the text.
+
+    Attributes:
+        tokenizer: of the tokenizers library.
+        source: its path or name, for messages.
     """
 
-    def __init__(self, tokenizer: Tokenizer, source: str) -> None:
+    def __init__(self, tokenizer: Tokenizer, source: str, eos_ids: tuple[int, ...] = (), pad_id: int | None = None):
+        """`eos_ids`, `pad_id`: ids that end and that pad texts, according to the files beside the vocabulary."""
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.tokenizer = tokenizer
         self.source = source
+        self._declared = eos_ids, pad_id
 
-    def __reduce__(self) -> tuple[type[Encoder], tuple[Tokenizer, str]]:
-        return Encoder, (self.tokenizer, self.source)  # without _literal, whose special setting pickling loses
+    @property
+    def where(self) -> str:
+        """The source as messages show it: a path, or a name on a hub."""
+        return shown(self.source) if storage.exists(self.source) else self.source
+
+    def __reduce__(self) -> tuple[type[Encoder], tuple[Any, ...]]:
+        return Encoder, (self.tokenizer, self.source, *self._declared)  # _literal's special setting would be lost
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`. Special tokens written out in it, such as `<|endoftext|>`, become their ids."""
-        with library_errors(self.source):
+        with library_errors(self.where):
             return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -81,7 +91,7 @@ class Encoder:
         texts = []
         for known, run in itertools.groupby(map(int, ids), key=self._known.__contains__):
             found = list(run)
-            with library_errors(self.source):
+            with library_errors(self.where):
                 text = self.tokenizer.decode(found, skip_special_tokens=False) if known else _UNKNOWN * len(found)
             texts.append(text)
         return "".join(texts)
@@ -92,17 +102,38 @@ class Encoder:
         return max(self._known, default=-1) + 1
 
     @cached_property
+    def bos_id(self) -> int | None:
+        """Id that the tokenizer's post-processor puts before a text, as Llama's does; None: it puts none."""
+        step = self._definition["post_processor"] or {}
+        for one in step.get("processors", [step]):
+            if one.get("type") == "TemplateProcessing":
+                first = one["single"][0].get("SpecialToken") if one["single"] else None
+                ids = one["special_tokens"][first["id"]]["ids"] if first else []
+                return ids[0] if len(ids) == 1 else None
+        return None
+
+    @cached_property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Ids that end texts, the first of them documents: those that its files name, else that of `<|endoftext|>`."""
+        if self._declared[0]:
+            return self._declared[0]
+        token = self.tokenizer.token_to_id(END_OF_TEXT)
+        return () if token is None else (token,)
+
+    @property
     def eos_id(self) -> int | None:
-        """Id of `<|endoftext|>`; None when the tokenizer has none."""
-        return self.tokenizer.token_to_id(END_OF_TEXT)
+        """The first of `eos_ids`; None when there is none."""
+        return self.eos_ids[0] if self.eos_ids else None
 
     @cached_property
     def padding_id(self) -> int | None:
-        """Id of `<|padding|>`, or 50257 for GPT-2's vocabulary (where no token has it); None when there is none."""
+        """Id of `<|padding|>`, or the one that its files name, or 50257 for GPT-2's vocabulary (where no token has it);
+        None when there is none.
+        """
         token = self.tokenizer.token_to_id(PADDING)
         if token is None and (self.n_vocab, self.eos_id) == (_GPT2_VOCABULARY, _GPT2_END_OF_TEXT):
             return _GPT2_VOCABULARY
-        return token
+        return self._declared[1] if token is None else token
 
     @cached_property
     def fingerprint(self) -> str:
@@ -183,13 +214,13 @@ class Encoder:
 
     @cached_property
     def _literal(self) -> Tokenizer:
-        with library_errors(self.source):
+        with library_errors(self.where):
             tokenizer = Tokenizer.from_str(self.tokenizer.to_str())
         tokenizer.encode_special_tokens = True  # "encode" them: take them for text
         return tokenizer
 
     def _ids(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-        with library_errors(self.source):
+        with library_errors(self.where):
             return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
@@ -220,12 +251,15 @@ def load_encoder(path: str, pretrained: bool = False) -> Encoder:
         InputError: there is no such tokenizer, it cannot be read, or the hub cannot be reached.
     """
     if storage.is_folder(path):
-        return _checked(Encoder(_from_folder(path), path))
+        found = _from_folder(path)
+        return _checked(Encoder(found.tokenizer, path, found.eos_ids, found.pad_id))
     if storage.exists(path):
         return _checked(Encoder(_from_json(path), path))
     if pretrained:
         return _checked(Encoder(_from_json(_hub_file(path)), path))
-    raise InputError(f"{path}: no such tokenizer; give a {TOKENIZER_FILE}, or a folder with vocab.json and merges.txt")
+    raise InputError(
+        f"{shown(path)}: no such tokenizer; give a {TOKENIZER_FILE}, or a folder with vocab.json and merges.txt"
+    )
 
 
 def _checked(encoder: Encoder) -> Encoder:
@@ -236,40 +270,40 @@ def _checked(encoder: Encoder) -> Encoder:
     """
     if encoder.n_vocab > _LARGEST_VOCABULARY:
         raise InputError(
-            f"{encoder.source}: has a token of id {encoder.n_vocab - 1}; ids must be less than "
+            f"{encoder.where}: has a token of id {encoder.n_vocab - 1}; ids must be less than "
             f"{_LARGEST_VOCABULARY:,}: get the tokenizer again"
         )
-    with library_errors(encoder.source):
+    with library_errors(encoder.where):
         ids = encoder.encode("A try.\n") + encoder.encode_documents(["A try.\n"])[0]
         encoder.decode(ids + sorted(encoder._known)[:3])
     return encoder
 
 
-def _from_folder(folder: str) -> Tokenizer:
-    if not storage.exists(f"{folder}/{TOKENIZER_FILE}") and tokenizer_folders.is_saved(folder):
-        return tokenizer_folders.load_saved(folder)
+def _from_folder(folder: str) -> Saved:
+    if not storage.exists(f"{folder}/{TOKENIZER_FILE}") and is_saved(folder):
+        return load_saved(folder)
     for name in _TOKENIZER_FILES:
         if storage.exists(f"{folder}/{name}"):
-            return _from_json(f"{folder}/{name}")
+            return Saved(_from_json(f"{folder}/{name}"))
     for vocabulary, merges in _VOCABULARY_FILES:
         if storage.exists(f"{folder}/{vocabulary}") and storage.exists(f"{folder}/{merges}"):
-            return _from_vocabulary(f"{folder}/{vocabulary}", f"{folder}/{merges}")
-    raise InputError(f"{folder}: holds no tokenizer; put {TOKENIZER_FILE} there, or vocab.json and merges.txt")
+            return Saved(_from_vocabulary(f"{folder}/{vocabulary}", f"{folder}/{merges}"))
+    raise InputError(f"{shown(folder)}: holds no tokenizer; put {TOKENIZER_FILE} there, or vocab.json and merges.txt")
 
 
 def _from_json(path: str) -> Tokenizer:
-    text = _read_text(path)
+    text = read_text(path)
     try:
         return Tokenizer.from_str(text)
     except BaseException as error:
         if not (isinstance(error, Exception) or is_panic(error)):
             raise
         reason = storage.reason(error)[:200]
-        raise InputError(f"{path}: is not a tokenizer of the tokenizers library: {reason}") from error
+        raise InputError(f"{shown(path)}: is not a tokenizer of the tokenizers library: {reason}") from error
 
 
 def _from_vocabulary(vocabulary_path: str, merges_path: str) -> Tokenizer:
-    vocabulary, merges = _read_text(vocabulary_path), _read_text(merges_path)
+    vocabulary, merges = read_text(vocabulary_path), read_text(merges_path)
     rules = [line.rstrip("\r") for line in merges.split("\n") if not line.startswith("#version")]
     try:
         pairs = [(left, right) for left, right in (rule.split(" ") for rule in rules if rule)]
@@ -282,16 +316,6 @@ def _from_vocabulary(vocabulary_path: str, merges_path: str) -> Tokenizer:
     known = tokenizer.get_vocab()
     tokenizer.add_special_tokens([token for token in (END_OF_TEXT, PADDING) if token in known])
     return tokenizer
-
-
-def _read_text(path: str) -> str:
-    try:
-        with storage.open_binary(path) as file:
-            return file.read().decode("utf-8-sig")
-    except storage.errors() as error:
-        raise InputError(f"{path}: cannot be read: {storage.reason(error)}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 text (byte {error.start}), so it is no tokenizer") from error
 
 
 def _hub_file(name: str) -> str:

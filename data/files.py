@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 
 from gpt_mesh.data.junk import LeftOut, is_junk
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.storage import files as storage
 
 FILE_TYPES = ("txt", "jsonl", "ndjson", "gz", "xz", "bz2", "zst", "zip", "tar", "tgz", "parquet")
@@ -43,12 +43,12 @@ def find_files(pattern: str, file_types: Sequence[str] | None = None) -> list[st
     except storage.errors() as error:
         where = getattr(error, "filename", None) or pattern
         raise InputError(
-            f"{where}: cannot be read: {storage.reason(error)}; make it readable, or take it away"
+            f"{shown(where)}: cannot be read: {storage.reason(error)}; make it readable, or take it away"
         ) from error
     found = sorted(path for path in _each_once(found) if not storage.is_special(path))
     if not found:
         types = ", ".join(f".{name.lstrip('.')}" for name in file_types or FILE_TYPES)
-        raise InputError(f"{pattern}: no {types} file there; check the path, or ask for another --file_type")
+        raise InputError(f"{shown(pattern)}: no {types} file there; check the path, or ask for another --file_type")
     return found
 
 

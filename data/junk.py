@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from types import TracebackType
 
+from gpt_mesh.errors import shown
 from gpt_mesh.storage.progress import log
 
 _FOLDERS = {"__MACOSX", ".ipynb_checkpoints", ".AppleDouble"}
@@ -41,4 +42,4 @@ class LeftOut:
         if self._count and error is None:
             names = ", ".join(self._names) + (", …" if self._count > _SHOWN else "")
             files = "file that is no document" if self._count == 1 else "files that are no documents"
-            log.info("%s: left out %s %s: %s", self._where, f"{self._count:,}", files, names)
+            log.info("%s: left out %s %s: %s", shown(self._where), f"{self._count:,}", files, names)

@@ -18,7 +18,7 @@ from typing import Any
 
 from gpt_mesh.data.account import Account
 from gpt_mesh.data.reading import DocumentPlace, Position
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.storage import checksums, strict_json
 from gpt_mesh.storage import files as storage
 
@@ -169,10 +169,11 @@ def load_manifest(folder: str, name: str) -> Manifest | None:
         _add_journal(manifest, folder, digest)
         return manifest
     except storage.errors() as error:
-        raise InputError(f"{path}: cannot be read: {storage.reason(error)}") from error
+        raise InputError(f"{shown(path)}: cannot be read: {storage.reason(error)}") from error
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(
-            f"{path}: is damaged, or of another version of this program ({type(error).__name__}: {str(error)[:200]}); "
+            f"{shown(path)}: is damaged, or of another version of this program ({type(error).__name__}: "
+            f"{str(error)[:200]}); "
             "encode the data again with --overwrite, or delete it to use the files as they are"
         ) from error
 
@@ -290,16 +291,19 @@ def unlike_manifests(found: Mapping[str, tuple[int, int]]) -> Iterator[str]:
                     continue
                 if gone := [shard.file for shard in split.shards if shard.file not in there]:
                     yield (
-                        f"{os.path.join(folder, gone[0])}: is gone, with {len(gone) - 1} more of the "
-                        f"{len(split.shards)} files that {path} names; put them back, or delete the manifest to use "
+                        f"{shown(os.path.join(folder, gone[0]))}: is gone, with {len(gone) - 1} more of the "
+                        f"{len(split.shards)} files that {shown(path)} names; put them back, or delete the manifest "
+                        "to use "
                         "what is there"
                     )
                 for shard in split.shards:
                     records, tokens = here.get(shard.file, (shard.records, shard.tokens))
                     if (records, tokens) != (shard.records, shard.tokens):
                         yield (
-                            f"{os.path.join(folder, shard.file)}: holds {records:,} records of {tokens:,} tokens, and "
-                            f"{path} tells of {shard.records:,} of {shard.tokens:,}; put the file back that it is of, "
+                            f"{shown(os.path.join(folder, shard.file))}: holds {records:,} records of {tokens:,} "
+                            "tokens, and "
+                            f"{shown(path)} tells of {shard.records:,} of {shard.tokens:,}; put the file back that it "
+                            "is of, "
                             "or delete the manifest to use this one"
                         )
 

@@ -1,4 +1,4 @@
-"""Token files of Megatron-LM and GPT-NeoX: a pair `X.bin`, `X.idx`, read as it is and never written.
+"""Token files of Megatron-LM and GPT-NeoX: a pair `X.bin`, `X.idx`, read as it is. `megatron_output.py` writes them.
 
 `X.bin` holds the ids of all sequences one after the other, little-endian, all of one type. `X.idx` tells where each
 sequence begins and which sequences make a document. There are two kinds of it, little-endian both:
@@ -28,11 +28,11 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt_mesh.data.tfrecords import INDEX_SUFFIX, RecordIndex
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.storage import files as storage
 
-_MAPPED, _FAIRSEQ = b"MMIDIDX\0\0", b"TNTIDX\0\0"
-_TYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}  # 6 and 7 are floats
+MAPPED, _FAIRSEQ = b"MMIDIDX\0\0", b"TNTIDX\0\0"
+TYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}  # 6 and 7 are floats
 _SIDECAR_VERSION = 1
 _SCAN_BYTES = 8 << 20
 
@@ -83,7 +83,7 @@ def load_pair(path: str, *, progress: Callable[[int], object] | None = None) -> 
             id_range = _scan(path, layout.dtype, progress or (lambda _: None))
             _write_sidecar(path, stats, id_range)
     except storage.errors() as error:
-        raise InputError(f"{path}: cannot be read: {storage.reason(error)}") from error
+        raise InputError(f"{shown(path)}: cannot be read: {storage.reason(error)}") from error
     return RecordIndex(path, offsets, tokens * np.dtype(layout.dtype).itemsize, tokens, *id_range, layout.dtype)
 
 
@@ -93,19 +93,24 @@ def _documents(path: str, layout: _Layout, size: int) -> tuple[Int64s, Int64s]:
     ends = layout.starts + layout.lengths
     needed = int(ends[-1]) * width if len(ends) else 0
     if np.any(layout.lengths < 0) or np.any(layout.starts[1:] != ends[:-1]) or np.any(layout.starts[:1] != 0):
-        raise InputError(f"{index_path(path)}: its sequences do not follow one another; the index is damaged")
+        raise InputError(f"{shown(index_path(path))}: its sequences do not follow one another; the index is damaged")
     if size != needed:
         what = "is cut off" if size < needed else "does not belong to its .idx"
         raise InputError(
-            f"{path}: {what}: it has {size:,} bytes, and {index_path(path)} tells of {needed:,}; get both files again"
+            f"{shown(path)}: {what}: it has {size:,} bytes, and {shown(index_path(path))} tells of {needed:,}; get "
+            "both files again"
         )
     first = layout.documents if len(layout.documents) > 1 else np.arange(len(ends) + 1, dtype=np.int64)
     if first[0] != 0 or first[-1] != len(ends) or np.any(np.diff(first) < 0):
-        raise InputError(f"{index_path(path)}: its documents do not cover its {len(ends):,} sequences; it is damaged")
+        raise InputError(
+            f"{shown(index_path(path))}: its documents do not cover its {len(ends):,} sequences; it is damaged"
+        )
     bounds = np.append(layout.starts, ends[-1:] if len(ends) else 0)[first]
     tokens = np.diff(bounds)
     if tokens.size and tokens.max() > np.iinfo(np.int32).max:
-        raise InputError(f"{path}: document {tokens.argmax()} has {tokens.max():,} tokens; 2,147,483,647 is the most")
+        raise InputError(
+            f"{shown(path)}: document {tokens.argmax()} has {tokens.max():,} tokens; 2,147,483,647 is the most"
+        )
     return bounds[:-1] * width, tokens
 
 
@@ -116,25 +121,28 @@ def _read_layout(path: str) -> _Layout:
     with storage.open_binary(path) as file:
         content = file.read()
     try:
-        if content.startswith(_MAPPED):
+        if content.startswith(MAPPED):
             return _mapped(path, content)
         if content.startswith(_FAIRSEQ):
             return _fairseq(path, content)
     except (struct.error, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path}: is cut off or damaged: {len(content):,} bytes are not enough") from error
-    raise InputError(f"{path}: is no index of Megatron (MMIDIDX) or fairseq (TNTIDX); it must belong to the .bin file")
+        raise InputError(f"{shown(path)}: is cut off or damaged: {len(content):,} bytes are not enough") from error
+    raise InputError(
+        f"{shown(path)}: is no index of Megatron (MMIDIDX) or fairseq (TNTIDX); it must belong to the .bin file"
+    )
 
 
 def _mapped(path: str, content: bytes) -> _Layout:
-    version, code, sequences, documents = struct.unpack_from("<QBQQ", content, len(_MAPPED))
+    version, code, sequences, documents = struct.unpack_from("<QBQQ", content, len(MAPPED))
     _check_version(path, version)
-    at = len(_MAPPED) + struct.calcsize("<QBQQ")
+    at = len(MAPPED) + struct.calcsize("<QBQQ")
     expected = at + 12 * sequences + 8 * documents
     if len(content) not in (expected, expected + sequences):  # with modalities
         raise InputError(
-            f"{path}: has {len(content):,} bytes, and {sequences:,} sequences and {documents:,} entries for documents "
+            f"{shown(path)}: has {len(content):,} bytes, and {sequences:,} sequences and {documents:,} entries for "
+            "documents "
             f"make {expected:,}; it is cut off or damaged"
         )
     dtype = _dtype(path, code)
@@ -142,7 +150,7 @@ def _mapped(path: str, content: bytes) -> _Layout:
     positions = _array(content, "<i8", sequences, at + 4 * sequences)
     width = np.dtype(dtype).itemsize
     if np.any(positions % width):
-        raise InputError(f"{path}: a sequence begins inside an id; the index is damaged")
+        raise InputError(f"{shown(path)}: a sequence begins inside an id; the index is damaged")
     return _Layout(dtype, lengths, positions // width, _array(content, "<i8", documents, at + 12 * sequences))
 
 
@@ -156,10 +164,12 @@ def _fairseq(path: str, content: bytes) -> _Layout:
         (documents,) = struct.unpack_from("<Q", content, at)
         at += 8
     if len(content) != at + arrays + 8 * documents or sizes != sequences:
-        raise InputError(f"{path}: {len(content):,} bytes do not hold its {sequences:,} sequences; it is cut off")
+        raise InputError(
+            f"{shown(path)}: {len(content):,} bytes do not hold its {sequences:,} sequences; it is cut off"
+        )
     dtype = _dtype(path, code)
     if width != np.dtype(dtype).itemsize:
-        raise InputError(f"{path}: says that an id has {width} bytes and is of type {dtype}; it is damaged")
+        raise InputError(f"{shown(path)}: says that an id has {width} bytes and is of type {dtype}; it is damaged")
     starts = _array(content, "<i8", sequences + 1, at + 8 * (sequences + 1))
     first_document = at + arrays
     return _Layout(dtype, np.diff(starts), starts[:-1], _array(content, "<i8", documents, first_document))
@@ -167,13 +177,13 @@ def _fairseq(path: str, content: bytes) -> _Layout:
 
 def _check_version(path: str, version: int) -> None:
     if version != 1:
-        raise InputError(f"{path}: is of version {version}, and only version 1 is known")
+        raise InputError(f"{shown(path)}: is of version {version}, and only version 1 is known")
 
 
 def _dtype(path: str, code: int) -> str:
-    if code not in _TYPES:
-        raise InputError(f"{path}: type code {code} is no type of token ids ({', '.join(map(str, _TYPES))} are)")
-    return _TYPES[code]
+    if code not in TYPES:
+        raise InputError(f"{shown(path)}: type code {code} is no type of token ids ({', '.join(map(str, TYPES))} are)")
+    return TYPES[code]
 
 
 def _array(content: bytes, dtype: str, count: int, at: int) -> Int64s:

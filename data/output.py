@@ -16,7 +16,7 @@ from typing import Any
 
 from gpt_mesh.data.manifest import Manifest, load_manifest, manifest_names, manifest_path, shard_pattern
 from gpt_mesh.data.tfrecords import INDEX_SUFFIX
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.storage import files as storage
 
 
@@ -66,7 +66,8 @@ class Output:
                 path = f"{self.target}/{shard.file}"  # moved before the kill
             if not storage.exists(path) or storage.stat(path).size != shard.size:
                 raise InputError(
-                    f"{path}: is gone, or not of {shard.size:,} bytes any more; put it back, or encode all of it again "
+                    f"{shown(path)}: is gone, or not of {shard.size:,} bytes any more; put it back, or encode all of "
+                    "it again "
                     "with --overwrite"
                 )
         found.inputs = wanted.inputs
@@ -149,7 +150,7 @@ def check_free(folder: str, manifest: Manifest) -> None:
         found = [f".{manifest.name}.new"]
     if found:
         raise InputError(
-            f"{folder}/{found[0]}: is there already, with {len(found) - 1} more of --name {manifest.name}; give "
+            f"{shown(folder)}/{found[0]}: is there already, with {len(found) - 1} more of --name {manifest.name}; give "
             "another name, --resume to go on with a run that was stopped, or --overwrite to replace them all"
         )
 
@@ -176,10 +177,13 @@ def check_same_run(path: str, found: Manifest, wanted: Manifest) -> None:
     for key in {**found.settings, **wanted.settings}:
         old, new = found.settings.get(key), wanted.settings.get(key)
         if old != new:
-            raise InputError(f"{path}: was begun with {_flag(key, old)}, not {_flag(key, new)}; give the same, {again}")
+            raise InputError(
+                f"{shown(path)}: was begun with {_flag(key, old)}, not {_flag(key, new)}; give the same, {again}"
+            )
     if found.tokenizer.fingerprint != wanted.tokenizer.fingerprint:
         raise InputError(
-            f"{path}: was begun with another tokenizer ({found.tokenizer.source}) than {wanted.tokenizer.source}; give "
+            f"{shown(path)}: was begun with another tokenizer ({found.tokenizer.source}) than "
+            f"{wanted.tokenizer.source}; give "
             f"that one, {again}"
         )
     # Up to where its files reach. Further inputs are still to be read, and may have been put in order since.
@@ -200,7 +204,7 @@ def check_same_run(path: str, found: Manifest, wanted: Manifest) -> None:
     )
     for names, what, remedy in changes:
         for name in names:
-            raise InputError(f"{name}: {what} {path} was begun; {remedy}, {again}")
+            raise InputError(f"{shown(name)}: {what} {shown(path)} was begun; {remedy}, {again}")
 
 
 def _flag(key: str, value: Any) -> str:

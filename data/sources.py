@@ -11,7 +11,7 @@ from gpt_mesh.data.files import FILE_TYPES, find_files
 from gpt_mesh.data.readers.reader import AS_IT_STANDS, Progress, Reading
 from gpt_mesh.data.readers.table import FORMATS
 from gpt_mesh.data.readers.tfds import check_name, tfds_documents, tfds_size
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.storage import files as storage
 
 
@@ -42,7 +42,7 @@ class Source:
             return storage.stat(self.path)
         except storage.errors() as error:  # such as a symbolic link to nowhere
             raise InputError(
-                f"{self.path}: cannot be read: {storage.reason(error)}; make it readable, or take it away"
+                f"{shown(self.path)}: cannot be read: {storage.reason(error)}; make it readable, or take it away"
             ) from error
 
     def documents(self, progress: Progress | None = None) -> Iterator[str]:

@@ -20,7 +20,7 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.storage import files as storage
 
 FEATURE = "text"
@@ -154,7 +154,7 @@ def load_index(path: str | os.PathLike[str], *, progress: Callable[[int], object
             index = _scan(path, stat.size, progress or (lambda _: None))
             _write_sidecar(index, stat)
     except storage.errors() as error:
-        raise InputError(f"{path}: cannot be read: {storage.reason(error)}") from error
+        raise InputError(f"{shown(path)}: cannot be read: {storage.reason(error)}") from error
     return index
 
 
@@ -193,7 +193,7 @@ def _scan(path: str, size: int, progress: Callable[[int], object]) -> RecordInde
         try:
             values, row_splits = parse_records(payloads)
         except RecordError as error:
-            raise InputError(f"{path}: record {records + error.position} {error.reason}") from None
+            raise InputError(f"{shown(path)}: record {records + error.position} {error.reason}") from None
         offsets.append(np.array([offset for offset, _ in batch], np.int64))
         sizes.append(np.array([len(payload) for payload in payloads], np.int64))
         tokens.append(np.diff(row_splits))
@@ -214,19 +214,26 @@ def _payloads(path: str, size: int) -> Iterator[tuple[int, bytes]]:
             if not header:
                 return
             if len(header) < _HEADER_BYTES:
-                raise InputError(f"{path}: record {record} is cut off: the file ends in its header; write it again")
+                raise InputError(
+                    f"{shown(path)}: record {record} is cut off: the file ends in its header; write it again"
+                )
             (length,) = _LENGTH.unpack(header[: _LENGTH.size])
             if _crc(header[: _LENGTH.size]) != header[_LENGTH.size :]:
-                raise InputError(f"{path}: record {record} is corrupt (CRC of its length), or this is no TFRecord file")
+                raise InputError(
+                    f"{shown(path)}: record {record} is corrupt (CRC of its length), or this is no TFRecord file"
+                )
             position += _HEADER_BYTES
             # Checked before reading, so that no length can ask for more memory than the file has bytes.
             if position + length + _CRC.size > size:
                 raise InputError(
-                    f"{path}: record {record} is cut off: the file ends before its {length} bytes do; write it again"
+                    f"{shown(path)}: record {record} is cut off: the file ends before its {length} bytes do; write it "
+                    "again"
                 )
             payload = file.read(length)
             if _crc(payload) != file.read(_CRC.size):
-                raise InputError(f"{path}: record {record} is corrupt (CRC of its content); write the file again")
+                raise InputError(
+                    f"{shown(path)}: record {record} is corrupt (CRC of its content); write the file again"
+                )
             yield position, payload
             position += length + _CRC.size
 
@@ -263,10 +270,12 @@ def read_records(path: str | os.PathLike[str], offsets: Ids, sizes: Ids) -> list
             finally:
                 os.close(descriptor)
     except storage.errors() as error:
-        raise InputError(f"{path}: cannot be read: {storage.reason(error)}") from error
+        raise InputError(f"{shown(path)}: cannot be read: {storage.reason(error)}") from error
     for (offset, size), payload in zip(wanted, payloads, strict=True):
         if len(payload) != size:
-            raise InputError(f"{path}: ends before byte {offset + size}; it was changed while in use, start again")
+            raise InputError(
+                f"{shown(path)}: ends before byte {offset + size}; it was changed while in use, start again"
+            )
     return payloads
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -19,23 +20,40 @@ from gpt_mesh.data.tokenizer_errors import is_panic
 from gpt_mesh.errors import InputError
 from gpt_mesh.storage import files as storage
 
-_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
+_MODEL_SETTINGS = ("config.json", "generation_config.json")
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", *_MODEL_SETTINGS)
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "vocab.txt")
 
 
 def is_saved(folder: str) -> bool:
-    """Whether a folder holds a tokenizer with settings beside it, without which it would give other ids."""
+    """Whether a folder has a tokenizer with settings beside it, which may change its ids."""
     return any(storage.exists(f"{folder}/{name}") for name in _SETTINGS) and any(
         storage.exists(f"{folder}/{name}") for name in _VOCABULARIES
     )
 
 
-def load_saved(folder: str) -> Tokenizer:
+@dataclass(frozen=True)
+class Saved:
+    """A tokenizer with what the files beside it say.
+
+    Attributes:
+        tokenizer: of the tokenizers library.
+        eos_ids: ids that end texts; those that the model's files name come first.
+        pad_id: the id that pads texts, if there is one.
+    """
+
+    tokenizer: Tokenizer
+    eos_ids: tuple[int, ...] = ()
+    pad_id: int | None = None
+
+
+def load_saved(folder: str) -> Saved:
     """The tokenizer of such a folder.
 
     Raises:
         InputError: transformers cannot read it, or it is not one of the tokenizers library.
     """
+    ends = model_ends(folder)
     transformers = _library(folder)
     with _local(folder) as path:
         try:
@@ -56,7 +74,55 @@ def load_saved(folder: str) -> Tokenizer:
             f"{folder}: its tokenizer ({type(found).__name__}) is not one of the tokenizers library; convert it to a "
             "tokenizer.json"
         )
-    return _without_empty_template(tokenizer)
+    if found.eos_token is not None:
+        ends = (*ends, found.eos_token_id)
+    pad_id = None if found.pad_token is None else found.pad_token_id
+    known = dict.fromkeys(token for token in ends if token >= 0 and tokenizer.id_to_token(token) is not None)
+    return Saved(_without_empty_template(tokenizer), tuple(known), pad_id)
+
+
+def model_ends(folder: str) -> tuple[int, ...]:
+    """The ids that end texts according to a model's config.json and generation_config.json, which may name several.
+
+    Raises:
+        InputError: one of the files is not a JSON object.
+    """
+    found: list[Any] = []
+    for name in _MODEL_SETTINGS:
+        if storage.exists(path := f"{folder}/{name}"):
+            named = read_object(path).get("eos_token_id")
+            found += named if isinstance(named, list) else [named]
+    return tuple(dict.fromkeys(token for token in found if type(token) is int))
+
+
+def read_object(path: str) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        InputError: it cannot be read, or something else is in it.
+    """
+    try:
+        values = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is not JSON ({storage.reason(error)[:200]}); download it again") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: must hold one JSON object; download it again")
+    return values
+
+
+def read_text(path: str) -> str:
+    """The text of a tokenizer's file.
+
+    Raises:
+        InputError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        with storage.open_binary(path) as file:
+            return file.read().decode("utf-8-sig")
+    except storage.errors() as error:
+        raise InputError(f"{path}: cannot be read: {storage.reason(error)}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text (byte {error.start}), so it is no tokenizer") from error
 
 
 def _without_empty_template(tokenizer: Tokenizer) -> Tokenizer:

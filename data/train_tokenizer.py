@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from gpt_mesh.data.encoders import END_OF_TEXT, PADDING, TOKENIZER_FILE, byte_level_bpe
 from gpt_mesh.data.sources import Source, add_source_flags, open_sources
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.storage import files as storage
 from gpt_mesh.storage.files import make_folder
 from gpt_mesh.storage.progress import BYTES, Progress, set_up_logging
@@ -100,7 +100,7 @@ def train_tokenizer(
     )
     tokenizer.train_from_iterator(sample.texts(), trainer)
     if not sample.read:
-        raise InputError(f"{sample.sources[0].path}: holds no text, nor does anything else that was given")
+        raise InputError(f"{shown(sample.sources[0].path)}: holds no text, nor does anything else that was given")
     return tokenizer
 
 
@@ -112,7 +112,9 @@ def save(tokenizer: Tokenizer, folder: str) -> str:
         with storage.replacing(path) as file:
             file.write(tokenizer.to_str(pretty=True).encode())
     except storage.errors() as error:
-        raise InputError(f"{path}: cannot be written: {storage.reason(error)}; give another --output_dir") from error
+        raise InputError(
+            f"{shown(path)}: cannot be written: {storage.reason(error)}; give another --output_dir"
+        ) from error
     return path
 
 

@@ -13,7 +13,7 @@ PAD_ID = 0  # fills what carries no weight; any id would do
 class DocumentWindows:
     """Windows of one document each, numbered from 0 in the order of the text: what predicts the next token.
 
-    The first window of a document begins with `eos_id`, where that is known, so that the first token is predicted too.
+    The first window of a document begins with `prefix`, if there is one, so that the first token is predicted too.
 
     Without a stride, windows lie side by side, overlapping by the one token that the first label is predicted from; the
     last of a document is padded at its end, which a causal model does not see. A label has from 1 to width - 1 tokens
@@ -23,29 +23,35 @@ class DocumentWindows:
     as it is wide: a label in it has at least width - stride tokens of context.
     """
 
-    def __init__(self, corpus: Corpus, width: int, eos_id: int | None, stride: int | None = None) -> None:
-        """width: tokens of a window, n_ctx + 1. stride: 1 to n_ctx."""
-        self.corpus, self.eos_id, self.width = corpus, eos_id, width
+    def __init__(self, corpus: Corpus, width: int, prefix: int | None, stride: int | None = None) -> None:
+        """
+        Args:
+            width: tokens of a window, n_ctx + 1.
+            prefix: the token before each document: one that begins texts, or the end of the document before.
+            stride: 1 to n_ctx.
+        """
+        self.corpus, self.width, self._prefix = corpus, width, prefix
+        self.predicts_all = prefix is not None
         self._stride, self._slides = stride or width - 1, stride is not None
-        self._lead = 0 if self.eos_id is None else 1  # tokens put before each document
+        self._lead = 0 if prefix is None else 1  # tokens put before each document
         self._predicted = np.maximum(corpus.lengths.astype(np.int64) + self._lead - 1, 0)
         further = np.maximum(self._predicted - (width - 1), 0)
         counts = (self._predicted > 0) + -(-further // self._stride)
         self._first_windows = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         self.n_windows = int(self._first_windows[-1])
 
-    def empty(self, count: int) -> NDArray[np.int32]:
-        """Windows to be filled, int32 [count, width]."""
-        tokens = np.full((count, self.width), PAD_ID, np.int32)
-        if self.eos_id is not None:
-            tokens[:, 0] = self.eos_id  # overwritten in windows that do not begin where a document does
+    def empty(self, windows: Ints) -> NDArray[np.int32]:
+        """These windows without the tokens of the documents, int32 [windows, width]."""
+        tokens = np.full((len(windows), self.width), PAD_ID, np.int32)
+        if self._prefix is not None:
+            tokens[:, 0] = self._prefix  # overwritten in windows that do not begin where a document does
         return tokens
 
     def pieces(self, windows: Ints) -> tuple[Pieces, NDArray[np.bool_]]:
         """What to read for these windows (row r for windows[r]), and which labels count: [windows, width - 1]."""
         records = np.searchsorted(self._first_windows, windows, side="right") - 1
         numbers, n_labels = windows - self._first_windows[records], self.width - 1
-        # In labels of the document, whose first is its first token where eos_id leads: the window is [begins, ends],
+        # In labels of the document, whose first is its first token if there is a prefix: the window is [begins, ends],
         # and scores from `scored` on.
         ends = np.minimum(n_labels + numbers * self._stride, self._predicted[records])
         scored = np.where(numbers > 0, n_labels + (numbers - 1) * self._stride, 0)
@@ -61,28 +67,38 @@ class DocumentWindows:
 class PackedWindows:
     """Windows over all documents joined, as training joins them: what fills masks from both sides.
 
-    Such a model would see padding, and was not trained with any. So documents follow each other, `eos_id` between them
-    where that is known, and every window is full: the last one reaches back into text that was scored already. What is
-    put between documents is not scored.
+    Such a model would see padding, and was not trained with any. So documents follow each other, with `eos_id` between
+    them and `bos_id` before each, if these are known, and every window is full: the last one reaches back into text
+    that was scored already. Tokens put between documents are not scored.
     """
 
-    def __init__(self, corpus: Corpus, width: int, eos_id: int | None, payload: int) -> None:
+    def __init__(self, corpus: Corpus, width: int, bos_id: int | None, eos_id: int | None, payload: int) -> None:
         """width: tokens of a window, of which the first is nobody's label and left open.
 
         payload: how many of the others the model sees: n_ctx, or one less where it puts a token before them.
         """
-        self.corpus, self.eos_id, self.width, self.payload = corpus, eos_id, width, payload
+        self.corpus, self.width, self.payload = corpus, width, payload
+        self._bos_id, self._eos_id = bos_id, eos_id
+        self.predicts_all = bos_id is not None or eos_id is not None
         lengths = corpus.lengths.astype(np.int64)
-        separator = 0 if eos_id is None else 1
-        self._begins = np.cumsum(lengths + separator) - lengths - separator
+        lead, separator = 0 if bos_id is None else 1, 0 if eos_id is None else 1
+        self._begins = np.cumsum(lengths + lead + separator) - lengths - separator
         self._ends = self._begins + lengths
         self.n_tokens = int(self._ends[-1]) if len(corpus) else 0
         # Text that does not fill a window gives none; whoever asks for it refuses.
         self.n_windows = -(-self.n_tokens // payload) if self.n_tokens >= payload else 0
 
-    def empty(self, count: int) -> NDArray[np.int32]:
-        """Windows to be filled, int32 [count, width]."""
-        return np.full((count, self.width), PAD_ID if self.eos_id is None else self.eos_id, np.int32)
+    def empty(self, windows: Ints) -> NDArray[np.int32]:
+        """These windows without the tokens of the documents, int32 [windows, width]."""
+        tokens = np.full((len(windows), self.width), PAD_ID if self._eos_id is None else self._eos_id, np.int32)
+        if self._bos_id is not None:
+            begins = np.minimum(windows * self.payload, self.n_tokens - self.payload)
+            first, after = (np.searchsorted(self._begins - 1, x) for x in (begins, begins + self.payload))
+            rows = np.repeat(np.arange(len(windows)), after - first)
+            numbers = np.arange(len(rows)) + np.repeat(after - np.cumsum(after - first), after - first)  # of documents
+            # bos_id is one token before the document, and the window begins in column 1.
+            tokens[rows, self._begins[numbers] - begins[rows]] = self._bos_id
+        return tokens
 
     def pieces(self, windows: Ints) -> tuple[Pieces, NDArray[np.bool_]]:
         """What to read for these windows (row r for windows[r]), and which labels count: [windows, width - 1]."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 from gpt_mesh.cluster.chief import Hosts
 from gpt_mesh.config import Config
 from gpt_mesh.engine.engine import DeviceEngine
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.meshes.devices import MeshPlan
 from gpt_mesh.meshes.layouts import plan_mesh
 from gpt_mesh.planning.graph import limits_of
-from gpt_mesh.storage.files import absolute
 from gpt_mesh.storage.progress import alive, log
 
 
@@ -48,5 +47,5 @@ def restored_engine(config: Config, checkpoint: str, hosts: Hosts) -> DeviceEngi
     with alive("building the model"):
         engine.create_variables(training=False)
     engine.restore(checkpoint, finite=True)
-    log.info("restored %s on %s", absolute(checkpoint), ", ".join(name.lstrip("/") for name in plan.devices))
+    log.info("restored %s on %s", shown(checkpoint), ", ".join(name.lstrip("/") for name in plan.devices))
     return engine

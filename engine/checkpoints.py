@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf import text_format
 
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.optimizers.registry import is_slot
 from gpt_mesh.storage import checksums, files, strict_json
 from gpt_mesh.storage.progress import log
@@ -64,6 +65,24 @@ def move_into_place(temporary: str, path: str, suffixes: Iterable[str]) -> None:
     for suffix in found:
         files.move(temporary + suffix, path + suffix)
     files.sync(os.path.dirname(path) or ".")
+
+
+def copy(path: str, directory: str) -> str:
+    """Copy a checkpoint into another directory, as its only one; returns its path there.
+
+    Args:
+        path: of the checkpoint, without a suffix.
+        directory: exists.
+    """
+    source, name = os.path.split(path)
+    target = os.path.join(directory, name)
+    suffixes = [found.removeprefix(name) for found in files.list_folder(source or ".") if found.startswith(f"{name}.")]
+    for suffix in suffixes:
+        with files.open_binary(path + suffix) as read, files.create_binary(target + TEMPORARY + suffix) as written:
+            shutil.copyfileobj(read, written, 1 << 20)
+    move_into_place(target + TEMPORARY, target, suffixes)
+    finish(directory, step_of(target))
+    return target
 
 
 def finish(directory: str, step: int) -> None:
@@ -118,7 +137,7 @@ def step_of(path: str) -> int:
     """The step in a checkpoint's name."""
     match = re.search(r"-(\d+)$", path)
     if match is None:
-        raise InputError(f"{path}: not a checkpoint's name; it ends in its step, as in model.ckpt-5000")
+        raise InputError(f"{shown(path)}: not a checkpoint's name; it ends in its step, as in model.ckpt-5000")
     return int(match[1])
 
 
@@ -162,7 +181,7 @@ def restore(path: str, variables: Mapping[str, tf.Variable], source: str, *, fin
                 )
             except tf.errors.OpError as error:
                 raise InputError(
-                    f"{path}: variable {name} cannot be read ({error.message.splitlines()[0]}); the file is "
+                    f"{shown(path)}: variable {name} cannot be read ({error.message.splitlines()[0]}); the file is "
                     "damaged: delete this "
                     f"checkpoint to go on from the one before it"
                 ) from None
@@ -181,7 +200,8 @@ def check_finite(path: str, name: str, value: Any) -> None:
     value = tf.convert_to_tensor(value)
     if value.dtype.is_floating and not tf.reduce_all(tf.math.is_finite(value)):
         raise InputError(
-            f"{path}: {name} has elements that are not finite numbers (NaN or infinity), so the model's output would "
+            f"{shown(path)}: {name} has elements that are not finite numbers (NaN or infinity), so the model's output "
+            "would "
             "mean nothing; take a checkpoint from before the training diverged"
         )
 
@@ -203,19 +223,19 @@ def contents(path: str, wanted: Mapping[str, list[int]], source: str) -> tuple[d
         reader = tf.compat.v1.train.NewCheckpointReader(path)
         shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
     except (tf.errors.OpError, ValueError) as error:
-        raise InputError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from None
+        raise InputError(f"{shown(path)}: not a readable checkpoint ({str(error).splitlines()[0]})") from None
     _check_depth(path, shapes, wanted, source)
     missing = []
     for name, shape in wanted.items():
         if name not in shapes:
             if not is_slot(name):
                 raise InputError(
-                    f"{path}: has no variable {name}, which {source} asks for; is it another model's checkpoint?"
+                    f"{shown(path)}: has no variable {name}, which {source} asks for; is it another model's checkpoint?"
                 )
             missing.append(name)
         elif list(shapes[name]) != shape:
             raise InputError(
-                f"{path}: variable {name} has shape {list(shapes[name])}, but {source} makes it "
+                f"{shown(path)}: variable {name} has shape {list(shapes[name])}, but {source} makes it "
                 f"{shape}; use the config that the checkpoint was trained with, or another model_path"
             )
     if unused := sorted(name for name in {*shapes} - {*wanted} if not is_slot(name)):
@@ -241,7 +261,8 @@ def _check_depth(path: str, stored: Iterable[str], wanted: Iterable[str], source
         match = _LAYER.match(name)
         if layers and match and match[1] not in layers:
             raise InputError(
-                f"{path}: variable {name} is of layer {match[1]}, and {source} has {len(layers)} layers; use the "
+                f"{shown(path)}: variable {name} is of layer {match[1]}, and {source} has {len(layers)} layers; use "
+                "the "
                 "config that the checkpoint was trained with, or another model_path"
             )
 
@@ -256,7 +277,8 @@ def restore_state(path: str) -> dict[str, Any]:
     if not files.exists(name):
         return {}
     damaged = InputError(
-        f"{name}: is damaged; it holds the position of {path} in the data: restore it, or delete it to continue after "
+        f"{shown(name)}: is damaged; it holds the position of {path} in the data: restore it, or delete it to "
+        "continue after "
         "as many batches as the checkpoint has steps"
     )
     try:

@@ -193,23 +193,23 @@ class DeviceEngine:
         return self._logits(tokens)
 
     def prefill(
-        self, batch: Batch, *, eos_id: int | None = None, top: int | None = None
+        self, batch: Batch, *, eos_ids: tuple[int, ...] = (), top: int | None = None
     ) -> tuple[Chunk, BatchState]:
         """Read prompts and add a first token to each: see `sample.build_prefill`. Compiled once for each shape."""
 
         def build(*arrays: tf.Tensor) -> list[tf.Tensor]:
             given = Batch.from_arrays(arrays)
             mesh_impl = self.mesh_for(given.prompts.shape[0], None)
-            return sample.build_prefill(given, config=self.config, mesh_impl=mesh_impl, eos_id=eos_id, top=top)
+            return sample.build_prefill(given, config=self.config, mesh_impl=mesh_impl, eos_ids=eos_ids, top=top)
 
-        found = self._by_key(("prefill", eos_id, top), build)(*batch.arrays)
+        found = self._by_key(("prefill", eos_ids, top), build)(*batch.arrays)
         n = sample.count_outputs(top)
         drawn, seen, caches = found[:n], found[n], found[n + 1 :]
         state = BatchState(drawn[0], batch.lengths, batch.ends, seen, batch.controls, caches)
         return Chunk(*(x.numpy()[:, None] for x in drawn)), state
 
     def advance(
-        self, state: BatchState, limit: int, *, eos_id: int | None = None, top: int | None = None
+        self, state: BatchState, limit: int, *, eos_ids: tuple[int, ...] = (), top: int | None = None
     ) -> tuple[Chunk, BatchState]:
         """Add up to `limit` tokens, and at most `sample.CHUNK`, to each row: see `sample.build_advance`. Compiled once
         for each number of rows and room of the caches, which doubles as they fill.
@@ -219,10 +219,10 @@ class DeviceEngine:
         def build(limit: tf.Tensor, *arrays: tf.Tensor) -> list[tf.Tensor]:
             given = BatchState.from_arrays(arrays)
             mesh_impl = self.mesh_for(given.newest.shape[0], None)
-            return sample.build_advance(given, limit, config=self.config, mesh_impl=mesh_impl, eos_id=eos_id, top=top)
+            return sample.build_advance(given, limit, config=self.config, mesh_impl=mesh_impl, eos_ids=eos_ids, top=top)
 
         state = sample.with_room(state, limit, self.config.model)
-        count, *found = self._by_key(("advance", eos_id, top), build)(np.int32(limit), *state.arrays)
+        count, *found = self._by_key(("advance", eos_ids, top), build)(np.int32(limit), *state.arrays)
         n, added = sample.count_outputs(top), int(count)
         drawn, seen, caches = found[:n], found[n], found[n + 1 :]
         if added:

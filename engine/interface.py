@@ -42,12 +42,12 @@ class Engine(Protocol):
         """float32 [batch, n, n_vocab], for int32 [batch, n]."""
 
     def prefill(
-        self, batch: Batch, *, eos_id: int | None = None, top: int | None = None
+        self, batch: Batch, *, eos_ids: tuple[int, ...] = (), top: int | None = None
     ) -> tuple[Chunk, BatchState]:
         """Read prompts and add a first token to each: see `sample.build_prefill`."""
 
     def advance(
-        self, state: BatchState, limit: int, *, eos_id: int | None = None, top: int | None = None
+        self, state: BatchState, limit: int, *, eos_ids: tuple[int, ...] = (), top: int | None = None
     ) -> tuple[Chunk, BatchState]:
         """Add up to `limit` tokens to each row, perhaps fewer in one call: see `sample.build_advance`."""
 

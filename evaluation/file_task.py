@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 from gpt_mesh.config import Config
 from gpt_mesh.data.encoders import Encoder
-from gpt_mesh.data.end_of_text import end_of_text
+from gpt_mesh.data.special_tokens import SpecialTokens, special_tokens
 from gpt_mesh.engine.interface import Engine
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.evaluation import sources
 from gpt_mesh.evaluation.statistics import Metrics
 from gpt_mesh.evaluation.validation import common_encoder
@@ -63,9 +63,9 @@ class FileTask(ABC):
             )
         self.path = file or self._configured() or sources.find(self.name, self.published, download=download)
         if not storage.exists(self.path):
-            raise InputError(f"task {self.name}: {self.path}: no such file; {self._remedy()}")
+            raise InputError(f"task {self.name}: {shown(self.path)}: no such file; {self._remedy()}")
         if storage.is_folder(self.path):
-            raise InputError(f"task {self.name}: {self.path}: is a folder; name the file in it")
+            raise InputError(f"task {self.name}: {shown(self.path)}: is a folder; name the file in it")
         content = sources.digest(self.path)
         self.items = sources.encoded(
             f"{self.name} {self.form}", content, self.encoder, lambda: self.load(self.path, self.encoder)
@@ -82,9 +82,9 @@ class FileTask(ABC):
         return f"bring {self.published.names[0]} from {self.published.urls[0]}"
 
     @property
-    def prefix(self) -> int | None:
-        """What stands before a text, so that its first token is predicted too: the end of the text before."""
-        return end_of_text(self.config.data.datasets[0].dataset, self.encoder)
+    def special(self) -> SpecialTokens:
+        """What begins and what ends a text."""
+        return special_tokens(self.config.data.datasets[0].dataset, self.encoder)
 
     @abstractmethod
     def load(self, path: str, encoder: Encoder) -> list[Any]:

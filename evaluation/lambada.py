@@ -11,7 +11,7 @@ from gpt_mesh.data.documents import read_documents
 from gpt_mesh.data.encoders import Encoder
 from gpt_mesh.data.readers import compressed
 from gpt_mesh.engine.interface import Engine
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.evaluation import sources
 from gpt_mesh.evaluation.file_task import FileTask
 from gpt_mesh.evaluation.spans import SpanScorer, ending
@@ -67,15 +67,20 @@ class Lambada(FileTask):
             name = name[: name.rindex(".")]
         if not name.endswith(ENDINGS):  # any other file is one document, and so would be one passage
             raise InputError(
-                f"{path}: passages are read from {', '.join(ENDINGS)} files, which may be compressed; write each as a "
+                f"{shown(path)}: passages are read from {', '.join(ENDINGS)} files, which may be compressed; write "
+                "each as a "
                 'line {"text": "…"} of a .jsonl file'
             )
         texts = [text.rstrip() for text in _token_texts(path, encoder) or read_documents(path)]
         if not texts:
-            raise InputError(f"{path}: holds no passage; bring {self.published.names[0]} from {self.published.urls[0]}")
+            raise InputError(
+                f"{shown(path)}: holds no passage; bring {self.published.names[0]} from {self.published.urls[0]}"
+            )
         for number, text in enumerate(texts, 1):
             if " " not in text:
-                raise InputError(f"{path}: passage {number} ({text[:40]!r}) is one word; bring the published file")
+                raise InputError(
+                    f"{shown(path)}: passage {number} ({text[:40]!r}) is one word; bring the published file"
+                )
         # The last space belongs to the word, so that byte-level BPE gives it the tokens it has in running text.
         contexts = [text[: text.rindex(" ")] for text in texts]
         items = []
@@ -92,7 +97,7 @@ class Lambada(FileTask):
         n_ctx = self.config.model.n_ctx
         spans, cut = [], 0
         for before, word, _ in self.items:
-            span, truncated = ending(before or self._begin(), word, n_ctx)
+            span, truncated = ending(self.special.begun(before) or self._begin(), word, n_ctx)
             spans.append(span)
             cut += truncated
         found = SpanScorer(engine).score(spans, self.name)
@@ -111,8 +116,8 @@ class Lambada(FileTask):
 
     def _begin(self) -> list[int]:
         """What a word is predicted from that has nothing before it."""
-        assert self.prefix is not None  # a passage has two words, and a tokenizer has no word without a token
-        return [self.prefix]
+        assert self.special.prefix is not None  # a passage has two words, and each word has a token
+        return [self.special.prefix]
 
 
 def _token_texts(path: str, encoder: Encoder) -> list[str] | None:
@@ -128,5 +133,7 @@ def _token_texts(path: str, encoder: Encoder) -> list[str] | None:
         return None
     for number, ids in enumerate(passages, 1):
         if not isinstance(ids, list) or not all(isinstance(x, int) and 0 <= x < encoder.n_vocab for x in ids):
-            raise InputError(f"{path}: passage {number} is no list of ids of {encoder.source}; use its own tokenizer")
+            raise InputError(
+                f"{shown(path)}: passage {number} is no list of ids of {encoder.where}; use its own tokenizer"
+            )
     return [encoder.decode(ids) for ids in passages]

@@ -25,8 +25,8 @@ class Score:
 
     Attributes:
         tokens: ids of the document.
-        logprobs: natural log-probability of each token given those before it; None for the first, which nothing
-            predicts.
+        logprobs: natural log-probability of each token given those before it; None for the first where no token comes
+            before it.
         sum: of the log-probabilities, in nats.
         bytes: length of the document in UTF-8.
     """
@@ -37,14 +37,15 @@ class Score:
     bytes: int
 
 
-def score_document(engine: Engine, tokens: list[int], text: str) -> Score:
+def score_document(engine: Engine, tokens: list[int], text: str, bos_id: int | None = None) -> Score:
     """Score a text that has these tokens, in windows of the context's length. Each token is scored once; a window
-    begins with the last token of the one before.
+    begins with the last token of the one before. `bos_id`: the token before the text, if there is one.
     """
     n_ctx = engine.config.model.n_ctx
-    found: list[float | None] = [None] if tokens else []
-    for start in range(0, len(tokens) - 1, n_ctx):
-        found += _score_window(engine, tokens[start : start + n_ctx + 1])
+    led = tokens if bos_id is None or not tokens else [bos_id, *tokens]
+    found: list[float | None] = [None] * (len(tokens) - len(led) + 1) if tokens else []
+    for start in range(0, len(led) - 1, n_ctx):
+        found += _score_window(engine, led[start : start + n_ctx + 1])
     total = float(sum(value for value in found if value is not None))
     return Score(tokens, found, total, len(text.encode()))
 
@@ -52,8 +53,8 @@ def score_document(engine: Engine, tokens: list[int], text: str) -> Score:
 def table(scores: Sequence[Score], encoder: Encoder) -> list[str]:
     """The scores of documents as a table for a terminal: a line for each, and one for all of them together.
 
-    The first token of a document is not predicted, so it does not count; nor do its bytes. Bits per byte are left out
-    if the tokenizer does not tell how many bytes a token has.
+    Tokens that are not predicted do not count, nor do their bytes. Bits per byte are left out if the tokenizer does not
+    tell how many bytes a token has.
     """
     try:
         lengths = byte_lengths(encoder)
@@ -62,8 +63,9 @@ def table(scores: Sequence[Score], encoder: Encoder) -> list[str]:
     lines = [("document", "tokens", "nll", "perplexity", "bits per byte")]
     sums = np.zeros(3)  # predicted tokens, nats, bytes
     for number, score in enumerate(scores, 1):
-        first = 0 if lengths is None or not score.tokens else int(lengths[score.tokens[0]])
-        own = np.array([max(len(score.tokens) - 1, 0), -score.sum, score.bytes - first])
+        unscored = [token for token, value in zip(score.tokens, score.logprobs, strict=True) if value is None]
+        size = score.bytes - (0 if lengths is None else int(lengths[unscored].sum()))
+        own = np.array([len(score.tokens) - len(unscored), -score.sum, size])
         lines.append(_cells(str(number), own, lengths is not None))
         sums += own
     if len(scores) != 1:

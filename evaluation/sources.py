@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt_mesh.data.encoders import Encoder
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.meshes.compiled_cache import cache_root
 from gpt_mesh.storage import checksums, strict_json
 from gpt_mesh.storage import files as storage
@@ -91,7 +91,7 @@ def _fetch(url: str, published: Published, target: str) -> None:
         ValueError: it is another file than the published one.
     """
     digest, size = hashlib.sha256(), 0
-    log.info("downloading %s (%s bytes) to %s", url, f"{published.size:,}", target)
+    log.info("downloading %s (%s bytes) to %s", url, f"{published.size:,}", shown(target))
     with urllib.request.urlopen(url, timeout=_SECONDS) as answer, storage.replacing(target) as file:
         with Progress(published.size, "downloading", BYTES) as progress:
             while block := answer.read(_BLOCK):
@@ -112,7 +112,7 @@ def digest(path: str) -> str:
     try:
         return checksums.of_file(path)
     except storage.errors() as error:
-        raise InputError(f"{path}: cannot be read: {storage.reason(error)}; name a file that can") from error
+        raise InputError(f"{shown(path)}: cannot be read: {storage.reason(error)}; name a file that can") from error
 
 
 def encoded(form: str, content: str, encoder: Encoder, make: Callable[[], list[Any]]) -> list[Any]:

@@ -15,7 +15,7 @@ from gpt_mesh.data.documents import read_documents
 from gpt_mesh.data.encoders import Encoder
 from gpt_mesh.data.readers.reader import Reading
 from gpt_mesh.engine.interface import Engine
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.evaluation import sources
 from gpt_mesh.evaluation.file_task import FileTask
 from gpt_mesh.evaluation.spans import SpanScorer, rolling
@@ -52,7 +52,9 @@ class WikiText(FileTask):
         """`[tokens, words, bytes, bytes after detokenising]` of each article."""
         pages = list(articles(_text(path)) if not _holds_pages(path) else _pages(path))
         if not any(page.strip() for page in pages):
-            raise InputError(f"{path}: holds no article; bring {self.published.names[0]} from {self.published.urls[0]}")
+            raise InputError(
+                f"{shown(path)}: holds no article; bring {self.published.names[0]} from {self.published.urls[0]}"
+            )
         texts = [detokenize(page) for page in pages]
         tokens = encoder.encode_documents(texts)
         return [
@@ -66,7 +68,7 @@ class WikiText(FileTask):
         `detokenized_bytes`, those of the text that the model reads.
         """
         n_ctx = self.config.model.n_ctx
-        parts = [rolling(tokens, self.prefix, n_ctx, self.stride) for tokens, *_ in self.items]
+        parts = [rolling(tokens, self.special.prefix, n_ctx, self.stride) for tokens, *_ in self.items]
         found = SpanScorer(engine).score([span for part in parts for span in part], self.name)
         starts = np.cumsum([0] + [len(part) for part in parts])
 
@@ -117,12 +119,12 @@ def _text(path: str) -> str:
         with storage.open_binary(path) as file, zipfile.ZipFile(io.BytesIO(file.read())) as archive:
             name = next((name for name in archive.namelist() if TEST_FILE.search(name)), None)
             if name is None:
-                raise InputError(f"{path}: holds no wiki.test.raw; bring the published archive")
+                raise InputError(f"{shown(path)}: holds no wiki.test.raw; bring the published archive")
             return archive.read(name).decode("utf-8")
     except (zipfile.BadZipFile, zlib.error, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: is damaged ({storage.reason(error)}); bring the published archive") from error
+        raise InputError(f"{shown(path)}: is damaged ({storage.reason(error)}); bring the published archive") from error
     except storage.errors() as error:
-        raise InputError(f"{path}: cannot be read ({storage.reason(error)}); name a file that can") from error
+        raise InputError(f"{shown(path)}: cannot be read ({storage.reason(error)}); name a file that can") from error
 
 
 def articles(text: str) -> Iterator[str]:

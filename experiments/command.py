@@ -12,7 +12,7 @@ from typing import Any
 
 from gpt_mesh.commands.train import Train
 from gpt_mesh.config import Config
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.experiments.mongo import Mongo
 from gpt_mesh.experiments.signals import Signals
 from gpt_mesh.experiments.supervisor import Plan
@@ -58,7 +58,7 @@ def run(flags: argparse.Namespace) -> int:
         ending = track(name, config, command, plan, signals, observers, flags.beat, config.source)
     if ending.status == "failed" and not ending.reason.startswith("error: "):  # otherwise the error is already logged
         log.error("the run failed: %s", (ending.reason or "it gave no reason").splitlines()[-1])
-    log.info("%s; kept in %s", ending.status, observers[0].observer.dir)
+    log.info("%s; kept in %s", ending.status, shown(observers[0].observer.dir))
     return ending.code
 
 
@@ -90,10 +90,10 @@ def _sacred_dir(flags: argparse.Namespace, config: Config) -> str:
             )
         directory = str(Path(config.training.model_path) / "sacred")
     if storage.is_url(directory):
-        raise InputError(f"--sacred_dir {directory}: Sacred keeps runs on a local disk only; name a folder")
+        raise InputError(f"--sacred_dir {shown(directory)}: Sacred keeps runs on a local disk only; name a folder")
     storage.make_folder(directory)
     if shutil.disk_usage(directory).free < 1 << 20:
-        raise InputError(f"--sacred_dir {directory}: the disk is full; make room or name another folder")
+        raise InputError(f"--sacred_dir {shown(directory)}: the disk is full; make room or name another folder")
     return str(directory)
 
 
@@ -104,10 +104,10 @@ def deliver(flags: argparse.Namespace) -> int:
     if flags.mongo_url is None:
         raise InputError("--deliver: --mongo_url is missing, or SACRED_MONGO_URL in the environment")
     if not Path(flags.deliver).is_dir():
-        raise InputError(f"--deliver {flags.deliver}: no such folder; name the --sacred_dir of the runs")
+        raise InputError(f"--deliver {shown(flags.deliver)}: no such folder; name the --sacred_dir of the runs")
     parent = Path(flags.deliver) / OUTBOX
     if not parent.is_dir():
-        log.info("nothing waits in %s", flags.deliver)
+        log.info("nothing waits in %s", shown(flags.deliver))
         return 0
     waiting = deliver_left_behind(parent, Mongo(flags.mongo_url, flags.mongo_where))
     log.info("%d events wait", waiting) if waiting else log.info("all is delivered")

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.experiments.collect import RecordedRun, find_runs
 from gpt_mesh.experiments.curves import diverged_at, shared_charts
 from gpt_mesh.storage import files, strict_json
@@ -28,16 +28,16 @@ def write_report(folder: str, output: str | None) -> int:
         InputError: there is no such folder, no run in it, or the page cannot be written.
     """
     if not os.path.isdir(folder):
-        raise InputError(f"--report {folder}: no such folder; name one that holds runs, such as runs/")
+        raise InputError(f"--report {shown(folder)}: no such folder; name one that holds runs, such as runs/")
     runs = find_runs(folder)
     if not runs:
-        raise InputError(f"--report {folder}: no run below it; a run's folder (model_path) has a metrics.jsonl")
+        raise InputError(f"--report {shown(folder)}: no run below it; a run's folder (model_path) has a metrics.jsonl")
     target = output or os.path.join(folder, "report.html")
     try:
         files.write_text(target, page(runs, os.path.abspath(folder), colours_of(target)))
     except OSError as error:
-        raise InputError(f"--output {target}: cannot be written ({error.strerror}); name another file") from None
-    log.info("wrote %s: %d runs; open it in any browser", target, len(runs))
+        raise InputError(f"--output {shown(target)}: cannot be written ({error.strerror}); name another file") from None
+    log.info("wrote %s: %d runs; open it in any browser", shown(target), len(runs))
     return 0
 
 

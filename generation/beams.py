@@ -39,7 +39,7 @@ class _Path:
 
 
 def search(
-    decoder: Decoder, prompt: Sequence[int], room: int, settings: GenerationSettings, eos_id: int | None
+    decoder: Decoder, prompt: Sequence[int], room: int, settings: GenerationSettings, eos_ids: tuple[int, ...]
 ) -> list[Beam]:
     """The best `num_beams` continuations found, best first.
 
@@ -54,9 +54,10 @@ def search(
             f"num_beams = {settings.num_beams}: the device that this model is on cannot reorder a batch, as beam "
             "search does; set num_beams to 1, or use a GPU or CPU"
         )
-    width, power = settings.num_beams, settings.length_penalty
-    # Twice as many candidates as beams: all of a beam's best may be ends of text. And one that is not allowed yet.
-    top = min(2 * width + 1, decoder.n_vocab)
+    width, power, n_ends = settings.num_beams, settings.length_penalty, max(1, len(eos_ids))
+    # More candidates than beams, since the best of each beam may be ends of text, which may not be allowed yet.
+    kept = (1 + n_ends) * width
+    top = min(kept + n_ends, decoder.n_vocab)
     run = decoder.start([Row(prompt, room, 0, temperature=0.0)] * width, top)
     chunk = run.prefill()
     paths, found = [_Path(0.0, (), 0)], list[Beam]()
@@ -68,11 +69,11 @@ def search(
             for token, value in zip(
                 chunk.top_ids[path.row, 0].tolist(), chunk.top_logprobs[path.row, 0].tolist(), strict=True
             )
-            if math.isfinite(value) and not (token == eos_id and length <= settings.min_new_tokens)
+            if math.isfinite(value) and not (token in eos_ids and length <= settings.min_new_tokens)
         ]
-        best = heapq.nlargest(2 * width, candidates, key=lambda candidate: candidate[0])
-        found += [Beam(total / length**power, path.tokens, True) for total, token, path in best if token == eos_id]
-        going = [(total, token, path) for total, token, path in best if token != eos_id][:width]
+        best = heapq.nlargest(kept, candidates, key=lambda candidate: candidate[0])
+        found += [Beam(total / length**power, path.tokens, True) for total, token, path in best if token in eos_ids]
+        going = [(total, token, path) for total, token, path in best if token not in eos_ids][:width]
         found = heapq.nlargest(width, found)
         paths = [_Path(total, (*path.tokens, token), row) for row, (total, token, path) in enumerate(going)]
         if length == room or not paths:

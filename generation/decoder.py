@@ -14,9 +14,9 @@ from gpt_mesh.sample import CHUNK, Batch, BatchState, Chunk, Row
 class Decoder:
     """Starts batches on an engine."""
 
-    def __init__(self, engine: Engine, eos_id: int | None) -> None:
-        """`eos_id`: where a continuation ends; None: only at its length."""
-        self.engine, self.eos_id = engine, eos_id
+    def __init__(self, engine: Engine, eos_ids: tuple[int, ...]) -> None:
+        """`eos_ids`: each of them ends a continuation; empty: it only ends at its length."""
+        self.engine, self.eos_ids = engine, eos_ids
         self.n_vocab = engine.config.model.n_vocab
 
     @property
@@ -45,7 +45,7 @@ class RunningBatch:
     """A batch on its way."""
 
     def __init__(self, decoder: Decoder, rows: Sequence[Row], top: int | None, size: int | None = None) -> None:
-        self._engine, self._eos_id, self._top, self._rows = decoder.engine, decoder.eos_id, top, len(rows)
+        self._engine, self._eos_ids, self._top, self._rows = decoder.engine, decoder.eos_ids, top, len(rows)
         size = size or 1 << (len(rows) - 1).bit_length()
         self._batch = Batch.of(rows, size, decoder.engine.config.model)
         self._ends = self._batch.ends.copy()
@@ -53,7 +53,7 @@ class RunningBatch:
 
     def prefill(self) -> Chunk:
         """Read the prompts, and add the first token of each row."""
-        chunk, self._state = self._engine.prefill(self._batch, eos_id=self._eos_id, top=self._top)
+        chunk, self._state = self._engine.prefill(self._batch, eos_ids=self._eos_ids, top=self._top)
         return chunk
 
     def advance(self, limit: int = CHUNK) -> Chunk:
@@ -63,7 +63,7 @@ class RunningBatch:
         limit = min(limit, left)
         if limit <= 0:
             return Chunk(np.zeros((len(state.ends), 0), np.int32))
-        chunk, self._state = self._engine.advance(state, limit, eos_id=self._eos_id, top=self._top)
+        chunk, self._state = self._engine.advance(state, limit, eos_ids=self._eos_ids, top=self._top)
         return chunk
 
     def cancel(self, row: int) -> None:
@@ -79,7 +79,7 @@ class RunningBatch:
         chunks = [self.prefill().tokens]
         while (added := self.advance().tokens).shape[1]:
             chunks.append(added)
-        return self._batch.continuations(np.concatenate(chunks, 1), self._eos_id)[: self._rows]
+        return self._batch.continuations(np.concatenate(chunks, 1), self._eos_ids)[: self._rows]
 
     @property
     def _prefilled(self) -> BatchState:

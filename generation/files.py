@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_mesh.config import GenerationSettings, generation_settings
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.generation.generator import Generator
 from gpt_mesh.generation.requests import (
     HALF,
@@ -48,16 +48,18 @@ def read_prompts(name: str, settings: GenerationSettings, n_vocab: int) -> list[
     try:
         text = Path(name).read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise InputError(f"--prompts {name}: cannot be read ({error.strerror}); name a text file") from None
+        raise InputError(f"--prompts {shown(name)}: cannot be read ({error.strerror}); name a text file") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"--prompts {name}: not UTF-8 at byte {error.start}; convert it to UTF-8") from None
+        raise InputError(f"--prompts {shown(name)}: not UTF-8 at byte {error.start}; convert it to UTF-8") from None
     numbered = [(number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not numbered:
-        raise InputError(f"--prompts {name}: is empty; give a prompt a line")
+        raise InputError(f"--prompts {shown(name)}: is empty; give a prompt a line")
     if is_json(name):
         return [_read_json(line, f"{name}: line {number}", settings, n_vocab) for number, line in numbered]
     if settings.logprobs is not None:
-        raise InputError(f"--prompts {name}: log-probabilities come as JSON; give a .jsonl file or no --logprobs")
+        raise InputError(
+            f"--prompts {shown(name)}: log-probabilities come as JSON; give a .jsonl file or no --logprobs"
+        )
     return [Line(GenerationRequest(line, settings)) for _, line in numbered]
 
 
@@ -94,9 +96,9 @@ def continuations(generator: Generator, lines: Sequence[Line]) -> Iterator[tuple
     """Each line with its continuations, in order; as many together as a batch holds.
 
     Raises:
-        InputError: an empty prompt, and no end-of-text token to begin from; before any other is continued.
+        InputError: an empty prompt, and no special token to begin from; before any other is continued.
     """
-    if generator.eos_id is None:
+    if generator.special.prefix is None:
         for line in lines:
             if not line.request.prompt:
                 raise InputError(f"{line.where}: {NO_BEGINNING}")

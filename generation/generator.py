@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gpt_mesh.data.encoders import Encoder
+from gpt_mesh.data.special_tokens import SpecialTokens
 from gpt_mesh.errors import InputError
 from gpt_mesh.generation import beams
 from gpt_mesh.generation.decoder import Decoder
@@ -70,26 +71,28 @@ class Generator:
 
     max_batch = MAX_BATCH
 
-    def __init__(self, encoder: Encoder, eos_id: int | None, defaults: Defaults, decoder: Decoder) -> None:
-        """`eos_id`: where a continuation ends."""
-        self.encoder, self.eos_id, self.defaults, self._decoder = encoder, eos_id, defaults, decoder
+    def __init__(self, encoder: Encoder, special: SpecialTokens, defaults: Defaults, decoder: Decoder) -> None:
+        self.encoder, self.special, self.defaults, self._decoder = encoder, special, defaults, decoder
 
     def prompt_tokens(self, request: GenerationRequest) -> list[int]:
-        """A request's prompt as the model will read it: a text that is too long keeps its end, and leaves room for the
-        tokens that are wanted.
+        """A request's prompt as the model will read it: a text has the tokenizer's beginning-of-text token before it,
+        if it has one. A prompt that is too long keeps its end, and leaves room for the tokens that are wanted.
 
         Raises:
-            InputError: an empty prompt, and no end-of-text token to begin from; an id outside the vocabulary; half a
+            InputError: an empty prompt, and no special token to begin from; an id outside the vocabulary; half a
                 character.
         """
         prompt, n_vocab = request.prompt, self._decoder.n_vocab
         if isinstance(prompt, str) and (place := half_character(prompt)) is not None:
             raise InputError(f"prompt: {HALF} at character {place}; give whole characters")
-        tokens = self.encoder.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
+        if isinstance(prompt, str):
+            tokens = self.special.begun(self.encoder.encode(prompt))
+        else:
+            tokens = [int(token) for token in prompt]
         if not tokens:
-            if self.eos_id is None:
+            if self.special.prefix is None:
                 raise InputError(NO_BEGINNING)
-            return [self.eos_id]
+            return [self.special.prefix]
         if not isinstance(prompt, str) and (wrong := wrong_token(tokens, n_vocab)) is not None:
             raise InputError(f"prompt: {wrong}")
         wanted = request.settings.max_new_tokens or self.defaults.predict_max_steps
@@ -196,14 +199,14 @@ class Generator:
             added = run.advance(chunk)
 
     def _writer(self, job: _Encoded) -> Writer:
-        return Writer(job.index, job.request.settings, job.prompt, job.room, self.encoder, self.eos_id)
+        return Writer(job.index, job.request.settings, job.prompt, job.room, self.encoder, self.special)
 
     def _row(self, job: _Encoded) -> Row:
         return Row.of(job.prompt, job.room, self._seed(job.request), job.request.settings)
 
     def _beam(self, job: _Encoded) -> list[Generated]:
         found = []
-        for beam in beams.search(self._decoder, job.prompt, job.room, job.request.settings, self.eos_id):
+        for beam in beams.search(self._decoder, job.prompt, job.room, job.request.settings, self.special.eos_ids):
             event = self._writer(job).whole(beam.tokens, ended=beam.ended)
             assert event.finish_reason is not None
             found.append(Generated(event.text, event.tokens, event.finish_reason, len(job.prompt), score=beam.score))

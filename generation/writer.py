@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from gpt_mesh.config import GenerationSettings
 from gpt_mesh.data.encoders import Encoder
+from gpt_mesh.data.special_tokens import SpecialTokens
 from gpt_mesh.generation.requests import Event, FinishReason, TokenLogprob
 from gpt_mesh.generation.text import TextStream
 from gpt_mesh.sample import Chunk
@@ -21,12 +22,12 @@ class Writer:
         prompt: Sequence[int],
         room: int,
         encoder: Encoder,
-        eos_id: int | None,
+        special: SpecialTokens,
     ) -> None:
         """`index`: of the request. `prompt`: what the tokens follow. `room`: the number of tokens that ends it."""
         self.index, self.finished = index, False
-        self._settings, self._room, self._encoder, self._eos_id = settings, room, encoder, eos_id
-        begins = not prompt or prompt[-1] == eos_id  # after an end of text another one begins
+        self._settings, self._room, self._encoder, self._eos_ids = settings, room, encoder, special.eos_ids
+        begins = not prompt or prompt[-1] in (special.bos_id, *special.eos_ids)  # a text, without anything before it
         self._text, self._count = TextStream(encoder, settings.stop, () if begins else prompt), 0
 
     def take(self, chunk: Chunk, row: int) -> Event | None:
@@ -56,7 +57,7 @@ class Writer:
         text = ""
         for used, token in enumerate(tokens):
             long_enough = self._count >= self._settings.min_new_tokens
-            if token == self._eos_id and long_enough:
+            if token in self._eos_ids and long_enough:
                 return used, text + self._finish(), "stop"
             self._count += 1
             long_enough = self._count >= self._settings.min_new_tokens

@@ -48,9 +48,9 @@ def to_length(tokens: tf.Tensor, length: int) -> tf.Tensor:
 class Continuation:
     """Continues prompts with the weights of a store, on one device, uncompiled."""
 
-    def __init__(self, config: Config, store: VariableStore, eos_id: int | None) -> None:
-        """`eos_id`: the token that ends a row; None: rows only end at their length."""
-        self._config, self._store, self._eos_id = config, store, eos_id
+    def __init__(self, config: Config, store: VariableStore, eos_ids: tuple[int, ...]) -> None:
+        """`eos_ids`: each of them ends a row; empty: rows only end at their length."""
+        self._config, self._store, self._eos_ids = config, store, eos_ids
         self._mesh_impl = ReadingMesh(store)
         self._lengths = lengths_of(config.model.n_ctx)
         self._rooms = sizes_to(config.model.n_ctx, MIN_ROOM, 8)
@@ -128,7 +128,7 @@ class Continuation:
             batch = Batch.from_arrays([to_length(arrays[0], length), *arrays[1:]])
             with self._store.scope():
                 first, seen, *caches = build_prefill(
-                    batch, config=self._config, mesh_impl=self._mesh_impl, eos_id=self._eos_id, top=None
+                    batch, config=self._config, mesh_impl=self._mesh_impl, eos_ids=self._eos_ids, top=None
                 )
             kept = zip(caches, self._axes, strict=True)
             found = [first, seen, *(_resized(x, axis, longest) for x, axis in kept)]
@@ -145,10 +145,10 @@ class Continuation:
         def advance(state: BatchState, limit: tf.Tensor) -> list[tf.Tensor]:
             with self._store.scope():
                 return build_advance(
-                    state, limit, config=self._config, mesh_impl=self._mesh_impl, eos_id=self._eos_id, top=None
+                    state, limit, config=self._config, mesh_impl=self._mesh_impl, eos_ids=self._eos_ids, top=None
                 )
 
-        return continue_rows(dataclasses.replace(state, caches=caches), advance, self._eos_id)
+        return continue_rows(dataclasses.replace(state, caches=caches), advance, self._eos_ids)
 
 
 def _resized(cache: tf.Tensor, axis: int | None, size: int | tf.Tensor) -> tf.Tensor:

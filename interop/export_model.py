@@ -18,9 +18,8 @@ from safetensors.numpy import save_file
 
 from gpt_mesh.config import Config
 from gpt_mesh.data.encoders import Encoder
-from gpt_mesh.data.end_of_text import end_of_text
 from gpt_mesh.engine import checkpoints
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.evaluation.validation import required_encoder
 from gpt_mesh.interop import architectures, model_card, tokenizer_files
 from gpt_mesh.interop.architecture import TOKEN_WEIGHTS, Architecture
@@ -94,7 +93,7 @@ def export_model(
     encoder = required_encoder(config)
     if encoder.n_vocab > config.model.n_vocab:
         raise InputError(
-            f"{encoder.source}: has {encoder.n_vocab} tokens, but {config.source} says n_vocab = "
+            f"{encoder.where}: has {encoder.n_vocab} tokens, but {config.source} says n_vocab = "
             f"{config.model.n_vocab}; use the tokenizer that made the training data"
         )
     wanted = {name: list(shape) for name, shape in weight_sizes(config.model).items()}
@@ -117,7 +116,7 @@ def _check_replaceable(folder: str) -> None:
     """
     here, target = os.path.realpath("."), os.path.realpath(folder)
     if os.path.commonpath([here, target]) == target:
-        raise InputError(f"{folder}: is the folder that you are in, or holds it; name another folder")
+        raise InputError(f"{shown(folder)}: is the folder that you are in, or holds it; name another folder")
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     if not names:
         return
@@ -127,7 +126,7 @@ def _check_replaceable(folder: str) -> None:
         what = f"holds {more[0]} as well"
     else:
         return
-    raise InputError(f"{folder}: --overwrite replaces an exported model, and this {what}; name another folder")
+    raise InputError(f"{shown(folder)}: --overwrite replaces an exported model, and this {what}; name another folder")
 
 
 def _is_known(values: dict[str, Any]) -> bool:
@@ -212,7 +211,7 @@ def _array(packed: _Packed, tensor: _OutputTensor, dtype: str) -> NDArray:
     with np.errstate(over="ignore"):  # found below
         narrow: NDArray = np.ascontiguousarray(array, DTYPES[dtype])
     if dtype == "float16" and not is_finite(narrow):
-        source, name = packed.weights.source, tensor.exchange.ours[0]
+        source, name = shown(packed.weights.source), tensor.exchange.ours[0]
         raise InputError(f"{source}: {name} has elements beyond float16; export as bfloat16 or float32")
     return narrow
 
@@ -221,25 +220,19 @@ def _write_descriptions(
     folder: str, kind: Architecture, config: Config, encoder: Encoder, n_vocab: int, dtype: str
 ) -> None:
     """Write config.json, generation_config.json and the tokenizer."""
-    dataset = config.data.datasets[0].dataset
-    eos_id = end_of_text(dataset, encoder)
-    pad_id = tokenizer_files.padding_id(encoder, eos_id)
+    ids = tokenizer_files.token_ids(config.data.datasets[0].dataset, encoder)
     values = {
         **kind.described(config.model),
         "vocab_size": n_vocab,
         "initializer_range": 0.02,
         "use_cache": True,
-        "bos_token_id": eos_id,  # a text starts after the end-of-text token of the previous one
-        "eos_token_id": eos_id,
-        "pad_token_id": pad_id,
+        **ids.values(),
         "torch_dtype": dtype,
     }
     write_json(os.path.join(folder, "config.json"), values)
     sampling = config.training.generation
     generation = {
-        "bos_token_id": eos_id,
-        "eos_token_id": eos_id,
-        "pad_token_id": pad_id,
+        **ids.values(),
         "do_sample": sampling.temperature > 0,
         "temperature": sampling.temperature or 1.0,
         "top_k": sampling.top_k,
@@ -248,4 +241,4 @@ def _write_descriptions(
         "max_length": config.model.n_ctx,
     }
     write_json(os.path.join(folder, "generation_config.json"), generation)
-    tokenizer_files.write(encoder, folder, eos_id=eos_id, pad_id=pad_id, n_ctx=config.model.n_ctx)
+    tokenizer_files.write(encoder, folder, ids=ids, n_ctx=config.model.n_ctx)

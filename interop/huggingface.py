@@ -16,7 +16,7 @@ import sys
 
 import gpt_mesh.meshes.compat  # noqa: F401  (before TensorFlow, which it keeps quiet)
 
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.interop.architectures import ARCHITECTURES
 from gpt_mesh.interop.export_model import DTYPES, SHARD_BYTES, export_model
 from gpt_mesh.interop.import_model import import_model
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
                 overwrite=arguments.overwrite,
             )
             log.info("wrote %s and %s; to sample: python3 main.py --model %s --predict --prompt FILE",
-                     done.checkpoint, done.tokenizer, done.config)  # fmt: skip
+                     shown(done.checkpoint), shown(done.tokenizer), done.config)  # fmt: skip
         else:
             config, checkpoint = runs.find(arguments.model)
             files = export_model(
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
                 licence=arguments.license,
                 overwrite=arguments.overwrite,
             )
-            log.info("wrote %s: %s", arguments.folder, ", ".join(files))
+            log.info("wrote %s: %s", shown(arguments.folder), ", ".join(files))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

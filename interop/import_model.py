@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from gpt_mesh.config import load_config
 from gpt_mesh.data.dataset_file import relative_to_config
 from gpt_mesh.data.encoders import Encoder, load_encoder
+from gpt_mesh.data.tokenizer_folders import model_ends
 from gpt_mesh.engine import checkpoint_stream, checkpoints
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.interop import tokenizer_files
 from gpt_mesh.interop.weights import HuggingFaceWeights
 from gpt_mesh.storage import files as storage
@@ -82,10 +83,11 @@ def import_model(
     encoder = load_encoder(tokenizer) if tokenizer else weights.tokenizer
     if encoder is None:
         raise InputError(
-            f"{folder}: has no tokenizer (tokenizer.json, or vocab.json and merges.txt); name one with --tokenizer"
+            f"{shown(folder)}: has no tokenizer (tokenizer.json, or vocab.json and merges.txt); name one with "
+            "--tokenizer"
         )
-    eos_id = _eos_id(weights.values, encoder)
-    tokenizer_files.check(encoder, weights.architecture.n_vocab, eos_id, os.path.join(folder, "config.json"))
+    ends = tuple(dict.fromkeys([*model_ends(folder), *encoder.eos_ids]))
+    tokenizer_files.check(encoder, weights.architecture.n_vocab, ends, os.path.join(folder, "config.json"))
     for needed in (model_path, os.path.dirname(dataset_config)):
         storage.make_folder(needed)
     try:
@@ -97,13 +99,14 @@ def import_model(
                 checkpoints.delete_all(model_path)
             kept = os.path.join(model_path, "tokenizer")
             tokenizer_files.keep(encoder, tokenizer or folder, kept)
-            _write(dataset_config, _dataset(weights, name, encoder, eos_id, relative_to_config(kept, dataset_config)))
+            dataset = _dataset(weights, name, encoder, ends, relative_to_config(kept, dataset_config))
+            _write(dataset_config, dataset)
             _write(config, _config(weights, name, model_path))
             report.write_config(load_config(config))
             checkpoint = _move_in(new, model_path)
     except (tf.errors.OpError, OSError) as error:
         raise InputError(
-            f"{model_path}: cannot be written ({storage.reason(error)}); make room, or name another --model_path"
+            f"{shown(model_path)}: cannot be written ({storage.reason(error)}); make room, or name another --model_path"
         ) from None
     return Imported(checkpoint, config, dataset_config, kept)
 
@@ -111,7 +114,7 @@ def import_model(
 def _refuse_to_replace(config: str, dataset_config: str, model_path: str) -> None:
     there = [path for path in (config, dataset_config) if os.path.exists(path)]
     if there or checkpoints.steps(model_path):
-        what = there[0] if there else f"{model_path}: a run's checkpoints are there; it"
+        what = shown(there[0]) if there else f"{shown(model_path)}: a run's checkpoints are there; it"
         raise InputError(f"{what} would be replaced: give another --name, or add --overwrite")
 
 
@@ -148,15 +151,8 @@ def _stream(weights: HuggingFaceWeights) -> Iterator[tuple[str, NDArray]]:
             progress.update(size)
 
 
-def _eos_id(values: dict[str, Any], encoder: Encoder) -> int | None:
-    """The end-of-text token: the first that config.json names, else the tokenizer's."""
-    named = values.get("eos_token_id")
-    first = named[0] if isinstance(named, list) and named else named
-    return first if isinstance(first, int) else encoder.eos_id
-
-
 def _dataset(
-    weights: HuggingFaceWeights, name: str, encoder: Encoder, eos_id: int | None, tokenizer: str
+    weights: HuggingFaceWeights, name: str, encoder: Encoder, ends: tuple[int, ...], tokenizer: str
 ) -> dict[str, Any]:
     values = {
         "path": f"datasets/{name}/train_*.tfrecords",
@@ -164,7 +160,9 @@ def _dataset(
         "n_vocab": weights.architecture.n_vocab,  # all rows, which an export keeps
         "tokenizer_path": tokenizer,
         "tokenizer_is_pretrained": False,
-        "eos_id": eos_id,
+        "bos_id": encoder.bos_id,
+        "eos_id": ends[0] if ends else None,
+        "stop_token_ids": list(ends[1:]) or None,
         "padding_id": encoder.padding_id,
     }
     return {key: value for key, value in values.items() if value is not None}
@@ -185,5 +183,5 @@ def _write(path: str, values: dict[str, Any]) -> None:
     try:
         strict_json.write(path, values)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written: {storage.reason(error)}") from None
-    log.info("wrote %s", path)
+        raise InputError(f"{shown(path)}: cannot be written: {storage.reason(error)}") from None
+    log.info("wrote %s", shown(path))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gpt_mesh.config import Change, Config, changes, values_of_config
 from gpt_mesh.data.encoders import Encoder
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.interop.architecture import TOKEN_WEIGHTS
 from gpt_mesh.interop.weights import Weights, local_tokenizer, open_weights, weight_sizes
 from gpt_mesh.optimizers.registry import is_slot
@@ -116,7 +116,8 @@ class InitialWeights:
         for change in self._changed_keys():
             if not change.adaptable:
                 raise InputError(
-                    f"{self.config.source}: {change.key} = {_short(change.now)}, but --init_from {self.init.path} has "
+                    f"{self.config.source}: {change.key} = {_short(change.now)}, but --init_from "
+                    f"{shown(self.init.path)} has "
                     f"{_short(change.was)}; make them equal"
                 )
 
@@ -125,20 +126,22 @@ class InitialWeights:
         layers = {name.split("/")[1] for name in found if name.startswith("gpt2/h")}
         if beyond := sorted(layers - {name.split("/")[1] for name in wanted}):
             raise InputError(
-                f"--init_from {self.init.path}: has a layer {beyond[0]}, and {source} has n_layer = "
+                f"--init_from {shown(self.init.path)}: has a layer {beyond[0]}, and {source} has n_layer = "
                 f"{self.config.model.n_layer}; make them equal"
             )
         for name, shape in wanted.items():
             if name not in found:
                 raise InputError(
-                    f"--init_from {self.init.path}: has no variable {name}, which {source} asks for; is it another "
+                    f"--init_from {shown(self.init.path)}: has no variable {name}, which {source} asks for; is it "
+                    "another "
                     "model's?"
                 )
             if found[name] != shape:
                 self._check_change(name, found[name], shape)
         if unused := sorted(name for name in {*found} - {*wanted, "global_step"} if not is_slot(name)):
             raise InputError(
-                f"--init_from {self.init.path}: has {unused[0]}{' and others' if len(unused) > 1 else ''}, which "
+                f"--init_from {shown(self.init.path)}: has {unused[0]}{' and others' if len(unused) > 1 else ''}, "
+                "which "
                 f"{source} has no place for; is it another model's?"
             )
 

@@ -12,7 +12,8 @@ import tensorflow as tf
 
 from gpt_mesh.config import Config
 from gpt_mesh.data.encoders import Encoder
-from gpt_mesh.errors import InputError
+from gpt_mesh.data.special_tokens import SpecialTokens
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.interop.signatures import Signatures
 from gpt_mesh.interop.tokenizer_files import write_json
 from gpt_mesh.meshes.variables import VariableStore
@@ -32,10 +33,10 @@ def check_folder(folder: str, overwrite: bool) -> None:
     output_folder.check(folder, overwrite)
     here, target = os.path.realpath("."), os.path.realpath(folder)
     if os.path.commonpath([here, target]) == target:
-        raise InputError(f"{folder}: is the folder that you are in, or holds it; name another folder")
+        raise InputError(f"{shown(folder)}: is the folder that you are in, or holds it; name another folder")
     for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
         if name not in FILES:
-            raise InputError(f"{folder}: holds {name}, which is no part of a SavedModel; name another folder")
+            raise InputError(f"{shown(folder)}: holds {name}, which is no part of a SavedModel; name another folder")
 
 
 def save(
@@ -43,7 +44,7 @@ def save(
     config: Config,
     weights: Mapping[str, Any],
     encoder: Encoder | None,
-    eos_id: int | None,
+    special: SpecialTokens,
     *,
     overwrite: bool = False,
 ) -> list[str]:
@@ -55,7 +56,7 @@ def save(
         weights: arrays by their names in checkpoints, which they keep: `weights["gpt2/wte"]` of what
             `tf.saved_model.load` gives. Anything but weights is left out.
         encoder: the tokenizer, for callers of the model; None if there is none.
-        eos_id: the token that ends a continuation; None: it only ends at its length.
+        special: what begins and what ends a text; a continuation without an end only ends at its length.
         overwrite: replace the folder, if it only contains a SavedModel.
 
     Returns:
@@ -72,14 +73,20 @@ def save(
     module = tf.Module()
     module.weights = dict(store.masters)
     with alive("exporting"), output_folder.replaced(folder) as temporary:
-        functions = Signatures(config, store, eos_id).functions()
+        functions = Signatures(config, store, special).functions()
         # Concrete functions: otherwise TensorFlow would trace the functions again.
         graphs = {name: function.get_concrete_function() for name, function in functions.items()}
         with output_folder.tensorflow_writes(folder):
             tf.saved_model.save(module, temporary, signatures=graphs)
         extra = os.path.join(temporary, EXTRA)
         os.makedirs(extra)
-        facts = {"n_ctx": config.model.n_ctx, "n_vocab": config.model.n_vocab, "eos_id": eos_id}
+        facts = {
+            "n_ctx": config.model.n_ctx,
+            "n_vocab": config.model.n_vocab,
+            "bos_id": special.bos_id,
+            "eos_id": special.eos_id,
+            "eos_ids": list(special.eos_ids),
+        }
         write_json(os.path.join(extra, "model.json"), facts)
         if encoder is not None:
             with open(os.path.join(extra, "tokenizer.json"), "w", encoding="utf-8") as file:

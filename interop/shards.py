@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.interop.torch_files import TorchFile
 from gpt_mesh.storage import files as storage
 
@@ -45,12 +45,14 @@ class SafetensorsFile:
                 types = {name: one.get_dtype() for name, one in slices.items()}
         except (SafetensorError, OSError) as error:
             raise InputError(
-                f"{path}: cannot be read ({storage.reason(error)}); it is damaged or incomplete: download it again"
+                f"{shown(path)}: cannot be read ({storage.reason(error)}); it is damaged or incomplete: download it "
+                "again"
             ) from None
         for name, kind in types.items():
             if kind not in TYPES:
                 raise InputError(
-                    f"{path}: tensor {name} is of type {kind}, which cannot be read; take the model in bfloat16, "
+                    f"{shown(path)}: tensor {name} is of type {kind}, which cannot be read; take the model in "
+                    "bfloat16, "
                     "float16 or float32"
                 )
 
@@ -64,7 +66,7 @@ class SafetensorsFile:
             with safe_open(self.path, "np") as file:
                 array: NDArray = file.get_tensor(name)
         except (SafetensorError, OSError, TypeError) as error:
-            raise InputError(f"{self.path}: tensor {name} cannot be read ({storage.reason(error)})") from None
+            raise InputError(f"{shown(self.path)}: tensor {name} cannot be read ({storage.reason(error)})") from None
         return array
 
 
@@ -112,20 +114,23 @@ def weight_files(folder: str) -> tuple[list[str], dict[str, str]]:
             missing = [name for name in names if not os.path.isfile(os.path.join(folder, name))]
             if missing:
                 raise InputError(
-                    f"{folder}: {missing[0]} is missing, one of the {len(names)} weight files that {index} names; "
+                    f"{shown(folder)}: {missing[0]} is missing, one of the {len(names)} weight files that {index} "
+                    "names; "
                     "download it"
                 )
             return names, places
-    raise InputError(f"{folder}: has no weights; it needs {SAFETENSORS}, {TORCH}, or several such files with an index")
+    raise InputError(
+        f"{shown(folder)}: has no weights; it needs {SAFETENSORS}, {TORCH}, or several such files with an index"
+    )
 
 
 def _weight_map(path: str) -> dict[str, str]:
     found = read_json(path).get("weight_map")
     if not isinstance(found, dict) or not found:
-        raise InputError(f"{path}: has no weight_map, which says where each tensor is; download it again")
+        raise InputError(f"{shown(path)}: has no weight_map, which says where each tensor is; download it again")
     for name in found.values():
         if not isinstance(name, str) or os.path.basename(name) != name:
-            raise InputError(f"{path}: names {name!r}, which is no file of this folder; download it again")
+            raise InputError(f"{shown(path)}: names {name!r}, which is no file of this folder; download it again")
     return found
 
 
@@ -139,9 +144,9 @@ def read_json(path: str) -> dict[str, Any]:
         with open(path, encoding="utf-8-sig") as file:
             values = json.load(file)
     except RecursionError:
-        raise InputError(f"{path}: brackets are nested too deeply; download it again") from None
+        raise InputError(f"{shown(path)}: brackets are nested too deeply; download it again") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({storage.reason(error)}); download it again") from None
+        raise InputError(f"{shown(path)}: cannot be read ({storage.reason(error)}); download it again") from None
     if not isinstance(values, dict):
-        raise InputError(f"{path}: must hold one JSON object; download it again")
+        raise InputError(f"{shown(path)}: must hold one JSON object; download it again")
     return values

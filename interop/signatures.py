@@ -17,20 +17,20 @@ import tensorflow as tf
 
 from gpt_mesh import model_fns
 from gpt_mesh.config import Config
+from gpt_mesh.data.special_tokens import SpecialTokens
 from gpt_mesh.generation.requests import SEED_STRIDE
 from gpt_mesh.interop.branches import for_size, separate
 from gpt_mesh.interop.continuation import Continuation, ReadingMesh, lengths_of, to_length
 from gpt_mesh.meshes.variables import VariableStore
-from gpt_mesh.models.next_token import Controls
+from gpt_mesh.models.next_token import Controls, is_any
 from gpt_mesh.objectives.registry import objective_of
 
 
 class Signatures:
     """The functions of one model, which share the weights of a store. They run on one device, without XLA."""
 
-    def __init__(self, config: Config, store: VariableStore, eos_id: int | None) -> None:
-        """`eos_id`: the token that ends a continuation; None: it only ends at its length."""
-        self._config, self._model, self._store, self._eos_id = config, config.model, store, eos_id
+    def __init__(self, config: Config, store: VariableStore, special: SpecialTokens) -> None:
+        self._config, self._model, self._store, self._special = config, config.model, store, special
         self._mesh_impl = ReadingMesh(store)
 
     def functions(self) -> dict[str, Any]:
@@ -94,8 +94,8 @@ class Signatures:
 
         Args:
             prompts: int32 [batch, width]; of a row only its first `lengths` tokens count.
-            lengths: int32 [batch]. A row without tokens begins from the end of text; one that is longer than the
-                context leaves room for keeps its end.
+            lengths: int32 [batch]. A row without tokens begins with `bos_id`, or with the end of text; one that is
+                longer than the context leaves room for keeps its end.
             max_new_tokens: how many tokens are added, unless the context ends first.
             seed: of the draws. A scalar is the first row's; each row then has `SEED_STRIDE` more than the one before.
             temperature and the others: see `config.GenerationSettings`. These, `max_new_tokens` and `seed` are scalars,
@@ -103,7 +103,7 @@ class Signatures:
 
         Returns:
             `tokens`, int32 [batch, longest]: the new ones, without the end of text that ended them; after them a row is
-            filled with it (zeros where there is none). `lengths`, int32 [batch]: how many are new.
+            filled with the first end of text (zeros where there is none). `lengths`, int32 [batch]: how many are new.
         """
         rows, n_ctx = tf.shape(prompts)[0], self._model.n_ctx
         with tf.control_dependencies([_check(rows >= 1, "prompts: at least one row", tf.shape(prompts))]):
@@ -113,9 +113,10 @@ class Signatures:
         top_k, top_p = _by_row("top_k", top_k, rows), _by_row("top_p", top_p, rows)
         penalty = _by_row("repetition_penalty", repetition_penalty, rows)
         min_new = _by_row("min_new_tokens", min_new_tokens, rows)
+        least = 0 if self._special.prefix is not None else 1
         checks = [
             _check(tf.equal(tf.size(lengths), rows), "lengths: one for each row of prompts", lengths),
-            _check(tf.logical_and(lengths >= (0 if self._eos_id is not None else 1), lengths <= tf.shape(prompts)[1]),
+            _check(tf.logical_and(lengths >= least, lengths <= tf.shape(prompts)[1]),
                    "lengths: of each row's prompt, at most the width of prompts; 0 only where there is an end of text",
                    lengths),
             self._check_ids(tf.where(tf.sequence_mask(lengths, tf.shape(prompts)[1]), prompts, 0), "prompts"),
@@ -131,7 +132,8 @@ class Signatures:
         seeds, min_length = tf.bitwise.bitwise_and(seeds, tf.int32.max), lengths + tf.clip_by_value(min_new, 0, n_ctx)
         sparse = tf.fill([rows], int(self._config.training.generation.entmax))
         controls = Controls(seeds, temperature, tf.maximum(top_k, 0), top_p, penalty, sparse, min_length)
-        found = Continuation(self._config, self._store, self._eos_id).of(prompts, lengths, lengths + room, controls)
+        continuation = Continuation(self._config, self._store, self._special.eos_ids)
+        found = continuation.of(prompts, lengths, lengths + room, controls)
         return self._trimmed(found, room)
 
     def _fit(self, prompts: tf.Tensor, lengths: tf.Tensor, wanted: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -141,18 +143,18 @@ class Signatures:
         columns = tf.range(tf.maximum(1, tf.reduce_max(kept)))
         prompts = tf.pad(prompts, [[0, 0], [0, 1]])  # there may be no column at all
         places = tf.minimum((lengths - kept)[:, None] + columns, tf.shape(prompts)[1] - 1)
-        filler = 0 if self._eos_id is None else self._eos_id  # what a row without tokens begins from
+        filler = self._special.prefix or 0  # the beginning of a row without tokens
         tokens = tf.where(columns < kept[:, None], tf.gather(prompts, places, batch_dims=1), filler)
         return tokens, tf.maximum(kept, 1)
 
     def _trimmed(self, tokens: tf.Tensor, room: tf.Tensor) -> dict[str, tf.Tensor]:
         """What `generate` returns, of new tokens [batch, max_new], of which a row may have `room`."""
         counts = room
-        if self._eos_id is not None:
-            before = tf.cumsum(tf.cast(tf.equal(tokens, self._eos_id), tf.int32), axis=1)
+        if self._special.eos_ids:
+            before = tf.cumsum(tf.cast(is_any(tokens, self._special.eos_ids), tf.int32), axis=1)
             counts = tf.minimum(room, tf.reduce_sum(tf.cast(tf.equal(before, 0), tf.int32), 1))
         inside = tf.sequence_mask(counts, tf.shape(tokens)[1])
-        filled = tf.where(inside, tokens, 0 if self._eos_id is None else self._eos_id)
+        filled = tf.where(inside, tokens, self._special.eos_id or 0)
         return {"tokens": filled[:, : tf.maximum(0, tf.reduce_max(counts))], "lengths": counts}
 
     def _check_ids(self, tokens: tf.Tensor, name: str) -> tf.Operation:

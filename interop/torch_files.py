@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 
 MAX_PICKLE = 64 << 20  # bytes; that of a model with a thousand layers has one or two million
 MAX_ENTRIES = 1 << 20  # of dictionaries that a pickle copies: a few bytes of it may ask for another copy
@@ -132,19 +132,20 @@ class TorchFile:
             found = _Unpickler(self._zip.read(pickled)).load()
         except (zipfile.BadZipFile, OSError, EOFError) as error:
             raise InputError(
-                f"{path}: cannot be read ({error}); it is damaged or incomplete, or PyTorch before 1.6 wrote it: "
+                f"{shown(path)}: cannot be read ({error}); it is damaged or incomplete, or PyTorch before 1.6 wrote "
+                "it: "
                 "download it again, or save the model as safetensors"
             ) from None
         except Exception as error:  # whatever a made-up pickle brings about
             told = isinstance(error, (pickle.UnpicklingError, ValueError))
             reason = str(error).partition("\n")[0][:200] if told and str(error) else type(error).__name__
             raise InputError(
-                f"{path}: not a file of weights alone ({reason}); save the model as safetensors"
+                f"{shown(path)}: not a file of weights alone ({reason}); save the model as safetensors"
             ) from None
         if not isinstance(found, dict) or not all(
             isinstance(name, str) and isinstance(tensor, _StoredTensor) for name, tensor in found.items()
         ):
-            raise InputError(f"{path}: not a dictionary of tensors; save the model as safetensors")
+            raise InputError(f"{shown(path)}: not a dictionary of tensors; save the model as safetensors")
         self._tensors: dict[str, _StoredTensor] = dict(found)
 
     def _text(self, name: str) -> str:
@@ -172,7 +173,7 @@ class TorchFile:
         shape, strides, offset = tensor.shape, tensor.strides, tensor.offset
         sound = len(shape) == len(strides) and all(type(n) is int and n >= 0 for n in (*shape, *strides, offset))
         if not sound or not isinstance(tensor.storage, _Storage):
-            raise InputError(f"{self.path}: tensor {name} has no sound shape; the file is damaged")
+            raise InputError(f"{shown(self.path)}: tensor {name} has no sound shape; the file is damaged")
         size = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) if math.prod(shape) else 0
         width = tensor.storage.dtype.itemsize
         try:
@@ -181,9 +182,11 @@ class TorchFile:
                 data = file.read(size * width)
         except Exception as error:  # damaged, encrypted, or compressed in one of the many ways zip files know
             reason = str(error).partition("\n")[0] or type(error).__name__
-            raise InputError(f"{self.path}: tensor {name} cannot be read ({reason}); download the file again") from None
+            raise InputError(
+                f"{shown(self.path)}: tensor {name} cannot be read ({reason}); download the file again"
+            ) from None
         if len(data) != size * width:
-            raise InputError(f"{self.path}: tensor {name} reaches beyond its storage; download the file again")
+            raise InputError(f"{shown(self.path)}: tensor {name} reaches beyond its storage; download the file again")
         flat = np.frombuffer(data, tensor.storage.dtype)
         # In bounds: `size` is one more than the place of the last element.
         return np.lib.stride_tricks.as_strided(flat, shape, [stride * width for stride in strides], writeable=False)

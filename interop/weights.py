@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gpt_mesh.config import Config, ModelConfig, parse_model, values_of_causal_model, values_of_config
 from gpt_mesh.data.encoders import Encoder, load_encoder
 from gpt_mesh.engine import checkpoints
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.interop import architectures, tokenizer_files
 from gpt_mesh.interop.exchange import Exchange
 from gpt_mesh.interop.shards import Shards, read_json
@@ -54,7 +54,7 @@ class CheckpointWeights:
         try:
             self._reader = tf.compat.v1.train.NewCheckpointReader(path)
         except (tf.errors.OpError, ValueError) as error:
-            raise InputError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from None
+            raise InputError(f"{shown(path)}: not a readable checkpoint ({str(error).splitlines()[0]})") from None
         shapes = self._reader.get_variable_to_shape_map()
         self.shapes: Mapping[str, tuple[int, ...]] = {name: tuple(shape) for name, shape in shapes.items()}
         config = _config_beside(path)
@@ -67,7 +67,9 @@ class CheckpointWeights:
             array: NDArray = self._reader.get_tensor(name)
         except (tf.errors.OpError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise InputError(f"{self.source}: variable {name} cannot be read ({reason}); the file is damaged") from None
+            raise InputError(
+                f"{shown(self.source)}: variable {name} cannot be read ({reason}); the file is damaged"
+            ) from None
         return _finite(self.source, name, array)
 
 
@@ -122,11 +124,11 @@ class HuggingFaceWeights:
         for name, shape in wanted.items():
             if found[name] != shape:
                 raise InputError(
-                    f"{self.source}: tensor {name} has shape {list(found[name])}, but config.json makes it "
+                    f"{shown(self.source)}: tensor {name} has shape {list(found[name])}, but config.json makes it "
                     f"{list(shape)}; is one of the two another model's?"
                 )
         if unused:
-            log.warning("%s: not used: %s", self.source, _few(unused))
+            log.warning("%s: not used: %s", shown(self.source), _few(unused))
 
     def read(self, name: str) -> NDArray[np.float32]:
         """One weight, float32, in the form it has here."""
@@ -173,10 +175,11 @@ def open_weights(path: str) -> Weights:
         if os.path.isfile(config := os.path.join(path, "config.json")):
             weights = HuggingFaceWeights(path)
             if weights.tokenizer is not None:
-                tokenizer_files.check(weights.tokenizer, weights.architecture.n_vocab, None, config)
+                tokenizer_files.check(weights.tokenizer, weights.architecture.n_vocab, (), config)
             return weights
     raise InputError(
-        f"{path}: no weights there; give a checkpoint (such as {path.rstrip('/')}/model.ckpt-5000), the directory of a "
+        f"{shown(path)}: no weights there; give a checkpoint (such as {path.rstrip('/')}/model.ckpt-5000), the "
+        "directory of a "
         "run, or a Hugging Face folder with a config.json"
     )
 
@@ -198,7 +201,9 @@ def is_finite(array: NDArray) -> bool:
 
 def _finite(source: str, name: str, array: NDArray) -> NDArray:
     if array.dtype.kind != "i" and not is_finite(array):
-        raise InputError(f"{source}: {name} has elements that are not finite numbers (NaN or infinity); it is no use")
+        raise InputError(
+            f"{shown(source)}: {name} has elements that are not finite numbers (NaN or infinity); it is no use"
+        )
     return array
 
 

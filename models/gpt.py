@@ -20,7 +20,7 @@ from gpt_mesh.models.attention.layer import attention
 from gpt_mesh.models.context import Context, constant
 from gpt_mesh.models.experts.mixture import Balance
 from gpt_mesh.models.feed_forward import FEED_FORWARDS, feed_forward_name
-from gpt_mesh.models.norms import after, before, norm_of
+from gpt_mesh.models.norms import NORMS, after, before, gained, norm_of
 from gpt_mesh.models.positions import position_embedding
 
 
@@ -76,7 +76,13 @@ def forward(
         if parts:
             balance[block.site] = Balance(*parts)
     x = x if places is None else _pick(ctx, x, places)
-    return Forward(norm_of(ctx.model).apply(ctx, x, "ln_f"), balance)
+    return Forward(_last_norm(ctx, x), balance)
+
+
+def _last_norm(ctx: Context, x: mtf.Tensor) -> mtf.Tensor:
+    if not ctx.model.gpt_neo_original:
+        return norm_of(ctx.model).apply(ctx, x, "ln_f")
+    return x if ctx.model.no_weight_tie else NORMS["layernorm"].apply(ctx, x, "ln_f")
 
 
 def embed(ctx: Context, tokens: mtf.Tensor, cache: Cache) -> mtf.Tensor:
@@ -88,8 +94,10 @@ def embed(ctx: Context, tokens: mtf.Tensor, cache: Cache) -> mtf.Tensor:
         x *= ctx.model.embedding_scale
     if ctx.model.embed_norm:
         x = norm_of(ctx.model).apply(ctx, x, "embed_norm")
-    positions = position_embedding(ctx.model).embed(ctx, cache.positions(ctx))
-    return ctx.dropout(x if positions is None else x + positions, ctx.model.embed_dropout, "embed")
+    positions, rate = position_embedding(ctx.model).embed(ctx, cache.positions(ctx)), ctx.model.embed_dropout
+    if positions is None or not ctx.model.gpt_neo_original:
+        return ctx.dropout(x if positions is None else x + positions, rate, "embed")
+    return ctx.dropout(x, rate, "embed") + ctx.dropout(positions, rate, "embed_positions")
 
 
 class Block:
@@ -104,20 +112,30 @@ class Block:
         self.kind = KINDS[model.attention_types[number]]
         self.feed_forward = FEED_FORWARDS[feed_forward_name(model, number)]
         self.site = f"h{number}"
-        self.name = "h0" if model.share_parameters else self.site
+        shared = "" if model.gpt_neo_original else "h0"
+        self.name = shared if model.share_parameters else self.site
         self.share = 0.5 if model.macaron else 1.0  # of each feed-forward
 
     def __call__(self, x: mtf.Tensor) -> mtf.Tensor | tuple[mtf.Tensor, ...]:
         if self.model.macaron:  # half a feed-forward on either side of attention (Lu et al., 2019, arXiv:1906.02762)
-            outer = FEED_FORWARDS[feed_forward_name(self.model)]
-            y, _ = outer.apply(self.ctx, self._before(x, "mac"), f"{self.name}/mlp_mac", f"{self.site}/mlp_mac")
-            x += self._after(y, "mac", self.share)
+            x += self._first_half(x)
         x, balance = self._parallel(x) if self.model.gpt_j_residual else self._sequential(x)
         return x if balance is None else (x, balance.loss, balance.load)
+
+    def _first_half(self, x: mtf.Tensor) -> mtf.Tensor:
+        """What the feed-forward before attention adds."""
+        apply = FEED_FORWARDS[feed_forward_name(self.model)].apply
+        if self.model.gpt_neo_original:  # without norm and gain
+            y, _ = apply(self.ctx, x, f"{self.name}/mlp_macaron", f"{self.site}/mlp_mac")
+            return self.ctx.dropout(y, self.model.res_dropout, f"{self.site}/residual_mac") * self.share
+        y, _ = apply(self.ctx, self._before(x, "mac"), f"{self.name}/mlp_mac", f"{self.site}/mlp_mac")
+        return self._after(y, "mac", self.share)
 
     def _sequential(self, x: mtf.Tensor) -> tuple[mtf.Tensor, Balance | None]:
         if self.kind is not None:
             x += self._attention(self._before(x, "1"), self.kind)
+        elif self.model.gpt_neo_original:  # the layer takes its input for attention's output
+            x += gained(self.ctx, x, f"{self.name}/norm_1")
         y, balance = self._feed_forward(self._before(x, "2"))
         return x + y, balance
 
@@ -178,13 +196,22 @@ def output_weight(ctx: Context) -> mtf.Tensor:
     """The matrix from features to logits: the token embedding [vocab, embd]; with `no_weight_tie` [embd, vocab]."""
     if not ctx.model.no_weight_tie:
         return token_embedding(ctx)
-    name = "linear_out/kernel"
-    return ctx.variable(name, [ctx.dims.embd, ctx.dims.vocab], ctx.normal(name, 0.02))
+    name = f"{_head(ctx)}/kernel"
+    scaled = ctx.model.gpt_neo_original and ctx.model.scale_by_in
+    stddev = 0.02 * (ctx.dims.embd.size**-0.5 if scaled else 1.0)
+    return ctx.variable(name, [ctx.dims.embd, ctx.dims.vocab], ctx.normal(name, stddev))
 
 
 def output_bias(ctx: Context) -> mtf.Tensor | None:
     """[vocab], added to logits; None without `lm_head_bias`."""
-    return ctx.variable("linear_out/bias", [ctx.dims.vocab], constant(0.0)) if ctx.model.lm_head_bias else None
+    model = ctx.model
+    if not model.lm_head_bias and not (model.gpt_neo_original and model.no_weight_tie):
+        return None
+    return ctx.variable(f"{_head(ctx)}/bias", [ctx.dims.vocab], constant(0.0))
+
+
+def _head(ctx: Context) -> str:
+    return "wte_final_linear/conv1d_main/linear_out" if ctx.model.gpt_neo_original else "linear_out"
 
 
 def _pick(ctx: Context, x: mtf.Tensor, places: mtf.Tensor) -> mtf.Tensor:

@@ -5,6 +5,7 @@ The order is that of the transformers library: repetition penalty, minimum lengt
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 from gpt_mesh.meshes.compat import mtf  # noqa: F401  (before TensorFlow, which it keeps quiet)
@@ -42,7 +43,7 @@ CONTROL_TYPES = Controls(tf.int32, tf.float32, tf.int32, tf.float32, tf.float32,
 
 
 def choose(
-    logits: tf.Tensor, seen: tf.Tensor, position: tf.Tensor, controls: Controls, eos_id: int | None = None
+    logits: tf.Tensor, seen: tf.Tensor, position: tf.Tensor, controls: Controls, eos_ids: tuple[int, ...] = ()
 ) -> tf.Tensor:
     """One id a row, by the Gumbel-max trick (Gumbel, 1954): int32 [batch].
 
@@ -50,17 +51,23 @@ def choose(
         logits: float32 [batch, vocab].
         seen: bool [batch, vocab], the tokens that a row has already.
         position: int32 [batch], of the newest of them.
+        eos_ids: the tokens that end a text.
     """
     penalty = controls.penalty[:, None]
     penalised = tf.where(logits > 0, logits / penalty, logits * penalty)
     scores = tf.where(tf.logical_and(seen, tf.not_equal(penalty, 1.0)), penalised, logits)
-    if eos_id is not None:
+    if eos_ids:
         early = (position + 1 < controls.min_length)[:, None]
-        is_end = tf.equal(tf.range(logits.shape[-1]), eos_id)[None, :]
+        is_end = is_any(tf.range(logits.shape[-1]), eos_ids)[None, :]
         scores = tf.where(tf.logical_and(early, is_end), tf.constant(-float("inf"), scores.dtype), scores)
     draws = controls.temperature > 0
     drawn = _if_any(draws, lambda: _draw(scores, position, controls), lambda: scores)
     return tf.argmax(tf.where(draws[:, None], drawn, scores), -1, output_type=tf.int32)
+
+
+def is_any(tokens: tf.Tensor, ids: tuple[int, ...]) -> tf.Tensor:
+    """Whether each of the tokens is one of at least one id: bool, of their shape."""
+    return functools.reduce(tf.logical_or, [tf.equal(tokens, one) for one in ids])
 
 
 def _draw(scores: tf.Tensor, position: tf.Tensor, controls: Controls) -> tf.Tensor:

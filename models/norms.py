@@ -128,6 +128,17 @@ class ScaleNorm(Norm):
         return kernel(rescale, [x, squares, gain], [(x.shape, x.dtype)], x.shape.dims, "scale_norm")[0]
 
 
+class CentredScaleNorm(Norm):
+    """What the original GPT-Neo calls ScaleNorm: layer norm whose gain is the one scalar `<name>/g`, without a bias."""
+
+    def apply(self, ctx: Context, x: mtf.Tensor, name: str) -> mtf.Tensor:
+        embd = ctx.dims.embd
+        gain, wide = ctx.scalar(f"{name}/g", 1.0), mtf.cast(x, ctx.statistics_dtype)
+        wide -= mtf.reduce_mean(wide, reduced_dim=embd)
+        variance = mtf.reduce_mean(mtf.square(wide), reduced_dim=embd)
+        return mtf.cast(wide * mtf.rsqrt(variance + ctx.model.norm_epsilon) * gain, x.dtype)
+
+
 NORMS: dict[str, Norm] = {
     "layernorm": LayerNorm(),
     "rmsnorm": RmsNorm(),
@@ -137,7 +148,9 @@ NORMS: dict[str, Norm] = {
 
 
 def norm_of(model: ModelConfig) -> Norm:
-    """The norm of a model."""
+    """The norm of a model's blocks."""
+    if model.gpt_neo_original and model.norm == "scalenorm":
+        return CentredScaleNorm()
     return NORMS[model.norm]
 
 
@@ -158,7 +171,11 @@ def after(ctx: Context, y: mtf.Tensor, name: str, site: str) -> mtf.Tensor:
     """
     if ctx.model.norm_placement != "pre":
         y = norm_of(ctx.model).apply(ctx, y, f"{name}_post")
-    y = ctx.dropout(y, ctx.model.res_dropout, site)
-    if ctx.model.rezero:
-        y *= ctx.variable(f"{name.replace('/norm_', '/norm_rezero_')}/g", [], constant(0.0))
-    return y
+    return gained(ctx, ctx.dropout(y, ctx.model.res_dropout, site), name)
+
+
+def gained(ctx: Context, y: mtf.Tensor, name: str) -> mtf.Tensor:
+    """y times the gain of the branch `name` with `rezero`, else y."""
+    if not ctx.model.rezero:
+        return y
+    return y * ctx.variable(f"{name.replace('/norm_', '/norm_rezero_')}/g", [], constant(0.0))

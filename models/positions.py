@@ -88,10 +88,12 @@ class Axial(_Table):
 
     def table(self, ctx: Context) -> mtf.Tensor:
         dims = ctx.dims
-        stddev = 0.01 * 0.5**0.5
+        original = ctx.model.gpt_neo_original  # the mean of the parts, not their sum
+        stddev = 0.01 if original else 0.01 * 0.5**0.5
         rows = ctx.variable("axial_wpe_1", [dims.axial_rows, dims.embd], ctx.normal("axial_wpe_1", stddev))
         columns = ctx.variable("axial_wpe_2", [dims.axial_columns, dims.embd], ctx.normal("axial_wpe_2", stddev))
         grid = mtf.add(rows, columns, output_shape=[dims.axial_rows, dims.axial_columns, dims.embd])
+        grid = 0.5 * grid if original else grid
         # Rows and columns are never split. They merge into a dimension that is not split either, which a layout may
         # then split.
         merged = mtf.reshape(grid, mtf.Shape([whole(dims.embed_sequence), dims.embd]))

@@ -79,9 +79,7 @@ class _CrossEntropy(kernels.SliceOperation):
         self.dtype, self.z_loss, self.cap = ctx.statistics_dtype, z_loss, cap
         self.rows_are_vocab = weight.shape.dims[0] == ctx.dims.vocab
         self.flops = 6.0 * labels.shape.size * weight.shape.size  # logits, and the gradients of both their factors
-        self.by_native = (
-            ctx.cpu_kernels and x.dtype == weight.dtype == tf.float32 and native.known() and not biases and cap is None
-        )
+        self.by_native = ctx.cpu_kernels and x.dtype == weight.dtype == tf.float32 and native.known()
         scalar = mtf.Shape([])
         outputs = [(scalar, self.dtype), (scalar, self.dtype), *((t.shape, t.dtype) for t in (x, weight, *biases))]
         self._outputs = [mtf.Tensor(self, shape, dtype, index=i) for i, (shape, dtype) in enumerate(outputs)]
@@ -119,7 +117,7 @@ class _CrossEntropy(kernels.SliceOperation):
         width, vocab = x.shape[-1], weight.shape[0 if self.rows_are_vocab else 1]
         tokens = labels.shape.num_elements()
         if self.by_native:
-            return self._by_native(x, weight, labels, shares, tokens)
+            return self._by_native(x, weight, labels, shares, *bias)
         count, size = chunks(tokens, vocab * self.dtype.size)
 
         def cut(t: tf.Tensor, *features: int) -> tf.Tensor:
@@ -139,18 +137,19 @@ class _CrossEntropy(kernels.SliceOperation):
         return objective, nll, tf.reshape(dx, x.shape), *narrow
 
     def _by_native(
-        self, x: tf.Tensor, weight: tf.Tensor, labels: tf.Tensor, shares: tf.Tensor, tokens: int
+        self, x: tf.Tensor, weight: tf.Tensor, labels: tf.Tensor, shares: tf.Tensor, *bias: tf.Tensor
     ) -> tuple[tf.Tensor, ...]:
         """The same by native/vocabulary_loss.c."""
         width, vocab = x.shape[-1], weight.shape[0 if self.rows_are_vocab else 1]
+        tokens = labels.shape.num_elements()
         flat, chunk = tf.reshape(x, [tokens, width]), min(tokens, CPU_TOKENS)
-        scratch = [[chunk, row_of_logits(vocab)], [chunk, width], [2, tokens]]
-        shapes = [[], [], flat.shape, weight.shape, *scratch]
-        given = [flat, weight, tf.reshape(tf.cast(labels, tf.int32), [tokens]), tf.reshape(shares, [tokens])]
+        scratch = [[chunk, row_of_logits(vocab)], [chunk, width], [4, tokens]]
+        shapes = [[], [], flat.shape, weight.shape, *(t.shape for t in bias), *scratch]
+        given = [flat, weight, tf.reshape(tf.cast(labels, tf.int32), [tokens]), tf.reshape(shares, [tokens]), *bias]
         results = [tf.TensorSpec(shape, tf.float32) for shape in shapes]
-        how = {"z_loss": float(self.z_loss), "transposed": not self.rows_are_vocab}
-        objective, nll, dx, dweight, *_ = native.call("vocabulary_loss", given, results, how)
-        return objective, nll, tf.reshape(dx, x.shape), dweight
+        how = {"z_loss": float(self.z_loss), "transposed": not self.rows_are_vocab, "cap": float(self.cap or 0)}
+        objective, nll, dx, *gradients = native.call("vocabulary_loss", given, results, how)[: -len(scratch)]
+        return objective, nll, tf.reshape(dx, x.shape), *gradients
 
     def _by_chunks(
         self, xs: tf.Tensor, weight: tf.Tensor, ids: tf.Tensor, shares: tf.Tensor, *bias: tf.Tensor

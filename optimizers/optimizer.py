@@ -20,6 +20,16 @@ WHOLE = StateSplit()
 MIN_NATIVE = 2**12  # elements of a tensor from which calling C pays off
 
 
+def is_matrix(weight: mtf.Variable) -> bool:
+    """Whether a weight has two dimensions or more: gains and biases do not decay."""
+    return len(weight.shape) > 1
+
+
+def is_no_norm_or_bias(weight: mtf.Variable) -> bool:
+    """The original GPT-Neo's rule, by name: the gain and bias of the last norm, `ln_f`, decay too."""
+    return "norm" not in weight.name and "bias" not in weight.name
+
+
 class Optimizer(abc.ABC):
     """One update of the weights, as mesh operations.
 
@@ -33,6 +43,7 @@ class Optimizer(abc.ABC):
         step: integer scalar on the mesh: the number of earlier steps.
         split: how slots are split over the replicas.
         cpu_kernels: see `Context`.
+        decays: whether weight decay applies to a weight.
     """
 
     name: ClassVar[str]
@@ -46,7 +57,9 @@ class Optimizer(abc.ABC):
         split: StateSplit = WHOLE,
         *,
         cpu_kernels: bool = False,
+        decays: Callable[[mtf.Variable], bool] = is_matrix,
     ) -> None:
+        self.decays = decays
         self.config, self.lr, self.scale, self.step = config, lr, scale, step
         self.split, self.cpu_kernels = split, cpu_kernels
 
@@ -83,8 +96,8 @@ class Optimizer(abc.ABC):
         ]
 
     def weight_decay(self, weight: mtf.Variable) -> float:
-        """Decoupled weight decay (Loshchilov & Hutter, 2017, arXiv:1711.05101): of matrices only."""
-        return self.config.weight_decay if len(weight.shape) > 1 else 0.0
+        """Decoupled weight decay of a weight (Loshchilov & Hutter, 2017, arXiv:1711.05101)."""
+        return self.config.weight_decay if self.decays(weight) else 0.0
 
     def elementwise(
         self,

@@ -7,8 +7,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpt_mesh.config import CONFIG_DIRECTORY, Config, parse_config
-from gpt_mesh.errors import InputError
+from gpt_mesh.config import CONFIG_DIRECTORY, Config, file_of, parse_config
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.meshes.devices import choose_devices
 from gpt_mesh.meshes.fitting import fit_sizes
 from gpt_mesh.meshes.limits import as_keys, layout_text, shape_text
@@ -168,22 +168,22 @@ def write_applied(config: Config, chosen: Candidate, *, replace: bool) -> str:
     Raises:
         InputError: another file of that name exists and `replace` is false, or it cannot be written.
     """
-    path = f"{os.path.splitext(config.source)[0]}_auto.json"
+    path = f"{os.path.splitext(file_of(config.source))[0]}_auto.json"
     if Path(path).resolve().parent == CONFIG_DIRECTORY:
         path = os.path.join("configs", os.path.basename(path))
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        with open(config.source, encoding="utf-8-sig") as file:
-            values = json.load(file)
         keys = {"mesh_shape": shape_text(chosen.plan.shape), "layout": layout_text(chosen.plan.rules)}
-        values.update(keys)
+        values = {**config.given, **keys}
         parse_config(values, path, config.directory)  # never write a config that cannot be read
         text = json.dumps(values, indent=4) + "\n"
         if os.path.exists(path) and not replace:
             with open(path, encoding="utf-8") as file:
                 if file.read() != text:
-                    raise InputError(f"--apply: {path} already exists; add --yes to replace it, or move it away")
+                    raise InputError(f"--apply: {shown(path)} already exists; add --yes to replace it, or move it away")
         files.write_text(path, text)
     except OSError as error:
-        raise InputError(f"--apply: {path}: cannot be written ({error.strerror}); copy the config elsewhere") from None
+        raise InputError(
+            f"--apply: {shown(path)}: cannot be written ({error.strerror}); copy the config elsewhere"
+        ) from None
     return path

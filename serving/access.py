@@ -10,7 +10,7 @@ import re
 import socket
 from collections.abc import Sequence
 
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.serving.address import is_loopback
 
 API_KEY = "SERVE_API_KEY"  # in the environment, which other users of the machine cannot read
@@ -35,10 +35,10 @@ def api_key() -> str | None:
     except (OSError, UnicodeDecodeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise InputError(
-            f"{API_KEY_FILE} = {path}: cannot be read ({reason}); name a file that holds the key"
+            f"{API_KEY_FILE} = {shown(path)}: cannot be read ({reason}); name a file that holds the key"
         ) from None
     if not found or len(found) > LONGEST_KEY or not found.isprintable() or " " in found:
-        raise InputError(f"{API_KEY_FILE} = {path}: must hold one key, on one line and without spaces")
+        raise InputError(f"{API_KEY_FILE} = {shown(path)}: must hold one key, on one line and without spaces")
     return found
 
 

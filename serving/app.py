@@ -25,6 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gpt_mesh.config import GenerationSettings
 from gpt_mesh.data.encoders import Encoder
+from gpt_mesh.data.special_tokens import SpecialTokens
 from gpt_mesh.serving.access import AllowedHosts, is_key
 from gpt_mesh.serving.answers import Answer
 from gpt_mesh.serving.completions import CompletionRequest, PromptLimits, parse, read_json
@@ -68,7 +69,7 @@ class Served:
     limits: PromptLimits
     defaults: GenerationSettings
     encoder: Encoder
-    eos_id: int | None
+    special: SpecialTokens
     names: TokenText
 
 
@@ -173,7 +174,7 @@ class App:
         asked = parse(read_json(body), self.served.defaults)
         if asked.model is not None:
             self._check_model(asked.model)
-        return asked, Prompts(asked, self.served.limits, self.served.encoder, self.served.eos_id)
+        return asked, Prompts(asked, self.served.limits, self.served.encoder, self.served.special)
 
     async def _read(self, request: Request, hold: Callable[[int], None]) -> bytes:
         """The body. The rest of one that is too long is read too, up to a point, but not kept: otherwise the client

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from gpt_mesh.data.encoders import Encoder
+from gpt_mesh.data.special_tokens import SpecialTokens
 from gpt_mesh.evaluation.scoring import TokenScores
 from gpt_mesh.generation.requests import GenerationRequest
 from gpt_mesh.serving import answers
@@ -24,25 +25,27 @@ class Prompts:
 
     Attributes:
         tokens: ids of each prompt, at least one.
-        last: the last id of each prompt, which the text continues; None if it ends a text.
+        last: the last id of each prompt, which the text continues; None if it begins or ends a text.
         texts: each prompt as it is echoed.
         max_tokens: maximum number of new tokens for each prompt.
     """
 
-    def __init__(self, request: CompletionRequest, limits: PromptLimits, encoder: Encoder, eos_id: int | None) -> None:
+    def __init__(
+        self, request: CompletionRequest, limits: PromptLimits, encoder: Encoder, special: SpecialTokens
+    ) -> None:
         """
         Raises:
-            ApiError: a prompt is too long, has unknown ids, or is empty without an end-of-text token to start from.
+            ApiError: a prompt is too long, has unknown ids, or is empty without a special token to start from.
         """
         self.tokens, self.texts, self.last = [], [], []
         for prompt in request.prompts:
-            tokens = encode(prompt, request, limits, encoder.encode)
+            tokens = encode(prompt, request, limits, lambda text: special.begun(encoder.encode(text)))
             if not tokens:
-                if eos_id is None:
+                if special.prefix is None:
                     raise invalid("prompt", "is empty, and the tokenizer has no end-of-text token to start from")
-                tokens = [eos_id]
+                tokens = [special.prefix]
             self.tokens.append(tokens)
-            self.last.append(None if tokens[-1] == eos_id else tokens[-1])
+            self.last.append(None if tokens[-1] in (special.bos_id, *special.eos_ids) else tokens[-1])
             self.texts.append(prompt if isinstance(prompt, str) and prompt else encoder.decode(tokens))
         wanted = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
         self.max_tokens = [min(wanted, limits.n_ctx - len(tokens)) for tokens in self.tokens]

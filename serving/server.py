@@ -188,7 +188,7 @@ def _served(model: api.Model) -> Served:
         limits=PromptLimits(config.model.n_ctx, config.model.n_vocab, names.longest),
         defaults=config.training.generation,
         encoder=encoder,
-        eos_id=model.eos_id,
+        special=model.special_tokens,
         names=names,
     )
 

@@ -45,10 +45,14 @@ class TokenText:
         return both[len(first) :] if both.startswith(first) else decode([token])
 
     def offsets(self, text: str, tokens: Sequence[int]) -> list[int]:
-        """The offset of each token in `text`, whose tokens these are: the number of complete characters before it."""
+        """The offset of each token in `text`, whose tokens these are: the number of complete characters before it.
+        There may be one more at the start, which begins texts.
+        """
         encoding = self._whole_offsets.encode(text, add_special_tokens=False)
-        if encoding.ids == list(tokens):  # also for normalized text, whose characters differ from those of the tokens
-            return [start for start, _ in encoding.offsets]
+        for added in (0, 1):
+            # Also for normalized text, whose characters differ from those of the tokens.
+            if encoding.ids == list(tokens[added:]):
+                return [*[0] * added, *(start for start, _ in encoding.offsets)]
         places = TokenPlaces(self)
         return [min(places.add(token), len(text)) for token in tokens]
 

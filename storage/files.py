@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from stat import S_ISDIR, S_ISREG
 from typing import IO, Any, NamedTuple, cast
 
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 
 SCHEMES = ("gs", "file", "ram")  # of URLs that TensorFlow knows
 
@@ -33,11 +33,6 @@ class FileStat(NamedTuple):
 
 def is_url(path: str) -> bool:
     return "://" in path
-
-
-def absolute(path: str) -> str:
-    """The path from the root of the file system, for messages; URLs stay as they are."""
-    return path if is_url(path) else os.path.abspath(os.path.expanduser(path))
 
 
 def _gfile() -> Any:
@@ -128,9 +123,9 @@ def make_folder(path: str) -> None:
         else:
             os.makedirs(path, exist_ok=True)
     except errors() as error:
-        raise InputError(f"{path}: cannot be made: {reason(error)}; give another folder") from error
+        raise InputError(f"{shown(path)}: cannot be made: {reason(error)}; give another folder") from error
     if not is_url(path) and not os.access(path, os.W_OK):
-        raise InputError(f"{path}: cannot be written: no permission, or a read-only disk; give another folder")
+        raise InputError(f"{shown(path)}: cannot be written: no permission, or a read-only disk; give another folder")
 
 
 def list_folder(path: str) -> list[str]:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from gpt_mesh.errors import shown
 from gpt_mesh.storage import files, heartbeat, strict_json
 from gpt_mesh.storage.progress import log
 
@@ -64,7 +65,9 @@ class JsonLines:
             number, line = malformed[0]
             _reported.add((self.path, line))
             more = f", nor are {len(malformed) - 1} more" if len(malformed) > 1 else ""
-            log.warning("%s: line %d is not a row of JSON with a step%s: ignored, and kept", self.path, number, more)
+            log.warning(
+                "%s: line %d is not a row of JSON with a step%s: ignored, and kept", shown(self.path), number, more
+            )
 
 
 def parse_row(line: bytes) -> Row | None:

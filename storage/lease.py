@@ -20,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.storage import files, strict_json
 from gpt_mesh.storage.progress import log
 
@@ -49,7 +49,7 @@ class Lease:
             while not self._create():
                 _wait_until_abandoned(path)
         except files.errors() as error:
-            raise InputError(f"{path}: cannot be written: {files.reason(error)}; name another folder") from None
+            raise InputError(f"{shown(path)}: cannot be written: {files.reason(error)}; name another folder") from None
         self._thread = threading.Thread(target=self._refresh, name="lease", daemon=True)
         self._thread.start()
 
@@ -130,7 +130,7 @@ def _wait_until_abandoned(path: str) -> None:
         first = _state(path)
         log.info(
             "%s: left by process %s on %s, or still held: watching it for %.0f s",
-            path, holder.get("process"), holder.get("host"), LEASE_SECONDS,
+            shown(path), holder.get("process"), holder.get("host"), LEASE_SECONDS,
         )  # fmt: skip
         end = time.monotonic() + LEASE_SECONDS
         while time.monotonic() < end:
@@ -160,7 +160,7 @@ def _remove_abandoned(path: str, token: Any) -> None:
 
 def _held(path: str, holder: dict[str, Any]) -> InputError:
     return InputError(
-        f"{os.path.dirname(path)}: {holder.get('what', 'another process')} is using it: process "
+        f"{shown(os.path.dirname(path))}: {holder.get('what', 'another process')} is using it: process "
         f"{holder.get('process')} on {holder.get('host')}, since {holder.get('since')}; wait until it ends, or name "
         "another folder"
     )

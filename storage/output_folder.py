@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.storage import files as storage
 from gpt_mesh.storage.lease import lease
 
@@ -18,11 +18,11 @@ def check(folder: str, overwrite: bool) -> None:
         InputError: it is not a local folder, or it is not empty and `overwrite` is false.
     """
     if storage.is_url(folder):
-        raise InputError(f"{folder}: give a local folder, and copy it there afterwards")
+        raise InputError(f"{shown(folder)}: give a local folder, and copy it there afterwards")
     if os.path.exists(folder) and not os.path.isdir(folder):
-        raise InputError(f"{folder}: is a file; name a new folder")
+        raise InputError(f"{shown(folder)}: is a file; name a new folder")
     if os.path.isdir(folder) and os.listdir(folder) and not overwrite:
-        raise InputError(f"{folder}: is not empty; name a new folder, or add --overwrite to replace it")
+        raise InputError(f"{shown(folder)}: is not empty; name a new folder, or add --overwrite to replace it")
 
 
 @contextmanager
@@ -67,4 +67,6 @@ def tensorflow_writes(folder: str) -> Iterator[None]:
 
 
 def _unwritable(folder: str, error: Exception) -> InputError:
-    return InputError(f"{folder}: cannot be written ({storage.reason(error)}); make room, or name another folder")
+    return InputError(
+        f"{shown(folder)}: cannot be written ({storage.reason(error)}); make room, or name another folder"
+    )

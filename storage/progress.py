@@ -1,4 +1,4 @@
-"""Progress of long work on standard error: a bar on a terminal, plain lines in a log."""
+"""Progress of long work on standard error: a bar on a terminal or in a notebook, plain lines in a log."""
 
 from __future__ import annotations
 
@@ -28,6 +28,11 @@ class Console(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)
         sys.stderr.flush()
+
+
+def _in_notebook() -> bool:
+    """Whether standard error is a notebook's cell, which shows a bar though it is no terminal."""
+    return "ipykernel" in sys.modules and type(sys.stderr).__module__.startswith("ipykernel")
 
 
 def set_up_logging() -> None:
@@ -64,9 +69,10 @@ class Progress:
             desc=what,
             unit=unit if unit == BYTES else f" {unit}",
             unit_scale=unit == BYTES,
-            dynamic_ncols=True,
+            dynamic_ncols=not _in_notebook(),
+            ncols=100 if _in_notebook() else None,
             leave=leave,
-            disable=not sys.stderr.isatty(),
+            disable=not (sys.stderr.isatty() or _in_notebook()),
             file=sys.stderr,
         )
         self.restart()

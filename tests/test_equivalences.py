@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.models import enlarge_weights, make_engine, tiny_config, token_batch, unoptimised_graphs
+from tests.support.models import LLAMA, enlarge_weights, make_engine, tiny_config, token_batch, unoptimised_graphs
 
 RELATIVE = 2e-5
 SIZES = {"n_embd": 8, "n_head": 2, "n_vocab": 32, "lr": 1e-3, "weight_decay": 0.1, "z_loss": 0.01}
@@ -52,6 +52,18 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "roomy mixture": ({**one("global"), **mixture(moe_capacity_factor_train=9.0)}, BY_EXPERTS),
     "masked": ({**one("local"), "mlm_training": True, "mlm_mask_id": 3, "mlm_mask_prob": 0.4}, BY_BATCH),
     "entmax": ({**one("global"), "entmax_loss": True}, BY_WEIGHTS),
+    "llama": ({**one("global"), **LLAMA}, BY_WEIGHTS),
+    "parallel": (
+        {**one("global"), "gpt_j_residual": True, "gpt_j_tied": True, "embed_norm": True, "lm_head_bias": True},
+        BY_FEATURES,
+    ),
+    "norms around": (
+        {
+            **one("local"), "norm": "rmsnorm", "norm_placement": "both", "embedding_scale": 2.0,
+            "final_logit_softcapping": 4.0,
+        },
+        BY_FEATURES,
+    ),
     "adafactor": ({**one("global"), "opt_name": "adafactor", "lr": 0.01}, BY_FEATURES),
 }
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_mesh.data import corpus, end_of_text, tfrecords
+from gpt_mesh.data import corpus, special_tokens, tfrecords
 from gpt_mesh.data.encoders import load_encoder
 from gpt_mesh.errors import InputError
 from gpt_mesh.inputs import EvaluationData, TrainingData, count_bytes, split
@@ -347,7 +347,7 @@ def test_eos_id_comes_from_the_tokenizer(tmp_path):
 
 def test_an_eos_id_outside_the_vocabulary(tmp_path, monkeypatch):
     """One in the dataset config is refused with that config; the tokenizer's is only known here."""
-    monkeypatch.setattr(end_of_text, "load_encoder", lambda path, pretrained: SimpleNamespace(eos_id=50))
+    monkeypatch.setattr(special_tokens, "load_encoder", lambda path, pretrained: SimpleNamespace(eos_id=50))
     add_dataset(tmp_path, "numbers", [[1] * 30, [2] * 30], tokenizer_path="any", n_vocab=10)
     line = refusal(model_config(tmp_path, [["numbers", 2, "documents_random", 1.0]], n_vocab=10))
     for part in ("numbers.json", "eos_id 50", "n_vocab 10"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import pytest
 
 from gpt_mesh.engine.engine import DeviceEngine
-from tests.support.models import make_engine, tiny_config, train, unoptimised_graphs
+from tests.support.models import LLAMA, make_engine, tiny_config, train, unoptimised_graphs
 
 STEPS = 20
 RELATIVE = 1e-5
@@ -27,6 +27,7 @@ MODEL = {
     "res_dropout": 0.1,
     "recompute_grad": True,
 }
+LLAMA_KEYS = {**LLAMA, "n_ctx": 8, "train_batch_size": 8, "res_dropout": 0.1, "recompute_grad": True}
 QUICK = [("a:2", "batch:a")]
 SLOW = [
     ("a:2", "memory_length:a"),
@@ -84,6 +85,25 @@ def test_losses_are_those_of_one_device_wherever_each_step_runs(single, wanted, 
     assert mesh.restore(single.save(str(tmp_path), 15, {})) == []
     losses += train(mesh, 5, seed=15)
     assert losses == pytest.approx(wanted, rel=RELATIVE)
+
+
+@pytest.fixture(scope="module")
+def wanted_of_llama() -> list[float]:
+    return train(make_engine(tiny_config(**LLAMA_KEYS), compiled=False), 6)
+
+
+@pytest.mark.parametrize(
+    ("mesh_shape", "layout"),
+    [
+        pytest.param(*row, marks=[] if row == QUICK[0] else [pytest.mark.slow, *exhaustive])
+        for rows, exhaustive in ((QUICK, []), (SLOW, []), (EXHAUSTIVE, [pytest.mark.exhaustive]))
+        for row in rows
+        if "experts" not in row[1]
+    ],
+)
+def test_losses_of_a_llama_are_those_of_one_device(wanted_of_llama, mesh_shape, layout):
+    mesh = make_engine(tiny_config(**LLAMA_KEYS, mesh_shape=mesh_shape, layout=layout), compiled=False)
+    assert train(mesh, 6) == pytest.approx(wanted_of_llama, rel=2e-5)
 
 
 PLAIN = {"embed_dropout": 0.0, "attn_dropout": 0.0, "res_dropout": 0.0}

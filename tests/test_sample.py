@@ -109,7 +109,7 @@ def test_generation_stops_at_the_first_end_of_text_after_the_prompt(engine):
     eos = without[1][5]  # what the second row says sixth, if not earlier
     wanted = [tokens[: tokens.index(eos)] if eos in tokens else tokens for tokens in without]
     assert wanted[1] != without[1] and any(len(tokens) == 12 for tokens in wanted), "rows stop at different places"
-    assert generate(engine, requests, 0.0, eos_id=eos) == wanted
+    assert generate(engine, requests, 0.0, eos_ids=(eos,)) == wanted
 
 
 def test_an_end_of_text_inside_the_prompt_stops_nothing(engine):
@@ -121,7 +121,7 @@ def test_an_end_of_text_inside_the_prompt_stops_nothing(engine):
     requests = [Row(tokens, 6, 0), Row(prompt(2), 6, 0)]
     without = generate(engine, requests, 0.0)
     wanted = [found[: found.index(eos)] if eos in found else found for found in without]
-    assert generate(engine, requests, 0.0, eos_id=eos) == wanted
+    assert generate(engine, requests, 0.0, eos_ids=(eos,)) == wanted
     assert len(wanted[0]) > 0
 
 
@@ -149,12 +149,12 @@ def controls(rows, **given):
     return Controls(**{n: tf.constant(np.broadcast_to(v, rows), kinds[n]) for n, v in values.items()})
 
 
-def draw(seeds, position, temperature, logits=LOGITS, *, seen=(), eos_id=None, **given):
+def draw(seeds, position, temperature, logits=LOGITS, *, seen=(), eos_ids=(), **given):
     rows = np.tile(logits, (len(seeds), 1))
     known = np.tile(np.isin(np.arange(len(logits)), seen), (len(seeds), 1))
     settings = controls(len(seeds), seeds=seeds, temperature=temperature, **given)
     places = tf.fill([len(seeds)], tf.constant(position, tf.int32))
-    return choose(tf.constant(rows), tf.constant(known), places, settings, eos_id).numpy()
+    return choose(tf.constant(rows), tf.constant(known), places, settings, eos_ids).numpy()
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])

@@ -99,24 +99,26 @@ class TpuEngine:
 
         return self._call("logits", build, [tokens], tokens.shape[1])[0]
 
-    def prefill(self, batch: Batch, *, eos_id: int | None = None, top: int | None = None) -> tuple[Chunk, BatchState]:
+    def prefill(
+        self, batch: Batch, *, eos_ids: tuple[int, ...] = (), top: int | None = None
+    ) -> tuple[Chunk, BatchState]:
         """See `Engine`. Prefill and advance run in one graph (`sample.build_generate`); the state's caches hold the
         tokens that `advance` has not given yet.
         """
 
         def build(arrays: Sequence[tf.Tensor], mesh_impl: Any) -> Sequence[tf.Tensor]:
             given = Batch.from_arrays(arrays)
-            return sample.build_generate(given, config=self.config, mesh_impl=mesh_impl, eos_id=eos_id, top=top)
+            return sample.build_generate(given, config=self.config, mesh_impl=mesh_impl, eos_ids=eos_ids, top=top)
 
-        found = self._call(("generate", eos_id, top), build, batch.arrays, None)
+        found = self._call(("generate", eos_ids, top), build, batch.arrays, None)
         state = BatchState(None, batch.lengths, batch.ends, None, batch.controls, [x[:, 1:] for x in found])
         return Chunk(*(x[:, :1] for x in found)), state
 
     def advance(
-        self, state: BatchState, limit: int, *, eos_id: int | None = None, top: int | None = None
+        self, state: BatchState, limit: int, *, eos_ids: tuple[int, ...] = (), top: int | None = None
     ) -> tuple[Chunk, BatchState]:
         """See `Engine`."""
-        del eos_id, top
+        del eos_ids, top
         left = [x[:, limit:] for x in state.caches]
         after = dataclasses.replace(state, lengths=state.lengths + np.int32(limit), caches=left)
         return Chunk(*(x[:, :limit] for x in state.caches)), after

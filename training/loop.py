@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import tensorflow as tf
 
@@ -30,6 +30,7 @@ from gpt_mesh.storage.json_lines import JsonLines
 from gpt_mesh.storage.lease import Lease
 from gpt_mesh.storage.progress import Progress, alive, log
 from gpt_mesh.training import report
+from gpt_mesh.training.events import Event, Watch
 from gpt_mesh.training.interrupts import Interrupts, termination_raises
 from gpt_mesh.training.interval import Interval
 from gpt_mesh.training.profiling import Profiler, Steps, part
@@ -96,6 +97,7 @@ class Trainer:
         init_from: WeightSource | None = None,
         profile: Steps | int | None = None,
         lease: Lease | None = None,
+        watch: Watch | None = None,
     ) -> None:
         """Check everything that can be checked before the first step, then start the hosts' devices.
 
@@ -105,12 +107,13 @@ class Trainer:
             init_from: initial weights of a run without a checkpoint.
             profile: the steps to profile, or the number of next steps to profile.
             lease: the lock of `model_path`; once another process has taken it over, nothing more is written.
+            watch: called with what the run logs.
 
         Raises:
             InputError: data, checkpoint, directory or initial weights cannot be used.
         """
         self.config, self.plan, self.new, self.sacred_id, self.lease = config, plan, new, sacred_id, lease
-        self.directory = config.training.model_path
+        self.directory, self.watch = config.training.model_path, watch
         self.steps_per_checkpoint = steps_per_checkpoint
         self.checkpoint = None if new else checkpoints.latest(self.directory)
         if self.checkpoint is not None:
@@ -129,7 +132,7 @@ class Trainer:
         self.evaluations = JsonLines(tf.io.gfile.join(self.directory, "eval.jsonl"))
         self.saving = CheckpointWriter(config)
         self.step, self.position = 0, 0
-        self.log_every = min(config.training.iterations, steps_per_checkpoint)
+        self.log_every = min(config.training.log_interval, steps_per_checkpoint)
         self.peak = device_peak(list(plan.devices), config.training.precision)
         self._restore()
         self.profiler = Profiler(self.directory, profile, self.step)
@@ -324,8 +327,14 @@ class Trainer:
                 tf.summary.scalar(f"training/{name}", value, step=self.step)
         self.interval = Interval()
         log.info(report.log_line(row, self.config.training.train_steps, rate))
+        self._tell("metrics", row)
         progress.restart()
         progress.show(loss=f"{row['loss']:.4f}", tokens_per_second=f"{tokens_per_second or 0:,.0f}")
+
+    def _tell(self, kind: Literal["metrics", "evaluation", "samples"], values: Mapping[str, Any]) -> None:
+        """Tell the caller what was logged; it may ask the run to end."""
+        if self.watch is not None and self.watch(Event(kind, self.step, values)) is True:
+            self.interrupts.request()
 
     def _mfu(self, tokens_per_second: float | None) -> float | None:
         """Model FLOPs utilisation; None if the devices' peak is not known."""
@@ -374,10 +383,12 @@ class Trainer:
             if task.name in due.tasks:
                 found.append(task.run(self.engine))
                 self._note_written(wait=True)
-                report.keep_evaluation(self.evaluations, result_row(self.step, task, found[-1], self.config))
+                row = result_row(self.step, task, found[-1], self.config)
+                report.keep_evaluation(self.evaluations, row)
+                self._tell("evaluation", row)
         if self.samples is not None and due.samples:
             self._note_written(wait=True)
-            self.samples.write(self.step)
+            self._tell("samples", self.samples.write(self.step))
         tf.summary.flush()
         progress.restart()
         return found[0] if found else None

@@ -14,7 +14,7 @@ from typing import Any
 import tensorflow as tf
 from tqdm import tqdm
 
-from gpt_mesh.config import GROUPS, Config, DatasetConfig, Group, keys
+from gpt_mesh.config import GROUPS, Config, DatasetConfig, Group, keys, origins_line
 from gpt_mesh.errors import InputError
 from gpt_mesh.meshes import processor
 from gpt_mesh.meshes.devices import MeshPlan
@@ -108,6 +108,7 @@ def header(config: Config, plan: MeshPlan) -> list[str]:
     as_run = tf.io.gfile.join(config.training.model_path, "config.json")
     return [
         f"config {config.source} (every key as run: {as_run})",
+        *([f"keys: {origins}"] if (origins := origins_line(config.source)) else []),
         *_settings(config),
         f"{weight_count(config.model):,} parameters, {flops_per_token(config) / 1e6:.1f} MFLOP a trained token",
         f"memory of each device, about {human_bytes(sum(memory.values()))}: {parts}",
@@ -240,10 +241,10 @@ def write_config(config: Config) -> None:
     strict_json.write(os.path.join(directory, "config.json"), config.to_json(), durable=True)
     for use in config.data.datasets:
         path = os.path.join(directory, "dataset_configs", f"{use.id}.json")
-        strict_json.write(path, _dataset_json(use.dataset), durable=True)
+        strict_json.write(path, dataset_json(use.dataset), durable=True)
 
 
-def _dataset_json(dataset: DatasetConfig) -> dict[str, Any]:
+def dataset_json(dataset: DatasetConfig) -> dict[str, Any]:
     """The dataset config with absolute paths."""
     values = dataset.model_dump(mode="json")
     for key in ("path", "eval_path"):

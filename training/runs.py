@@ -10,11 +10,20 @@ from typing import Any
 
 import tensorflow as tf
 
-from gpt_mesh.config import Config, changes, keys, load_config, parse_json, replace, values_of_config, values_of_file
+from gpt_mesh.config import (
+    SUFFIXES,
+    Config,
+    changes,
+    keys,
+    load_config,
+    parse_json,
+    replace,
+    values_of_config,
+    values_of_file,
+)
 from gpt_mesh.engine import checkpoints
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.optimizers.schedules import learning_rate
-from gpt_mesh.storage.files import absolute
 from gpt_mesh.storage.progress import log
 
 
@@ -30,8 +39,10 @@ def find(name: str) -> tuple[Config, str | None]:
         return config_of_run(os.path.dirname(path) or "."), path
     if io.isdir(path) and (io.exists(io.join(path, "config.json")) or os.path.basename(path) != path):
         return config_of_run(path), None
-    if not path.endswith(".json") and os.path.basename(path) != path:
-        raise InputError(f"{path}: neither the directory of a run, nor a checkpoint, nor a config ending in .json")
+    if not path.endswith(SUFFIXES) and os.path.basename(path) != path:
+        raise InputError(
+            f"{shown(path)}: neither the directory of a run, nor a checkpoint, nor a config ending in .json or .yml"
+        )
     return load_config(path), None
 
 
@@ -40,7 +51,7 @@ def config_of_run(directory: str) -> Config:
     io, name = tf.io.gfile, "config.json"
     if not io.exists(io.join(directory, name)):
         raise InputError(
-            f"{directory}: no config.json there; give the directory of a run (a config's model_path) or a config"
+            f"{shown(directory)}: no config.json there; give the directory of a run (a config's model_path) or a config"
         )
     if "://" not in directory:
         return replace(load_config(os.path.join(directory, name)), model_path=directory)
@@ -118,7 +129,7 @@ def find_checkpoint(config: Config, checkpoint: str | None = None) -> str:
     path = checkpoint or checkpoints.latest(directory)
     if path is None:
         raise InputError(
-            f"{config.source}: model_path = {absolute(directory)}: there is no checkpoint; train first, or point "
+            f"{config.source}: model_path = {shown(directory)}: there is no checkpoint; train first, or point "
             "model_path to a directory that has one"
         )
     return path

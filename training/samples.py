@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from gpt_mesh.config import Config
-from gpt_mesh.data.end_of_text import end_of_text
+from gpt_mesh.data.special_tokens import special_tokens
 from gpt_mesh.errors import InputError
 from gpt_mesh.evaluation.validation import common_encoder
 from gpt_mesh.generation.decoder import Decoder
@@ -18,15 +18,15 @@ from gpt_mesh.storage.progress import alive, log
 
 
 class SampleWriter:
-    """Writes `predict_steps` batches of samples, which start from an end-of-text token, to `model_path`/predictions.
+    """Writes `predict_steps` batches of samples of whole texts to `model_path`/predictions.
 
     The config's `generation` settings apply, except `num_beams`, `num_samples` and `logprobs`.
     """
 
-    def __init__(self, config: Config, decoder: Callable[[int], Decoder], sacred_id: str | None) -> None:
+    def __init__(self, config: Config, decoder: Callable[[tuple[int, ...]], Decoder], sacred_id: str | None) -> None:
         """
         Args:
-            decoder: makes a decoder, given the end-of-text id.
+            decoder: makes a decoder, given the ids that end a text.
 
         Raises:
             InputError: the datasets have no common tokenizer, it has no end-of-text token, or the model does not
@@ -41,23 +41,25 @@ class SampleWriter:
             self.encoder = common_encoder(self.config)
         except InputError as error:
             raise InputError(f"{where}: samples cannot be decoded: {error}; or set predict_steps to 0") from None
-        eos_id = end_of_text(self.config.data.datasets[0].dataset, self.encoder)
-        if eos_id is None:
+        special = special_tokens(self.config.data.datasets[0].dataset, self.encoder)
+        if special.prefix is None:
             raise InputError(
-                f"{where}: samples start from an end-of-text token, and {self.encoder.source} has no <|endoftext|>; "
+                f"{where}: samples start from an end-of-text token, and {self.encoder.where} has no <|endoftext|>; "
                 "set eos_id in the dataset config, or predict_steps to 0"
             )
-        self.eos_id = eos_id
-        self.decoder = decoder(eos_id)
+        self.prefix = special.prefix
+        self.decoder = decoder(special.eos_ids)
 
-    def write(self, step: int) -> None:
-        """Write samples to `predictions/<name>.txt` and, if there is a default writer, to TensorBoard."""
+    def write(self, step: int) -> dict[str, str]:
+        """Write samples to `predictions/<name>.txt` and, if there is a default writer, to TensorBoard; returns their
+        `path` and `text`.
+        """
         training, n_ctx = self.config.training, self.config.model.n_ctx
         count = training.predict_steps * training.predict_batch_size
         settings = training.generation
         room = settings.max_new_tokens or training.predict_max_steps or n_ctx - 1
         first = (training.seed if settings.seed is None else settings.seed) + step
-        rows = [Row.of([self.eos_id], room, first + i, settings) for i in range(count)]
+        rows = [Row.of([self.prefix], room, first + i, settings) for i in range(count)]
         with alive("sampling"):
             found = self.decoder.generate(rows, training.predict_batch_size)
         texts = [_before(self.encoder.decode(tokens), settings.stop) for tokens in found]
@@ -65,6 +67,7 @@ class SampleWriter:
         path = write_predictions(training.model_path, step, self.sacred_id, text)
         tf.summary.text("samples", text, step=step)
         log.info("step %d: wrote samples to %s", step, path)
+        return {"path": path, "text": text}
 
 
 def _before(text: str, stop: Sequence[str]) -> str:

@@ -62,7 +62,13 @@ class Problem:
     @property
     def drops(self) -> bool:
         """Whether attention weights are dropped."""
-        return self.ctx.train and self.ctx.model.attn_dropout > 0
+        return self.ctx.train and self.dropout > 0
+
+    @property
+    def dropout(self) -> float:
+        """The rate at which attention weights are dropped in training; the original drops those of global layers."""
+        model = self.ctx.model
+        return 0.0 if model.gpt_neo_original and self.view.window is not None else model.attn_dropout
 
     @property
     def on_slices(self) -> bool:
@@ -86,13 +92,14 @@ class Problem:
 
         Args:
             gradient: of `fn`: see `kernel`.
-            log_sums: `fn` also returns the logarithm of each softmax's denominator, float32 [batch, heads, sequence].
+            log_sums: `fn` also returns the logarithm of each softmax's denominator, [batch, heads, sequence] in the
+                type of statistics.
             keys_met: the keys whose logits `fn` computes for each query, where the backward pass keeps its weights.
         """
         dims, q = self.ctx.dims, self.heads.q
         outputs = [(q.shape, q.dtype)]
         if log_sums:
-            outputs.append((mtf.Shape([dims.batch, dims.heads, dims.sequence]), tf.float32))
+            outputs.append((mtf.Shape([dims.batch, dims.heads, dims.sequence]), self.ctx.statistics_dtype))
         operands, split, kept = [q, self.k, self.v, *(extra or [])], [dims.batch, dims.heads, dims.kv_heads], None
         if keys_met is not None:  # the weights, and their gradient
             weights = mtf.Shape([dims.batch, dims.heads, dims.sequence, keys_met]), self.ctx.statistics_dtype

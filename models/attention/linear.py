@@ -63,7 +63,8 @@ class Linear(Kind):
 
     def _values(self, ctx: Context, heads: Heads) -> mtf.Tensor:
         assert heads.bias is None, "there are no logits to add a bias to: the config refuses it"
-        return ctx.dropout(heads.v, ctx.model.attn_dropout, f"{heads.site}/values")
+        rate = 0.0 if ctx.model.gpt_neo_original else ctx.model.attn_dropout
+        return ctx.dropout(heads.v, rate, f"{heads.site}/values")
 
     def _state_before(self, ctx: Context, heads: Heads, v: mtf.Tensor, lengths: mtf.Tensor) -> State:
         """The sums over each row's positions before its length, and over the learned memory."""

@@ -61,7 +61,7 @@ class OnMesh(Backend):
         total = mtf.add_n([mtf.reduce_sum(part, reduced_dim=dim) for part, dim, _, _ in parts])
         sums = []
         for part, _, values, site in parts:
-            weights = ctx.dropout(mtf.cast(part / total, problem.v.dtype), ctx.model.attn_dropout, site)
+            weights = ctx.dropout(mtf.cast(part / total, problem.v.dtype), problem.dropout, site)
             sums.append(mtf.einsum([weights, values], output_shape=by_group))
         return mtf.reshape(mtf.add_n(sums), heads.q.shape)
 

@@ -17,12 +17,13 @@ from gpt_mesh.models.attention.kind import DecodePosition, Heads, Kind, Loop, St
 from gpt_mesh.models.attention.native import Native
 from gpt_mesh.models.attention.plain import OnMesh, Plain
 from gpt_mesh.models.attention.slices import Part
+from gpt_mesh.models.attention.streaming import Streaming
 from gpt_mesh.models.context import Context
 from gpt_mesh.models.dims import Dims
 from gpt_mesh.models.kernels import kernel
 
 # In order of preference.
-BACKENDS: tuple[Backend, ...] = (Cudnn(), Native(), Blocks(), Plain(), OnMesh())
+BACKENDS: tuple[Backend, ...] = (Cudnn(), Native(), Blocks(), Streaming(), Plain(), OnMesh())
 
 
 def attend(problem: Problem) -> mtf.Tensor:

@@ -62,7 +62,7 @@ def test_unequal_rows_say_what_a_full_pass_finds_likeliest(keys):
     engine = make(**keys)
     lengths = (1, 5, 13, 22)
     requests = [Row(prompt(length), 9, 0, temperature=0.0) for length in lengths]
-    found = run(Decoder(engine, None), requests, 4, top=2)
+    found = run(Decoder(engine, ()), requests, 4, top=2)
     for row, length in enumerate(lengths):
         whole = np.array([prompt(length) + found["tokens"][row, :9].tolist()])
         logits = engine.logits(whole).numpy()[0, length - 1 : -1].astype(np.float64)
@@ -78,22 +78,22 @@ def test_calls_of_any_size_rooms_that_grow_and_one_graph_give_the_same(monkeypat
     engine = make()
     requests = [Row(prompt(length), room, length) for length, room in ((2, 30), (7, 3), (16, 9))]
     monkeypatch.setattr(sample, "MIN_ROOM", 8)
-    decoder = Decoder(engine, None)
+    decoder = Decoder(engine, ())
     by_one, by_five = run(decoder, requests, 1)["tokens"], run(decoder, requests, 5)["tokens"]
     batch = Batch.of(requests, 4, engine.config.model)
 
     def build(*arrays):
         mesh = engine.mesh_for(4, None)
-        return build_generate(Batch.from_arrays(arrays), config=engine.config, mesh_impl=mesh, eos_id=None, top=None)
+        return build_generate(Batch.from_arrays(arrays), config=engine.config, mesh_impl=mesh, eos_ids=(), top=None)
 
-    in_one_graph = batch.continuations(engine.function(build)(*batch.arrays)[0].numpy(), None)[:3]
+    in_one_graph = batch.continuations(engine.function(build)(*batch.arrays)[0].numpy(), ())[:3]
     for row, tokens in enumerate(in_one_graph):
         assert tokens == by_one[row, : len(tokens)].tolist() == by_five[row, : len(tokens)].tolist()
     assert [len(tokens) for tokens in in_one_graph] == [30, 3, 9]
 
 
 def test_a_cancelled_row_ends_the_batch_when_the_others_have():
-    decoder = Decoder(make(), None)
+    decoder = Decoder(make(), ())
     started = decoder.start([Row(prompt(3), 20, 0), Row(prompt(5), 4, 1)])
     started.prefill()
     started.cancel(0)
@@ -106,5 +106,5 @@ def test_a_cancelled_row_ends_the_batch_when_the_others_have():
 def test_on_a_mesh_the_tokens_are_the_same(layout):
     requests = [Row(prompt(length), 8, length, top_k=9) for length in (2, 7)]
     alone, mesh = make(), make(mesh_shape="a:2", layout=layout)
-    found = [run(Decoder(engine, None), requests, 3)["tokens"].tolist() for engine in (alone, mesh)]
+    found = [run(Decoder(engine, ()), requests, 3)["tokens"].tolist() for engine in (alone, mesh)]
     assert found[0] == found[1]

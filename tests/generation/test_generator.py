@@ -10,6 +10,7 @@ import pytest
 
 from gpt_mesh.config import GenerationSettings, generation_settings
 from gpt_mesh.data.encoders import load_encoder
+from gpt_mesh.data.special_tokens import SpecialTokens
 from gpt_mesh.errors import InputError
 from gpt_mesh.generation import files
 from gpt_mesh.generation.decoder import Decoder
@@ -44,7 +45,8 @@ def encoder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def generator(encoder):
     engine = engine_of(n_vocab=N_VOCAB)
-    return Generator(encoder, encoder.eos_id, Defaults(N_CTX, None, 1), Decoder(engine, encoder.eos_id))
+    special = SpecialTokens(None, encoder.eos_ids)
+    return Generator(encoder, special, Defaults(N_CTX, None, 1), Decoder(engine, special.eos_ids))
 
 
 def request(prompt, **settings):
@@ -114,19 +116,19 @@ def test_log_probabilities_of_each_token(generator):
 
 def test_a_row_to_which_the_model_adds_nothing_ends(encoder):
     """However it came to stop before the least length: to ask on would be for ever."""
-    model = Generator(encoder, encoder.eos_id, Defaults(N_CTX, None, 1), Counting(most=3))
+    model = Generator(encoder, SpecialTokens(), Defaults(N_CTX, None, 1), Counting(most=3))
     [found] = model.generate([request("a", temperature=0.0, min_new_tokens=8)])
     assert (len(found.tokens), found.finish_reason) == (3, "length")
 
 
 def test_beams_over_scores_that_are_no_numbers_are_refused(encoder):
-    model = Generator(encoder, encoder.eos_id, Defaults(N_CTX, None, 1), Counting(logprob=float("nan")))
+    model = Generator(encoder, SpecialTokens(), Defaults(N_CTX, None, 1), Counting(logprob=float("nan")))
     with pytest.raises(InputError, match="logits are not numbers"):
         model.generate([request("a", num_beams=2)])
 
 
 def test_half_a_character_is_no_prompt(encoder):
-    model = Generator(encoder, encoder.eos_id, Defaults(N_CTX, None, 1), Counting())
+    model = Generator(encoder, SpecialTokens(), Defaults(N_CTX, None, 1), Counting())
     with pytest.raises(InputError, match="half of a surrogate pair at character 1"):
         model.stream([request("a\ud800")])
 
@@ -161,7 +163,7 @@ def test_wide_beams_find_the_best_of_all_texts(generator, power, least):
     }
     best = sorted(scores, key=scores.__getitem__, reverse=True)[:3]
     settings = GenerationSettings(num_beams=64, length_penalty=power, max_new_tokens=room, min_new_tokens=least)
-    small = Generator(generator.encoder, eos, Defaults(N_CTX, None, 1), Decoder(engine, eos))
+    small = Generator(generator.encoder, SpecialTokens(None, (eos,)), Defaults(N_CTX, None, 1), Decoder(engine, (eos,)))
     found = small.beam(GenerationRequest(prompt, settings))[:3]
     assert [one.tokens for one in found] == [tuple(token for token in text if token != eos) for text in best]
     assert [one.score for one in found] == pytest.approx([scores[text] for text in best], abs=1e-4)
@@ -218,7 +220,7 @@ def test_a_line_that_cannot_work_is_named(tmp_path, line, message):
 
 
 def test_an_empty_prompt_that_nothing_begins_is_named_before_the_first_text(encoder):
-    model = Generator(encoder, None, Defaults(N_CTX, None, 1), Counting())
+    model = Generator(encoder, SpecialTokens(), Defaults(N_CTX, None, 1), Counting())
     lines = [files.Line(request("a"), where="f: line 1"), files.Line(request([]), where="f: line 2")]
     with pytest.raises(InputError, match="f: line 2: an empty prompt"):
         next(files.continuations(model, lines))

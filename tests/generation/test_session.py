@@ -14,6 +14,7 @@ import pytest
 from gpt_mesh import api
 from gpt_mesh.config import GenerationSettings
 from gpt_mesh.data.encoders import load_encoder
+from gpt_mesh.data.special_tokens import SpecialTokens
 from gpt_mesh.generation.generator import Defaults, Generator
 from gpt_mesh.generation.requests import GenerationRequest
 from gpt_mesh.generation.session import Session
@@ -25,7 +26,7 @@ from tests.support.runs import Trained
 @pytest.fixture(scope="module")
 def generator(tmp_path_factory: pytest.TempPathFactory) -> Generator:
     encoder = load_encoder(str(make_tokenizer(tmp_path_factory.mktemp("tokenizer"), n_vocab=260, texts=TEXTS)))
-    return Generator(encoder, encoder.eos_id, Defaults(1024, None, 1), Counting())
+    return Generator(encoder, SpecialTokens(None, encoder.eos_ids), Defaults(1024, None, 1), Counting())
 
 
 def texts(generator: Generator, *lines: str, **settings: object) -> str:

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models
 
 from gpt_mesh.config import GenerationSettings
 from gpt_mesh.data.encoders import Encoder, load_encoder
+from gpt_mesh.data.special_tokens import SpecialTokens
 from gpt_mesh.generation.text import INCOMPLETE, TextStream
 from gpt_mesh.generation.writer import Writer
 from tests.support.corpora import TEXTS, make_tokenizer
@@ -92,7 +93,7 @@ def test_a_space_between_prompt_and_text_is_in_the_text(kind):
     tokenizer.decoder = decoder
     encoder = Encoder(tokenizer, kind)
     for prompt, text in (([0], " mill the"), ([1, 0], " mill the"), ([0, 2], "mill the"), ([], "mill the")):
-        writer = Writer(0, GenerationSettings(), prompt, 2, encoder, 2)
+        writer = Writer(0, GenerationSettings(), prompt, 2, encoder, SpecialTokens(None, (2,)))
         assert writer.whole([1, 0], ended=False).text == text
 
 

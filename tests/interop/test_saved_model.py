@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from gpt_mesh import api, sample
 from gpt_mesh.config import GenerationSettings, load_config
+from gpt_mesh.data.special_tokens import SpecialTokens
 from gpt_mesh.errors import InputError
 from gpt_mesh.generation.requests import Generated, GenerationRequest
 from gpt_mesh.interop import continuation
@@ -187,7 +188,8 @@ def test_only_operations_that_every_tensorflow_has(exported: Exported) -> None:
     compiled = [function for function in graph.library.function if function.attr["_XlaMustCompile"].b]
     assert not compiled
     facts = json.loads((exported.folder / "assets.extra" / "model.json").read_text())
-    assert facts == {"n_ctx": N_CTX, "n_vocab": N_VOCAB, "eos_id": exported.model.eos_id}
+    eos_id = exported.model.eos_id
+    assert facts == {"n_ctx": N_CTX, "n_vocab": N_VOCAB, "bos_id": None, "eos_id": eos_id, "eos_ids": [eos_id]}
 
 
 def test_the_command_line_keeps_what_is_there(
@@ -233,7 +235,7 @@ def test_models_whose_scores_depend_on_padding_take_whole_contexts() -> None:
          {"logits", "generate", "greedy"}),
     ):  # fmt: skip
         config = tiny_config(**keys)
-        found = Signatures(config, make_engine(config, compiled=False).store, None).functions()
+        found = Signatures(config, make_engine(config, compiled=False).store, SpecialTokens()).functions()
         assert found.keys() == names
         assert found["logits"].input_signature[0].shape.as_list() == [None, config.model.n_ctx]
 
@@ -252,7 +254,7 @@ def test_a_model_on_several_devices_is_exported_whole() -> None:
         engine.create_variables(training=False)
         enlarge_weights(engine)
         tokens = token_batch(config, rows=3, width=config.model.n_ctx)
-        found = Signatures(config, engine.store, None).functions()["logits"](tokens)["logits"].numpy()
+        found = Signatures(config, engine.store, SpecialTokens()).functions()["logits"](tokens)["logits"].numpy()
         np.testing.assert_allclose(found, engine.logits(tokens).numpy(), atol=1e-5)
 
 
@@ -275,7 +277,7 @@ def test_every_family_gives_what_it_gives_here(keys: dict[str, Any], monkeypatch
     with unoptimised_graphs():
         engine.create_variables(training=False)
         enlarge_weights(engine)
-        functions = Signatures(config, engine.store, eos_id).functions()
+        functions = Signatures(config, engine.store, SpecialTokens(None, (eos_id,))).functions()
         tokens = token_batch(config, rows=3, width=13)
         wanted = engine.logits(tokens).numpy()
         found = functions["logits"](tokens)["logits"].numpy()
@@ -286,4 +288,4 @@ def test_every_family_gives_what_it_gives_here(keys: dict[str, Any], monkeypatch
             max_new_tokens=30, temperature=0.9, top_k=0, top_p=1.0, repetition_penalty=1.0, min_new_tokens=0, seed=3
         ))  # fmt: skip
         named = {f"drawn/{name}": x.numpy() for name, x in drawn.items()}
-        assert rows_of(named, "drawn") == generate(engine, requests, batch=3, eos_id=eos_id)
+        assert rows_of(named, "drawn") == generate(engine, requests, batch=3, eos_ids=(eos_id,))

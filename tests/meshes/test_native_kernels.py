@@ -190,37 +190,44 @@ def test_gradients_of_attention_over_many_positions(window: int | None) -> None:
 
 
 def vocabulary_loss(
-    x: Array, weight: Array, labels: Array, shares: Array, z_loss: float
-) -> tuple[float, float, Array, Array]:
-    scores = x.astype(np.float64) @ weight.T.astype(np.float64)
+    x: Array, weight: Array, labels: Array, shares: Array, bias: Array, z_loss: float, cap: float
+) -> tuple[float, float, Array, Array, Array]:
+    raw = x.astype(np.float64) @ weight.T.astype(np.float64) + bias
+    scores = cap * np.tanh(raw / cap) if cap else raw
     peak = scores.max(-1, keepdims=True)
     log_z = (peak + np.log(np.exp(scores - peak).sum(-1, keepdims=True)))[:, 0]
     nll = log_z - scores[np.arange(len(x)), labels]
     probabilities = np.exp(scores - log_z[:, None])
     by_scores = probabilities * (shares * (1 + 2 * z_loss * log_z))[:, None]
     by_scores[np.arange(len(x)), labels] -= shares
+    by_scores *= 1 / np.cosh(raw / cap) ** 2 if cap else 1.0
     objective = (shares * (nll + z_loss * log_z**2)).sum()
-    return objective, (shares * nll).sum(), by_scores @ weight, by_scores.T @ x
+    return objective, (shares * nll).sum(), by_scores @ weight, by_scores.T @ x, by_scores.sum(0)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize(
     ("tokens", "width", "vocab", "chunk"), [(1, 3, 5, 1), (70, 20, 300, 70), (70, 70, 33, 32), (301, 65, 1100, 100)]
 )
-def test_the_loss_over_a_vocabulary(tokens: int, width: int, vocab: int, chunk: int, transposed: bool) -> None:
+@pytest.mark.parametrize(("biased", "cap"), [(False, 0.0), (True, 0.0), (False, 5.0), (True, 5.0)])
+def test_the_loss_over_a_vocabulary(
+    tokens: int, width: int, vocab: int, chunk: int, transposed: bool, biased: bool, cap: float
+) -> None:
     x, weight, shares = drawn(tokens, width), drawn(vocab, width), RNG.random(tokens).astype(np.float32)
-    labels = RNG.integers(0, vocab, tokens).astype(np.int32)
-    shapes = [[], [], x.shape, weight.shape[::-1] if transposed else weight.shape]
-    shapes += [[chunk, vocab // 16 * 16 + 16], [chunk, width], [2, tokens]]
+    labels, bias = RNG.integers(0, vocab, tokens).astype(np.int32), 2 * drawn(vocab) * biased
+    shapes = [[], [], x.shape, weight.shape[::-1] if transposed else weight.shape, *[[vocab]] * biased]
+    shapes += [[chunk, vocab // 16 * 16 + 16], [chunk, width], [4, tokens]]
 
     def loss(*given: tf.Tensor) -> list[tf.Tensor]:
         results = [tf.TensorSpec(shape, tf.float32) for shape in shapes]
-        return native.call("vocabulary_loss", given, results, {"z_loss": 0.1, "transposed": transposed})[:4]
+        settings = {"z_loss": 0.1, "transposed": transposed, "cap": cap}
+        return native.call("vocabulary_loss", given, results, settings)[:-3]
 
     given_weight = np.ascontiguousarray(weight.T) if transposed else weight
-    objective, nll, dx, dweight = compiled(loss, x, given_weight, labels, shares)
-    wanted = vocabulary_loss(x, weight, labels, shares, 0.1)
-    for found, exact in zip([objective, nll, dx, dweight.T if transposed else dweight], wanted, strict=True):
+    objective, nll, dx, dweight, *dbias = compiled(loss, x, given_weight, labels, shares, *[bias] * biased)
+    wanted = vocabulary_loss(x, weight, labels, shares, bias, 0.1, cap)
+    gradients = [dx, dweight.T if transposed else dweight, *dbias]
+    for found, exact in zip([objective, nll, *gradients], wanted[: 4 + biased], strict=True):
         assert_near(found, np.asarray(exact), 5e-6)
 
 
@@ -229,10 +236,14 @@ def test_the_loss_over_a_vocabulary(tokens: int, width: int, vocab: int, chunk: 
 def test_what_is_no_number_stays_no_number(place: str, bits: int) -> None:
     x, weight, labels = drawn(8, 16), drawn(40, 16), np.zeros(8, np.int32)
     (x if place == "x" else weight).view(np.uint32)[3, 2] = bits
-    shapes = [[], [], x.shape, weight.shape, [8, 48], [8, 16], [2, 8]]
+    shapes = [[], [], x.shape, weight.shape, [8, 48], [8, 16], [4, 8]]
     results = [tf.TensorSpec(shape, tf.float32) for shape in shapes]
-    found = compiled(lambda *given: native.call("vocabulary_loss", given, results)[:2], x, weight, labels, x[:, 0])
-    assert np.isnan(found).all()
+    for cap in (0.0, 5.0):
+        how = {"cap": cap}
+        found = compiled(
+            lambda *given, how=how: native.call("vocabulary_loss", given, results, how)[:2], x, weight, labels, x[:, 0]
+        )
+        assert np.isnan(found).all()
     q = drawn(1, 8, 1, 16)
     q[0, 3] = np.nan
     attended, _ = compiled(lambda q: native_attention.attend(q, q, q, View(True, None)), q)
@@ -329,7 +340,7 @@ def test_adam(shape: tuple[int, ...], decay: float) -> None:
 
 
 ATTENTION = [(1, 4, 2, 8)] * 2
-LOSS = [(6, 4), (9, 4), (6,), (6,), (), (), (6, 4), (9, 4), (6, 16), (6, 4), (2, 6)]
+LOSS = [(6, 4), (9, 4), (6,), (6,), (), (), (6, 4), (9, 4), (6, 16), (6, 4), (4, 6)]
 
 
 @pytest.mark.parametrize(

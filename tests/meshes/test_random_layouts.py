@@ -75,7 +75,7 @@ def lower(config, plan):
 
         def build(*arrays):
             mesh = engine.mesh_for(2, None)
-            return build_generate(Batch.from_arrays(arrays), config=config, mesh_impl=mesh, eos_id=0, top=None)
+            return build_generate(Batch.from_arrays(arrays), config=config, mesh_impl=mesh, eos_ids=(0,), top=None)
 
         engine.function(build).traced(*[tf.TensorSpec(x.shape, x.dtype) for x in empty.arrays])
 

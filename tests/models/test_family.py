@@ -14,7 +14,7 @@ from gpt_mesh.models.attention import linear
 from gpt_mesh.objectives.registry import objective_of
 from tests.models.test_cache import cached_logits
 from tests.support import family
-from tests.support.models import enlarge_weights, make_engine, tiny_config, token_batch, weights_of
+from tests.support.models import LLAMA, enlarge_weights, make_engine, tiny_config, token_batch, weights_of
 
 
 def types(*names: str) -> list[Any]:
@@ -36,18 +36,6 @@ COMBINED: dict[str, Any] = {
 ROTARY: dict[str, Any] = {"pos_emb": "rotary", "n_head": 1, "rotary_emb_base": 50}
 SHORTER = {"original_max_position_embeddings": 8}
 LLAMA3 = {"rope_type": "llama3", "factor": 4, "low_freq_factor": 0.2, "high_freq_factor": 1, **SHORTER}
-LLAMA: dict[str, Any] = {
-    "attention_types": types("global", "global"),
-    "rotary_emb": True,
-    "norm": "rmsnorm",
-    "norm_epsilon": 1e-3,
-    "mlp_glu": True,
-    "glu_columns": "separate",
-    "activation_function": "silu",
-    "intermediate_size": 20,
-    "use_bias_in_mlp": False,
-    "no_weight_tie": True,
-}
 # Every variant at least once, alone and beside others.
 VARIANTS: dict[str, dict[str, Any]] = {
     "linear": {"attention_types": types("linear", "global")},
@@ -88,7 +76,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "embedding": {"embedding_scale": 2.5, "embed_norm": True, "norm_epsilon": 0.01},
     "embedding scale": {"embedding_scale": 2.5, "share_parameters": True, "norm_placement": "both"},
     "bounded logits": {"final_logit_softcapping": 3.0, "lm_head_bias": True},
-    "llama": LLAMA,
+    "llama": {**LLAMA, "attention_types": types("global", "global")},
     "all": {
         "attention_types": [[["linear", "global", "local", "none"], 1]],
         "n_layer": 4,

@@ -16,7 +16,7 @@ DRAWS = 100_000
 LOGITS = np.array([2.0, 1.0, 0.5, 0.1, -0.1, -0.5, -1.0, -2.0], np.float32)
 
 
-def draw(rows, *, seen=(), eos_id=None, logits=LOGITS, position=5, **given):
+def draw(rows, *, seen=(), eos_ids=(), logits=LOGITS, position=5, **given):
     """Ids drawn for so many rows, the settings being the same for all but where a list is given."""
     values: dict[str, Any] = {"seeds": np.arange(rows), "temperature": 1.0, "top_k": 0, "top_p": 1.0, "penalty": 1.0}
     values |= {"sparse": 0, "min_length": 0, **given}
@@ -24,7 +24,7 @@ def draw(rows, *, seen=(), eos_id=None, logits=LOGITS, position=5, **given):
     controls = Controls(**{name: tf.constant(np.broadcast_to(v, rows), kinds[name]) for name, v in values.items()})
     known = np.tile(np.isin(np.arange(len(logits)), seen), (rows, 1))
     scores = tf.constant(np.tile(logits, (rows, 1)))
-    return choose(scores, tf.constant(known), tf.fill([rows], position), controls, eos_id).numpy()
+    return choose(scores, tf.constant(known), tf.fill([rows], position), controls, eos_ids).numpy()
 
 
 def distribution(temperature=1.0, top_k=0, top_p=1.0, logits=LOGITS):
@@ -83,13 +83,13 @@ def test_scores_of_seen_tokens_are_moved_towards_the_unlikely():
 
 
 def test_no_end_of_text_before_the_least_length():
-    found = draw(3, temperature=0.0, eos_id=0, position=5, min_length=[6, 7, 8])  # the new token is the seventh
+    found = draw(3, temperature=0.0, eos_ids=(0,), position=5, min_length=[6, 7, 8])  # the new token is the seventh
     assert found.tolist() == [0, 1, 1]
 
 
 @pytest.mark.parametrize("temperature", [3.0, 1e39])
 def test_no_heat_makes_what_may_not_be_drawn_possible(temperature):
-    assert (draw(1000, temperature=temperature, eos_id=0, position=5, min_length=7) != 0).all()
+    assert (draw(1000, temperature=temperature, eos_ids=(0,), position=5, min_length=7) != 0).all()
 
 
 def test_a_temperature_next_to_nothing_is_greedy_and_no_nan():

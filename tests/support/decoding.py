@@ -16,7 +16,7 @@ def generate(
     temperature: float | None = None,
     *,
     batch: int = 4,
-    eos_id: int | None = None,
+    eos_ids: tuple[int, ...] = (),
     sparse: bool = False,
 ) -> list[list[int]]:
     """The new tokens of each row. `temperature`: of all of them, in place of their own; `sparse`: draw by entmax."""
@@ -24,4 +24,4 @@ def generate(
         rows = [dataclasses.replace(row, temperature=temperature) for row in rows]
     if sparse:
         rows = [dataclasses.replace(row, sparse=True) for row in rows]
-    return Decoder(engine, eos_id).generate(rows, batch)
+    return Decoder(engine, eos_ids).generate(rows, batch)

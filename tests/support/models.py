@@ -24,6 +24,19 @@ Dim = mtf.Dimension
 # Where one layer shows as much as two, in half the time.
 ONE_LAYER: dict[str, Any] = {"n_layer": 1, "attention_types": [[["local"], 1]]}
 
+# A block as Llama has it.
+LLAMA: dict[str, Any] = {
+    "pos_emb": "rotary",
+    "norm": "rmsnorm",
+    "norm_epsilon": 1e-6,
+    "mlp_glu": True,
+    "glu_columns": "separate",
+    "activation_function": "silu",
+    "intermediate_size": 24,
+    "use_bias_in_mlp": False,
+    "no_weight_tie": True,
+}
+
 
 def tiny_config(**keys: Any) -> Config:
     """A model of two layers, one global and one with a window of 5. keys: replace or join the flat keys given here."""

@@ -50,6 +50,16 @@ def _axial(given: Keys) -> Keys:
     return {"axial_pos_emb": [rows, given["n_ctx"] // rows]}
 
 
+def _unless_rezero(**keys: Any) -> Callable[[Keys], Keys]:
+    return lambda given: {} if given.get("rezero") else keys
+
+
+def _tied(given: Keys) -> Keys:
+    """Parallel branches, with one norm where there is one to share."""
+    normed = not given.get("rezero") and given.get("norm") != "none" and given.get("norm_placement") != "post"
+    return {"gpt_j_residual": True, "gpt_j_tied": normed}
+
+
 def _off_or_on(name: str) -> list[Choice]:
     return [{name: False}, {name: True}]
 
@@ -113,8 +123,21 @@ FEATURES: Table = {
         ),
     ],
     "positions": [{}, _axial, {"rotary_emb": True}],
-    "norm": [{}, {"scalenorm": True}, {"rezero": True}],
-    "mlp_glu": _off_or_on("mlp_glu"),
+    "norm": [
+        {},
+        {"scalenorm": True},
+        {"rezero": True},
+        {"norm": "rmsnorm", "norm_epsilon": 1e-6},
+        {"norm": "none"},
+        {"use_bias_in_norms": False},
+    ],
+    "norm_placement": [{}, _unless_rezero(norm_placement="post"), _unless_rezero(norm_placement="both")],
+    "residual": [{}, {"gpt_j_residual": True}, _tied],
+    "mlp_glu": [{"mlp_glu": False}, {"mlp_glu": True}, {"mlp_glu": True, "glu_columns": "separate"}],
+    "intermediate_size": [{}, {"intermediate_size": 6}],
+    "use_bias_in_mlp": _off_or_on("use_bias_in_mlp"),
+    "embedding": [{}, {"embedding_scale": 3.0}, lambda k: {"embed_norm": k.get("norm") != "none"}],
+    "head": [{}, {"lm_head_bias": True}, {"lm_head_bias": True, "final_logit_softcapping": 4.0}],
     "macaron": _off_or_on("macaron"),
     "no_weight_tie": _off_or_on("no_weight_tie"),
     "memory": [{}, {"num_mem_kv": 3}],
@@ -242,6 +265,9 @@ SLIPS: Sequence[tuple[str, Choice]] = [
     ("rotary_emb", lambda k: {"axial_pos_emb": [1, k["n_ctx"]], "rotary_emb": True}),
     ("rotary_emb", lambda k: {"axial_pos_emb": None, "rotary_emb": True, "n_embd": 3 * k["n_head"]}),
     ("scalenorm", {"scalenorm": True, "rezero": True}),
+    ("norm", {"scalenorm": True, "rezero": False, "norm": "layernorm"}),
+    ("norm_placement", {"scalenorm": False, "norm": "layernorm", "rezero": True, "norm_placement": "post"}),
+    ("gpt_j_tied", {"gpt_j_residual": False, "gpt_j_tied": True}),
     ("moe_layers", lambda k: {"moe_layers": [k["n_layer"]]}),
     ("moe_layers", {"moe_layers": [0, 0]}),
     ("moe_layers", lambda k: {**_attention("local", "local"), "moe_layers": [1], "share_parameters": True}),

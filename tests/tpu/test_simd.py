@@ -132,7 +132,7 @@ def test_evaluation_and_decoding_on_a_v3_8(monkeypatch: pytest.MonkeyPatch) -> N
 
     def generate(arrays: Sequence[tf.Tensor], mesh: Any) -> list[tf.Tensor]:
         batch = Batch.from_arrays(arrays)
-        return build_generate(batch, config=config, mesh_impl=mesh, eos_id=0, top=3)
+        return build_generate(batch, config=config, mesh_impl=mesh, eos_ids=(0,), top=3)
 
     arrays = Batch.of([], 4, config.model).arrays
     forms = {str(i): tf.TensorSpec(x.shape, x.dtype) for i, x in enumerate(arrays)}

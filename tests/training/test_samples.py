@@ -30,11 +30,11 @@ def test_samples_are_drawn_as_the_configs_generation_says(workspace: Workspace) 
     }  # fmt: skip
     path = workspace.config("sampled", generation=generation, predict_steps=1, predict_batch_size=2)
     decoder = SameTokens([])
-    writer = SampleWriter(load_config(str(path)), lambda eos_id: decoder, None)
+    writer = SampleWriter(load_config(str(path)), lambda eos_ids: decoder, None)
     decoder.tokens = writer.encoder.encode("one END two")
     writer.write(step=3)
     assert decoder.rows == [
-        Row([writer.eos_id], 7, 43 + i, 0.3, 5, 0.8, 1.2, True, min_new_tokens=2) for i in range(2)
+        Row([writer.prefix], 7, 43 + i, 0.3, 5, 0.8, 1.2, True, min_new_tokens=2) for i in range(2)
     ]
     text = Path(workspace.root / "sampled" / "predictions" / "samples_step_3.txt").read_text()
     assert text.count("one \n") == 2 and "END" not in text
@@ -43,6 +43,6 @@ def test_samples_are_drawn_as_the_configs_generation_says(workspace: Workspace) 
 def test_without_settings_they_are_as_always(workspace: Workspace) -> None:
     decoder = SameTokens([])
     path = workspace.config("sampled_plainly", predict_steps=1, seed=11, predict_max_steps=9)
-    SampleWriter(load_config(str(path)), lambda eos_id: decoder, None).write(step=3)
+    SampleWriter(load_config(str(path)), lambda eos_ids: decoder, None).write(step=3)
     (asked,) = decoder.rows
     assert (asked.max_new_tokens, asked.seed, asked.temperature, asked.top_p) == (9, 14, 0.9, 1.0)
