@@ -207,22 +207,6 @@ def test_a_model_comes_back_as_it_was(
     assert again.architecture == config.model
 
 
-@pytest.mark.parametrize("place", ["chat_template.jinja", "tokenizer_config.json", None])
-def test_a_chat_template_is_kept(workspace: Workspace, tmp_path: Path, place: str | None) -> None:
-    folder, template = tmp_path / "theirs", "{% for message in messages %}{{ message['content'] }}é{% endfor %}"
-    write_model(folder, described("llama", "whole"), workspace.tokenizer)
-    if place is not None:
-        content = template if place.endswith(".jinja") else json.dumps({"chat_template": template})
-        (folder / place).write_text(content, encoding="utf-8")
-    done = import_model(str(folder), "came", config_dir=str(tmp_path), model_path=str(tmp_path / "run"))
-    assert main(["export", done.config, str(tmp_path / "back")]) == 0
-    kept = tmp_path / "back" / "chat_template.jinja"
-    assert kept.exists() == (place is not None)
-    if place is not None:
-        assert kept.read_text(encoding="utf-8") == template
-        assert main(["export", done.config, str(tmp_path / "back"), "--overwrite"]) == 0
-
-
 def test_a_config_json_of_another_family_than_the_weights(workspace: Workspace, tmp_path: Path) -> None:
     folder = tmp_path / "theirs"
     write_model(folder, described("llama", "whole"), workspace.tokenizer)
