@@ -188,21 +188,21 @@ def _shards(tensors: Sequence[_OutputTensor], width: int, shard_bytes: int) -> l
 
 
 class _Packed:
-    """The tensors of one exchange at a time, so that weights which hold several of theirs are read once."""
+    """The tensors of one exchange at a time, in their order, so that weights which hold several are read once."""
 
     def __init__(self, weights: CheckpointWeights) -> None:
         self.weights = weights
-        self._names: tuple[str, ...] = ()
         self._arrays: Sequence[NDArray] = []
 
     def array(self, tensor: _OutputTensor) -> NDArray:
         """One tensor with all its rows, in the type of the checkpoint."""
-        exchange = tensor.exchange
-        if exchange.theirs != self._names:
-            self._arrays = []  # makes room
+        exchange, number = tensor.exchange, tensor.number
+        if number == 0:
             self._arrays = exchange.pack([self.weights.read(name) for name in exchange.ours])
-            self._names = exchange.theirs
-        return self._arrays[tensor.number]
+        array = self._arrays[number]
+        if number == len(exchange.theirs) - 1:
+            self._arrays = []  # makes room
+        return array
 
 
 def _array(packed: _Packed, tensor: _OutputTensor, dtype: str) -> NDArray:

@@ -171,7 +171,7 @@ def _dataset(
 def _config(weights: HuggingFaceWeights, name: str, model_path: str) -> dict[str, Any]:
     model = weights.architecture
     return {
-        **weights.keys,
+        **{name: value for name, value in weights.keys.items() if value is not None},  # null is each one's default
         **_TRAINING,
         "tokens_per_mb_per_replica": model.n_ctx,
         "datasets": [[name, 10, "documents_random", 1.0]],

@@ -6,6 +6,7 @@ That transformers computes the same is shown in `tests/peers/test_families.py`.
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,20 @@ def test_a_model_comes_back_as_it_was(
         assert found[name].dtype == array.dtype and found[name].tobytes() == array.tobytes(), name
     again = HuggingFaceWeights(str(tmp_path / "back"))
     assert again.architecture == config.model
+
+
+def test_stacked_experts_are_read_one_at_a_time(workspace: Workspace, tmp_path: Path) -> None:
+    """Memory for the whole weight and one of its tensors."""
+    values = described("mixtral", "plain", num_local_experts=16, hidden_size=128, intermediate_size=512)
+    write_model(tmp_path / "theirs", values, workspace.tokenizer)
+    weights, name = HuggingFaceWeights(str(tmp_path / "theirs")), "gpt2/h1/moe/experts/wi"
+    whole = 4 * 16 * 128 * 512
+    tracemalloc.start()
+    try:
+        assert weights.read(name).nbytes == whole
+        assert tracemalloc.get_traced_memory()[1] < whole * 1.25
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_config_json_of_another_family_than_the_weights(workspace: Workspace, tmp_path: Path) -> None:

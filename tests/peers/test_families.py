@@ -92,18 +92,23 @@ def imported(models: Models, family: str, shape: str, workspace: Workspace, fold
 
 
 @pytest.mark.parametrize(("family", "shape"), SHAPES)
-def test_their_models_run_here(workspace: Workspace, tmp_path: Path, theirs: Models, family: str, shape: str) -> None:
+def test_their_models_run_here(
+    workspace: Workspace, tmp_path: Path, theirs: Models, version: int, family: str, shape: str
+) -> None:
     """Logits of whole passes, and of decoding with the cache."""
     model = imported(theirs, family, shape, workspace, tmp_path)
     logits = theirs.logits(family, shape)
     assert logits.std() > 0.5
     np.testing.assert_allclose(model.logits(np.array(TOKENS)), logits, rtol=0, atol=LARGE_TOLERANCE)
+    if version == 5:  # the same model, from another form of config.json
+        return
     settings = GenerationSettings(temperature=0, max_new_tokens=NEW, min_new_tokens=NEW)
     [found] = model.generator().generate([GenerationRequest(QUESTION["prompt"], settings)])
     assert list(found.tokens) == theirs.grown(family, shape)
-    whole = model.logits(np.array([[*QUESTION["prompt"], *found.tokens]]))[0, len(QUESTION["prompt"]) - 1 : -1].copy()
+    grown = [*QUESTION["prompt"], *found.tokens]
+    whole = model.logits(np.array([[*grown, *TOKENS[0][len(grown) :]], TOKENS[1]]))[0].copy()
     whole[:, 0] = -np.inf  # no end of text before NEW tokens
-    assert whole.argmax(-1).tolist() == list(found.tokens)
+    assert whole.argmax(-1)[len(QUESTION["prompt"]) - 1 : len(grown) - 1].tolist() == list(found.tokens)
 
 
 @pytest.fixture(scope="module")
@@ -169,5 +174,4 @@ def test_missing_keys_have_their_defaults(tmp_path: Path, version: int) -> None:
     answers = ask("families", {"defaults": [*ARCHITECTURES]}, tmp_path, site=SITES[version])
     for family, kind in ARCHITECTURES.items():
         values = json.loads(str(answers[f"defaults/{family}"]))
-        first, second = (parse_model(kind.read(each, family), family) for each in (values, {}))
-        assert first == second, family
+        assert parse_model(kind.read(values, family), family) == parse_model(kind.read({}, family), family), family
