@@ -7,11 +7,12 @@ import functools
 import math
 
 from gpt_mesh.config.config import Config
-from gpt_mesh.config.fields import Group
+from gpt_mesh.config.fields import Group, keys
 from gpt_mesh.config.mesh import MeshConfig
 from gpt_mesh.config.messages import display, refuse, show
 from gpt_mesh.config.mlm import MlmConfig
 from gpt_mesh.config.model import ModelConfig, repeated
+from gpt_mesh.config.moe import MoeParams
 
 
 def check(config: Config) -> None:
@@ -118,6 +119,31 @@ def _check_moe(source: str, model: ModelConfig) -> None:
     if model.share_parameters and listed and len(listed) != model.n_layer:
         problem = "with share_parameters all layers are the same; list every layer or none"
         refuse(source, "moe_layers", listed, problem)
+    if listed:
+        _check_gating(source, model.moe_params)
+
+
+def _check_gating(source: str, moe: MoeParams) -> None:
+    """Settings that belong to another `moe_gating` keep their defaults, and others fit together."""
+    of_gating = {
+        "top_2": [name for name in keys(MoeParams) if "_second_" in name],
+        "top_k": ["moe_top_k", "moe_norm_topk_prob", "moe_dropless"],
+    }
+    for gating, names in of_gating.items():
+        for name in names:
+            value, default = getattr(moe, name), MoeParams.model_fields[name].default
+            if gating != moe.moe_gating and value != default:
+                problem = f"has no effect with moe_gating = {moe.moe_gating}; remove it, or use moe_gating = {gating}"
+                refuse(source, name, value, problem)
+    if moe.moe_gating == "top_k" and moe.moe_top_k > moe.moe_num_experts:
+        problem = f"more than moe_num_experts = {moe.moe_num_experts}; lower it, or add experts"
+        refuse(source, "moe_top_k", moe.moe_top_k, problem)
+    if not moe.moe_dropless:
+        return
+    for name in ("moe_capacity_factor_train", "moe_capacity_factor_eval"):
+        value, default = getattr(moe, name), MoeParams.model_fields[name].default
+        if value != default:
+            refuse(source, name, value, "limits what moe_dropless leaves without limits; remove one of the two")
 
 
 def _check_mlm(source: str, mlm: MlmConfig, n_vocab: int) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 
-from gpt_mesh.config.fields import WHOLE, Count, Flag, Group, NonNegative, Positive, Probability, Rate, key
+from gpt_mesh.config.fields import WHOLE, Count, Flag, Group, Natural, NonNegative, Positive, Probability, Rate, key
 
 
 class MoeParams(Group):
@@ -18,7 +18,12 @@ class MoeParams(Group):
     moe_hidden_size: Count | None = key(
         "Hidden features of one expert; null: 4 x `n_embd`.", default=None, touches="shapes"
     )
-    moe_loss_coef: NonNegative = key("Weight of the balance loss.", default=1e-2)
+    moe_loss_coef: NonNegative = key(
+        "Weight of the balance loss, which is added for each mixture: experts x the sum over experts of mean gate x "
+        "share of tokens. With `top_k` means are over each sequence, and all choices of a token count; Hugging Face's "
+        "`router_aux_loss_coef` weights one such loss, over the tokens of the batch and of all layers together.",
+        default=1e-2,
+    )
     moe_group_size: Count = key(
         "Maximum number of tokens that share one set of expert capacities. Groups are equal parts of a sequence.",
         default=1024,
@@ -27,8 +32,8 @@ class MoeParams(Group):
         adaptable=True,
     )
     moe_capacity_factor_train: Positive = key(
-        "Capacity of each expert in training, relative to an even split of first choices, and at least 4 tokens of a "
-        "group. Tokens beyond it skip the expert.",
+        "Capacity of each expert in training, relative to an even split of first choices (with `top_k`: of all "
+        "choices), and at least 4 tokens of a group. Tokens beyond it skip the expert.",
         default=1.25,
     )
     moe_capacity_factor_eval: Positive | None = key(
@@ -38,7 +43,33 @@ class MoeParams(Group):
         touches="function",
         adaptable=True,
     )
-    moe_gating: Literal["top_2"] = key("How tokens choose experts.", default="top_2", touches="function")
+    moe_gating: Literal["top_2", "top_k"] = key(
+        "How tokens choose experts. `top_2`: the two that the gate favours, as in GShard, the second under the "
+        "conditions below. `top_k`: the `moe_top_k` that it favours, as in Mixtral and OLMoE.",
+        default="top_2",
+        touches="function",
+    )
+    moe_top_k: Count = key("Experts of a token, with `top_k`.", default=2, touches="function")
+    moe_norm_topk_prob: Flag = key(
+        "With `top_k`, a token's weights are a softmax over its chosen experts alone, as in Mixtral; false: their part "
+        "of the softmax over all experts, as in OLMoE.",
+        default=True,
+        touches="function",
+    )
+    moe_dropless: Flag = key(
+        "With `top_k`, experts have capacity for every token in training too.", default=False
+    )
+    moe_glu: Flag = key(
+        "Gated experts: `experts/wo` reads x `experts/wi` times activated x `experts/wg`.",
+        default=False,
+        touches="shapes",
+    )
+    moe_shared_expert_size: Natural = key(
+        "Hidden features of a further expert that reads every token, whatever the gate says; 0: none. Several shared "
+        "experts are one of their total size.",
+        default=0,
+        touches="shapes",
+    )
     moe_use_second_place_loss: Flag = key("Balance the second choices too.", default=False)
     moe_second_policy_train: Literal["all", "none", "threshold", "random"] = key(
         "When a token also goes to its second expert, in training; `random`: with probability gate / threshold.",

@@ -15,7 +15,7 @@ A layout ("batch:x,heads:y") maps these names, and only these, to mesh dimension
 | vocab | n_vocab | embedding, logits |
 | embed_sequence | n_ctx | position embedding |
 | experts | moe_num_experts | weights and activations of a mixture of experts |
-| expert_hidden | moe_hidden_size | an expert's inside |
+| expert_hidden | moe_hidden_size, moe_shared_expert_size | an expert's inside |
 
 Those below are never split: no layout can name them.
 
@@ -30,6 +30,7 @@ Those below are never split: no layout can name them.
 | whole_vocab | n_vocab | what is gathered before a token is chosen |
 | groups, group_tokens | of a sequence | tokens that compete for experts |
 | expert_capacity | tokens of a group | slots of an expert |
+| expert_choices | moe_top_k | the experts of a token |
 | optimizer_part | of a weight's dimension | optimizer state that `split_optimizer_state` cuts as the batch is cut |
 """
 
@@ -67,6 +68,8 @@ class Dims:
     whole_vocab: mtf.Dimension
     experts: mtf.Dimension
     expert_hidden: mtf.Dimension
+    shared_expert_hidden: mtf.Dimension
+    expert_choices: mtf.Dimension
 
     @classmethod
     def of(
@@ -101,6 +104,8 @@ class Dims:
             whole_vocab=mtf.Dimension("whole_vocab", model.n_vocab),
             experts=mtf.Dimension("experts", model.moe_params.moe_num_experts if model.moe_layers else 0),
             expert_hidden=mtf.Dimension("expert_hidden", model.moe_params.moe_hidden_size or 4 * model.n_embd),
+            shared_expert_hidden=mtf.Dimension("expert_hidden", model.moe_params.moe_shared_expert_size),
+            expert_choices=mtf.Dimension("expert_choices", model.moe_params.moe_top_k),
         )
 
     def all(self) -> list[mtf.Dimension]:

@@ -10,7 +10,7 @@ from gpt_mesh.meshes.compat import mtf
 from gpt_mesh.config import ModelConfig
 from gpt_mesh.models.activations import activate, activate_biased, activate_gated
 from gpt_mesh.models.context import Context, constant
-from gpt_mesh.models.moe import Balance, mixture_of_experts
+from gpt_mesh.models.experts.mixture import Balance, mixture_of_experts
 
 
 @dataclass(frozen=True)

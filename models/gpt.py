@@ -18,8 +18,8 @@ from gpt_mesh.models.attention.kind import Kind
 from gpt_mesh.models.attention.kinds import KINDS
 from gpt_mesh.models.attention.layer import attention
 from gpt_mesh.models.context import Context, constant
+from gpt_mesh.models.experts.mixture import Balance
 from gpt_mesh.models.feed_forward import FEED_FORWARDS, feed_forward_name
-from gpt_mesh.models.moe import Balance
 from gpt_mesh.models.norms import after, before, norm_of
 from gpt_mesh.models.positions import position_embedding
 

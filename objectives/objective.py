@@ -14,7 +14,7 @@ import tensorflow as tf
 from gpt_mesh.config import Config
 from gpt_mesh.models import gpt, losses
 from gpt_mesh.models.context import Context
-from gpt_mesh.models.moe import Balance
+from gpt_mesh.models.experts.mixture import Balance
 from gpt_mesh.objectives import token_loss
 
 Tensors = Mapping[str, mtf.Tensor]  # features of a batch, on the mesh: [batch, sequence], or [batch]

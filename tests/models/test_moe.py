@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from typing import Any
 
@@ -13,16 +12,25 @@ import pytest
 import tensorflow as tf
 
 from gpt_mesh import model_fns
-from gpt_mesh.config import Config
 from gpt_mesh.errors import InputError
-from gpt_mesh.models import dropout, moe
+from gpt_mesh.models import dropout
+from gpt_mesh.models.experts.mixture import mixture_of_experts
 from gpt_mesh.sample import Row
 from tests.support.decoding import generate
+from tests.support.mixtures import (
+    BATCH,
+    EMBD,
+    EXPERTS,
+    LENGTH,
+    SEED,
+    MixtureLayer,
+    assert_close,
+    inputs,
+    mixture_config,
+)  # fmt: skip
 from tests.support.models import enlarge_weights, make_engine, on_mesh, tiny_config, token_batch, weights_of
 from tests.support.moe_reference import Mixture
 
-BATCH, LENGTH, EMBD, EXPERTS = 4, 16, 8, 4
-SEED = 123
 # Both random draws of a training pass, and capacities that drop tokens.
 RANDOM: dict[str, Any] = {
     "moe_dropout_rate": 0.3,
@@ -31,65 +39,9 @@ RANDOM: dict[str, Any] = {
 }
 
 
-def mixture_config(*, mesh_shape: str = "", layout: str = "", **moe_params: Any) -> Config:
-    """Two layers of which the first is a mixture."""
-    return tiny_config(
-        n_embd=EMBD,
-        n_ctx=LENGTH,
-        train_batch_size=BATCH,
-        moe_layers=[0],
-        mesh_shape=mesh_shape,
-        layout=layout,
-        moe_params={"moe_num_experts": EXPERTS, "moe_hidden_size": 12, "moe_group_size": 8, **moe_params},
-    )
-
-
-def inputs(seed: int = 0, shape: tuple[int, ...] = (BATCH, LENGTH, EMBD)) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape)
-
-
-class Layer:
-    """One mixture alone, in float64, with weights that make its gates differ."""
-
-    def __init__(self, config: Config, *, train: bool, seed: int = SEED, dtype: tf.DType = tf.float64) -> None:
-        self.config, self.train, self.seed, self.dtype = config, train, seed, dtype
-        self.engine = make_engine(config, compiled=False)
-        self.names: list[str] = []
-        self.run = self.engine.function(self._build)
-        self.run.traced(tf.TensorSpec((BATCH, LENGTH, EMBD), tf.float64))
-        enlarge_weights(self.engine)
-
-    def _build(self, x: tf.Tensor) -> dict[str, Any]:
-        ctx = model_fns.make_context(self.config, self.engine.mesh_impl, x.shape[0], x.shape[1], self.dtype)
-        if self.train:
-            ctx = dataclasses.replace(ctx, seed=mtf.constant(ctx.mesh, self.seed, dtype=tf.int32))
-        dims = ctx.dims
-        shape = mtf.Shape([dims.batch, dims.sequence, dims.embd])
-        whole_x = mtf.import_tf_tensor(ctx.mesh, tf.cast(x, self.dtype), shape)
-        y, balance = moe.mixture_of_experts(ctx, whole_x, "h0/moe", "h0/moe")
-        pull = mtf.import_tf_tensor(ctx.mesh, tf.cast(inputs(1, tuple(x.shape)), self.dtype), shape)
-        objective = mtf.cast(mtf.reduce_sum(y * pull), ctx.statistics_dtype) + balance.loss
-        variables = list(ctx.mesh.graph.trainable_variables)
-        gradients = mtf.gradients([objective], [whole_x, *[v.value for v in variables]])
-        lowering = mtf.Lowering(ctx.mesh.graph, {ctx.mesh: self.engine.mesh_impl}, autostack=False)
-        export = lowering.export_to_tf_tensor
-        names = ["x", *[v.name.removeprefix("gpt2/h0/moe/") for v in variables]]
-        return {
-            "y": export(y),
-            "loss": export(balance.loss),
-            "load": export(balance.load),
-            "objective": export(objective),
-            **{f"d/{name}": export(gradient) for name, gradient in zip(names, gradients, strict=True)},
-        }
-
-    def __call__(self, x: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: value.numpy() for name, value in self.run(x).items()}
-
-    def reference(self, **settings: Any) -> Mixture:
-        gating, wi, wo = (
-            weights_of(self.engine)[f"h0/moe/{name}"] for name in ("gating/kernel", "experts/wi", "experts/wo")
-        )
-        return Mixture(gating, wi, wo, **settings)
+def reference(layer: MixtureLayer, **settings: Any) -> Mixture:
+    weights = layer.weights()
+    return Mixture(*(weights[name] for name in ("gating/kernel", "experts/wi", "experts/wo")), **settings)
 
 
 def draws() -> np.ndarray:
@@ -98,13 +50,7 @@ def draws() -> np.ndarray:
     return on_mesh(lambda seed: dropout.Draw(shape, seed, "h0/moe/second_expert").outputs, [(np.int32(SEED), [])])[0]
 
 
-def assert_close(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], atol: float = 1e-11) -> None:
-    assert found.keys() == wanted.keys()
-    for name, array in wanted.items():
-        np.testing.assert_allclose(found[name], array, rtol=0, atol=atol, err_msg=name)
-
-
-def check_against_reference(layer: Layer, mixture: Mixture, given: np.ndarray | None = None) -> np.ndarray:
+def check_against_reference(layer: MixtureLayer, mixture: Mixture, given: np.ndarray | None = None) -> np.ndarray:
     """Output, balance loss and load are those of the reference; returns the load."""
     x = inputs()
     found = layer(x)
@@ -122,8 +68,8 @@ def test_training_is_that_of_the_reference(policy, factor, capacity):
     config = mixture_config(
         moe_capacity_factor_train=factor, moe_second_policy_train=policy, moe_second_threshold_train=0.45
     )
-    layer = Layer(config, train=True)
-    mixture = layer.reference(group=8, capacity=capacity, policy=policy, threshold=0.45)
+    layer = MixtureLayer(config, train=True)
+    mixture = reference(layer, group=8, capacity=capacity, policy=policy, threshold=0.45)
     load = check_against_reference(layer, mixture, draws())
     if policy == "none":
         assert load.sum() == 1 if capacity == 8 else load.sum() <= 1
@@ -135,9 +81,9 @@ def test_training_is_that_of_the_reference(policy, factor, capacity):
 
 @pytest.mark.parametrize("size, group", [(1, 1), (5, 4), (8, 8), (16, 16), (1000, 16)])
 def test_groups_are_the_largest_equal_parts_of_a_sequence(size, group):
-    layer = Layer(mixture_config(moe_group_size=size, moe_second_policy_train="all"), train=True)
+    layer = MixtureLayer(mixture_config(moe_group_size=size, moe_second_policy_train="all"), train=True)
     capacity = min(group, max(4, -(-5 * group // (4 * EXPERTS))))
-    check_against_reference(layer, layer.reference(group=group, capacity=capacity))
+    check_against_reference(layer, reference(layer, group=group, capacity=capacity))
 
 
 @pytest.mark.parametrize("policy, threshold", [("all", 0.2), ("none", 0.2), ("threshold", 0.45)])
@@ -152,21 +98,21 @@ def test_evaluation_is_that_of_the_reference(policy, threshold, factor, capacity
         moe_second_policy_train="random",
         moe_dropout_rate=0.5,
     )
-    layer = Layer(config, train=False)
-    mixture = layer.reference(group=8, capacity=capacity, policy=policy, threshold=threshold)
+    layer = MixtureLayer(config, train=False)
+    mixture = reference(layer, group=8, capacity=capacity, policy=policy, threshold=threshold)
     load = check_against_reference(layer, mixture)
     if factor is None:
         assert load.sum() == {"all": 2, "none": 1}.get(policy, load.sum())
 
 
 def test_the_loss_of_second_choices_is_that_of_the_reference():
-    layer = Layer(mixture_config(moe_use_second_place_loss=True, moe_loss_coef=0.3), train=True)
-    with_second = layer.reference(group=8, capacity=4, policy="random", threshold=0.2, second_place_loss=True)
+    layer = MixtureLayer(mixture_config(moe_use_second_place_loss=True, moe_loss_coef=0.3), train=True)
+    with_second = reference(layer, group=8, capacity=4, policy="random", threshold=0.2, second_place_loss=True)
     check_against_reference(layer, with_second, draws())
 
 
 def test_balance_costs_its_weight_and_collapse_that_times_the_experts():
-    layer = Layer(mixture_config(moe_loss_coef=0.5), train=True)
+    layer = MixtureLayer(mixture_config(moe_loss_coef=0.5), train=True)
     gating = layer.engine.store.masters["gpt2/h0/moe/gating/kernel"]
     gating.assign(np.zeros((EMBD, EXPERTS)))
     np.testing.assert_allclose(layer(inputs())["loss"], 0.5, rtol=1e-12)
@@ -177,10 +123,10 @@ def test_balance_costs_its_weight_and_collapse_that_times_the_experts():
 
 
 def test_gates_that_vanish_still_name_two_experts():
-    layer = Layer(mixture_config(), train=False)
+    layer = MixtureLayer(mixture_config(), train=False)
     gating = layer.engine.store.masters["gpt2/h0/moe/gating/kernel"]
     gating.assign(gating * 1e5)
-    check_against_reference(layer, layer.reference(group=8, capacity=8))
+    check_against_reference(layer, reference(layer, group=8, capacity=8))
     found = layer(inputs())
     assert found["load"].sum() == 2 and found["load"].max() <= 1
     assert all(np.isfinite(array).all() for array in found.values())
@@ -189,7 +135,7 @@ def test_gates_that_vanish_still_name_two_experts():
 @pytest.mark.parametrize("train", [True, False])
 def test_gradients_are_finite_differences(train):
     config = mixture_config(**RANDOM, moe_use_second_place_loss=True, moe_loss_coef=1.0)
-    layer, x, rng, step = Layer(config, train=train), inputs(), np.random.default_rng(3), 1e-6
+    layer, x, rng, step = MixtureLayer(config, train=train), inputs(), np.random.default_rng(3), 1e-6
     found = layer(x)
 
     def objective(name: str, change: np.ndarray) -> float:
@@ -211,7 +157,7 @@ def test_gradients_are_finite_differences(train):
 
 
 def test_outside_training_a_token_is_alone():
-    layer, x = Layer(mixture_config(), train=False), inputs()
+    layer, x = MixtureLayer(mixture_config(), train=False), inputs()
     y = layer(x)["y"]
     crowd = inputs(5)
     crowd[1, 6] = x[1, 6]
@@ -222,12 +168,13 @@ def test_outside_training_a_token_is_alone():
 
 
 def test_in_training_a_sequence_is_alone():
-    layer, x = Layer(mixture_config(moe_second_policy_train="all", moe_capacity_factor_train=0.1), train=True), inputs()
+    config = mixture_config(moe_second_policy_train="all", moe_capacity_factor_train=0.1)
+    layer, x = MixtureLayer(config, train=True), inputs()
     np.testing.assert_allclose(layer(x[2:3])["y"][0], layer(x)["y"][2], rtol=0, atol=1e-14)
 
 
 def test_a_token_that_no_expert_has_room_for_gets_zeros():
-    layer = Layer(mixture_config(moe_second_policy_train="none", moe_capacity_factor_train=0.1), train=True)
+    layer = MixtureLayer(mixture_config(moe_second_policy_train="none", moe_capacity_factor_train=0.1), train=True)
     same = np.broadcast_to(inputs()[0, 0], (BATCH, LENGTH, EMBD))
     y = layer(same)["y"].reshape(BATCH, 2, 8, EMBD)
     assert np.all(y[:, :, 4:] == 0), "all of a group choose one expert, which takes the first four"
@@ -251,14 +198,16 @@ def test_draws_are_uniform_and_differ_by_seed_and_site():
 
 def test_dropout_is_seeded_and_for_training_only():
     config = mixture_config(moe_dropout_rate=0.5, moe_second_policy_train="all")
-    first, again, other = (Layer(config, train=True, seed=seed)(inputs())["y"] for seed in (1, 1, 2))
+    first, again, other = (MixtureLayer(config, train=True, seed=seed)(inputs())["y"] for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 0.1
     # Evaluation without dropout is held against the reference above.
 
 
 def test_bfloat16_keeps_gates_and_loss_in_float32():
-    wide, narrow = (Layer(mixture_config(), train=False, dtype=dtype)(inputs()) for dtype in (tf.float64, tf.bfloat16))
+    wide, narrow = (
+        MixtureLayer(mixture_config(), train=False, dtype=dtype)(inputs()) for dtype in (tf.float64, tf.bfloat16)
+    )
     assert narrow["y"].dtype == tf.bfloat16.as_numpy_dtype
     assert narrow["loss"].dtype == narrow["load"].dtype == np.float32
     np.testing.assert_allclose(narrow["loss"], wide["loss"], rtol=0.01)
@@ -294,13 +243,13 @@ MORE_LAYOUTS = [
     "mesh_shape, layout", LAYOUTS + [pytest.param(*pair, marks=pytest.mark.slow) for pair in MORE_LAYOUTS]
 )
 def test_every_layout_gives_the_numbers_of_one_device(mesh_shape, layout, train, on_one_device):
-    found = Layer(mixture_config(**RANDOM, mesh_shape=mesh_shape, layout=layout), train=train)(inputs())
+    found = MixtureLayer(mixture_config(**RANDOM, mesh_shape=mesh_shape, layout=layout), train=train)(inputs())
     assert_close(found, on_one_device[train])
 
 
 @pytest.fixture(scope="module")
 def on_one_device() -> dict[bool, dict[str, np.ndarray]]:
-    return {train: Layer(mixture_config(**RANDOM), train=train)(inputs()) for train in (True, False)}
+    return {train: MixtureLayer(mixture_config(**RANDOM), train=train)(inputs()) for train in (True, False)}
 
 
 @pytest.mark.parametrize(
@@ -309,8 +258,7 @@ def on_one_device() -> dict[bool, dict[str, np.ndarray]]:
         ("experts:x,expert_hidden:x", "expert kernels [experts, embd, expert_hidden] would be split twice along x"),
         (
             "batch:x,expert_hidden:x",
-            "expert activations [batch, groups, experts, expert_capacity, expert_hidden] would be split twice "
-            "along x",
+            "expert activations [batch, groups, experts, expert_capacity, expert_hidden] would be split twice along x",
         ),
         ("experts:x,embd:x", "expert kernels [experts, embd, expert_hidden] would be split twice along x"),
     ],
@@ -341,7 +289,7 @@ def test_wrong_dimensions_are_named():
     ctx = model_fns.make_context(config, engine.mesh_impl, BATCH, LENGTH)
     x = mtf.zeros(ctx.mesh, mtf.Shape([ctx.dims.sequence, ctx.dims.batch, ctx.dims.embd]))
     with pytest.raises(ValueError, match=r"h0/moe: needs \[batch, sequence, embd\], not .*sequence=16, batch=4"):
-        moe.mixture_of_experts(ctx, x, "h0/moe", "h0/moe")
+        mixture_of_experts(ctx, x, "h0/moe", "h0/moe")
 
 
 @pytest.mark.parametrize("scale_by_in", [False, True])

@@ -74,3 +74,50 @@ class Mixture:
         tokens, experts = gates.shape
         share = np.bincount(chosen, minlength=experts) / tokens
         return float(experts * (gates.mean(0) * share).sum())
+
+
+def silu(x: np.ndarray) -> np.ndarray:
+    """x times its sigmoid."""
+    return x / (1 + np.exp(-x))
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Mixtral (arXiv:2401.04088) and OLMoE (arXiv:2409.02060), token by token: gated experts with SiLU.
+
+    weights: by name, as a `MixtureLayer` has them; capacity: tokens of a sequence that an expert takes, first choices
+    before second ones.
+    """
+
+    weights: dict[str, np.ndarray]
+    count: int
+    normalised: bool = True
+    capacity: int | None = None
+
+    def __call__(self, x: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
+        """The output [batch, sequence, embd], the balance loss, and each expert's share of tokens."""
+        found = [self._sequence(row) for row in x]
+        loss = float(np.mean([loss for _, loss, _ in found]))
+        return np.stack([y for y, _, _ in found]), loss, np.mean([taken for _, _, taken in found], 0) / x.shape[1]
+
+    def _sequence(self, x: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
+        gates = softmax(x @ self.weights["gating/kernel"])
+        order = np.argsort(-gates, axis=1, kind="stable")[:, : self.count]
+        y, taken = np.zeros_like(x), np.zeros(gates.shape[1], int)
+        for choice in range(self.count):
+            for token, chosen in enumerate(order):
+                expert = chosen[choice]
+                weight = gates[token, expert] / (gates[token, chosen].sum() if self.normalised else 1)
+                if self.capacity is None or taken[expert] < self.capacity:
+                    taken[expert] += 1
+                    y[token] += weight * self._network("experts", x[token], expert)
+        if "shared/wi" in self.weights:
+            y += self._network("shared", x)
+        shares = np.bincount(order.ravel(), minlength=gates.shape[1]) / len(x)
+        return y, float(gates.shape[1] * (gates.mean(0) * shares).sum()), taken
+
+    def _network(self, name: str, x: np.ndarray, expert: int | None = None) -> np.ndarray:
+        wi, wg, wo = (self.weights[f"{name}/{part}"] for part in ("wi", "wg", "wo"))
+        if expert is not None:
+            wi, wg, wo = wi[expert], wg[expert], wo[expert]
+        return (silu(x @ wg) * (x @ wi)) @ wo

@@ -1,0 +1,1 @@
+"""Mixtures of experts: `mixture.py` is where to start."""
