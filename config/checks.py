@@ -125,6 +125,7 @@ def _check_moe(source: str, model: ModelConfig) -> None:
 
 def _check_gating(source: str, moe: MoeParams) -> None:
     """Settings that belong to another `moe_gating` keep their defaults, and others fit together."""
+    refused = functools.partial(refuse, source, "moe_params")
     of_gating = {
         "top_2": [name for name in keys(MoeParams) if "_second_" in name],
         "top_k": ["moe_top_k", "moe_norm_topk_prob", "moe_dropless"],
@@ -133,17 +134,16 @@ def _check_gating(source: str, moe: MoeParams) -> None:
         for name in names:
             value, default = getattr(moe, name), MoeParams.model_fields[name].default
             if gating != moe.moe_gating and value != default:
-                problem = f"has no effect with moe_gating = {moe.moe_gating}; remove it, or use moe_gating = {gating}"
-                refuse(source, name, value, problem)
+                refused({name: value}, f"no effect with moe_gating = {moe.moe_gating}; remove it, or use {gating}")
     if moe.moe_gating == "top_k" and moe.moe_top_k > moe.moe_num_experts:
         problem = f"more than moe_num_experts = {moe.moe_num_experts}; lower it, or add experts"
-        refuse(source, "moe_top_k", moe.moe_top_k, problem)
+        refused({"moe_top_k": moe.moe_top_k}, problem)
     if not moe.moe_dropless:
         return
     for name in ("moe_capacity_factor_train", "moe_capacity_factor_eval"):
         value, default = getattr(moe, name), MoeParams.model_fields[name].default
         if value != default:
-            refuse(source, name, value, "limits what moe_dropless leaves without limits; remove one of the two")
+            refused({name: value}, "limits what moe_dropless leaves without limits; remove one of the two")
 
 
 def _check_mlm(source: str, mlm: MlmConfig, n_vocab: int) -> None:

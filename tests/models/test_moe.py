@@ -41,7 +41,7 @@ RANDOM: dict[str, Any] = {
 
 def reference(layer: MixtureLayer, **settings: Any) -> Mixture:
     weights = layer.weights()
-    return Mixture(*(weights[name] for name in ("gating/kernel", "experts/wi", "experts/wo")), **settings)
+    return Mixture(weights["gating/kernel"], weights["experts/wi"], weights["experts/wo"], **settings)
 
 
 def draws() -> np.ndarray:

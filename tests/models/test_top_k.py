@@ -63,14 +63,15 @@ def test_gates_that_underflow_still_give_weights_that_sum_to_one():
     assert all(np.isfinite(array).all() for array in found.values())
 
 
+OTHER = r"no effect with moe_gating = top_k; remove it, or use top_2"
 REFUSED = [
-    ({"moe_gating": "top_k", "moe_top_k": 5}, "moe_top_k = 5: more than moe_num_experts = 4; lower it"),
-    ({"moe_top_k": 3}, "moe_top_k = 3: has no effect with moe_gating = top_2; remove it, or use moe_gating = top_k"),
-    ({"moe_dropless": True}, "moe_dropless = true: has no effect with moe_gating = top_2"),
-    ({"moe_norm_topk_prob": False}, "moe_norm_topk_prob = false: has no effect with moe_gating = top_2"),
-    ({**MIXTRAL, "moe_second_policy_train": "all"}, 'moe_second_policy_train = "all": has no effect with moe_gating'),
-    ({**MIXTRAL, "moe_use_second_place_loss": True}, "moe_use_second_place_loss = true: has no effect with"),
-    ({**MIXTRAL, "moe_capacity_factor_eval": 2}, "moe_capacity_factor_eval = 2.0: limits what moe_dropless leaves"),
+    ({"moe_gating": "top_k", "moe_top_k": 5}, '{"moe_top_k": 5}: more than moe_num_experts = 4; lower it'),
+    ({"moe_top_k": 3}, '{"moe_top_k": 3}: no effect with moe_gating = top_2; remove it, or use top_k'),
+    ({"moe_dropless": True}, '{"moe_dropless": true}: no effect with moe_gating = top_2'),
+    ({"moe_norm_topk_prob": False}, '{"moe_norm_topk_prob": false}: no effect with moe_gating = top_2'),
+    ({**MIXTRAL, "moe_second_policy_train": "all"}, '{"moe_second_policy_train": "all"}: ' + OTHER),
+    ({**MIXTRAL, "moe_use_second_place_loss": True}, '{"moe_use_second_place_loss": true}: ' + OTHER),
+    ({**MIXTRAL, "moe_capacity_factor_eval": 2}, '{"moe_capacity_factor_eval": 2.0}: limits what moe_dropless leaves'),
     ({"moe_gating": "top_3"}, 'moe_gating.*"top_3".*top_2, top_k'),
     ({"moe_shared_expert_size": -1}, "moe_shared_expert_size.*must be >= 0"),
 ]
