@@ -38,6 +38,7 @@ def mixture(**params: Any) -> dict[str, Any]:
 
 # With little room: 4 tokens an expert, of 16 that compete.
 CROWDED = mixture(moe_capacity_factor_train=0.1, moe_second_policy_train="threshold")
+TOP_K = {"moe_num_experts": 4, "moe_gating": "top_k", "moe_glu": True, "moe_shared_expert_size": 6}
 # By name: keys, and a layout; without one where tests/models/test_family.py has several.
 FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "global, axial": ({**one("global"), "axial_pos_emb": [4, 4]}, {}),
@@ -50,6 +51,14 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "crowded mixture": ({**one("global"), **CROWDED}, BY_EXPERTS),
     "roomy mixture": ({**one("global"), **mixture(moe_capacity_factor_train=9.0)}, BY_EXPERTS),
+    "top-k mixture": (
+        {**one("global"), "moe_layers": [0], "moe_params": TOP_K | {"moe_dropless": True}, "moe_activation": "silu"},
+        BY_EXPERTS,
+    ),
+    "crowded top-k mixture": (
+        {**one("global"), "moe_layers": [0], "moe_params": TOP_K | {"moe_capacity_factor_train": 0.1}},
+        BY_EXPERTS,
+    ),
     "masked": ({**one("local"), "mlm_training": True, "mlm_mask_id": 3, "mlm_mask_prob": 0.4}, BY_BATCH),
     "entmax": ({**one("global"), "entmax_loss": True}, BY_WEIGHTS),
     "adafactor": ({**one("global"), "opt_name": "adafactor", "lr": 0.01}, BY_FEATURES),
@@ -84,7 +93,7 @@ def plain_numbers(keys: dict[str, Any]) -> list[float]:
 
 def without_draws(keys: dict[str, Any]) -> dict[str, Any]:
     params = {**keys.get("moe_params", {})}
-    if params.get("moe_second_policy_train") is None:
+    if params.get("moe_gating") != "top_k" and params.get("moe_second_policy_train") is None:
         params["moe_second_policy_train"] = "all"
     return {**keys, "moe_params": params, "tokens_per_mb_per_replica": None}
 

@@ -10,11 +10,20 @@ import tensorflow as tf
 
 from gpt_mesh.config import Config
 from gpt_mesh.errors import InputError
+from gpt_mesh.models.experts import rows
 from gpt_mesh.models.shapes import weight_shapes
 from tests.support.mixtures import EMBD, EXPERTS, MixtureLayer, assert_close, inputs, mixture_config
 from tests.support.moe_reference import TopK
 
 MIXTRAL = {"moe_gating": "top_k", "moe_glu": True, "moe_dropless": True}
+
+
+@pytest.fixture(autouse=True, params=[pytest.param(False, id="roomy"), pytest.param(True, id="overflowing")])
+def slots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether some choices find no slot."""
+    if request.param:
+        monkeypatch.setattr(rows, "MIN_SLOTS", 8)
+        monkeypatch.setattr(rows, "SPARE", 0.3)
 
 
 def top_k_config(*, mesh_shape: str = "", layout: str = "", **params: Any) -> Config:
@@ -72,6 +81,7 @@ REFUSED = [
     ({**MIXTRAL, "moe_second_policy_train": "all"}, '{"moe_second_policy_train": "all"}: ' + OTHER),
     ({**MIXTRAL, "moe_use_second_place_loss": True}, '{"moe_use_second_place_loss": true}: ' + OTHER),
     ({**MIXTRAL, "moe_capacity_factor_eval": 2}, '{"moe_capacity_factor_eval": 2.0}: limits what moe_dropless leaves'),
+    ({**MIXTRAL, "moe_dropout_rate": 0.1}, '{"moe_dropout_rate": 0.1}: not available with moe_dropless'),
     ({"moe_gating": "top_3"}, 'moe_gating.*"top_3".*top_2, top_k'),
     ({"moe_shared_expert_size": -1}, "moe_shared_expert_size.*must be >= 0"),
 ]
