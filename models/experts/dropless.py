@@ -149,9 +149,9 @@ class Network:
 
     def _hidden(self, up: tf.Tensor, gate: tf.Tensor | None = None) -> tf.Tensor:
         """The features between the matrices."""
-        entered = up if gate is None else gate
-        activated = tf.cast(self._activation(tf.cast(entered, self._wide)), up.dtype)
-        return activated if gate is None else up * activated
+        if gate is None:
+            return tf.cast(self._activation(tf.cast(up, self._wide)), up.dtype)
+        return tf.cast(tf.cast(up, self._wide) * self._activation(tf.cast(gate, self._wide)), up.dtype)
 
     def _through_hidden(
         self, entered: Sequence[tf.Tensor], pulled: tf.Tensor, weight: tf.Tensor

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from gpt_mesh.meshes.compat import mtf
 
-from gpt_mesh.models.activations import activate
+from gpt_mesh.models.activations import activate, activate_gated
 from gpt_mesh.models.context import Context
 from gpt_mesh.models.experts.routing import apart, from_groups
 
@@ -94,5 +94,6 @@ def _hidden(ctx: Context, x: mtf.Tensor, shape: mtf.Shape, matrices: Weights, na
     if matrices.gate is None:
         hidden = activate(ctx, up, activation, name)
     else:
-        hidden = up * activate(ctx, mtf.einsum([x, matrices.gate], output_shape=shape), activation, name)
+        gate = mtf.einsum([x, matrices.gate], output_shape=shape)
+        hidden = activate_gated(ctx, up, gate, activation, name)
     return ctx.dropout(hidden, rate, site)
