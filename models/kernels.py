@@ -116,7 +116,8 @@ class Kernel(SliceOperation, mtf.SlicewiseOperation):
         self._outputs = [mtf.Tensor(self, x.shape, x.dtype, index=i) for i, x in enumerate(self.outputs)]
         self.fn, self.fn_gradient, self.recompute = fn, gradient, recompute
         self.splittable, self.flops, self._summed = [dim.name for dim in splittable], flops, set(summed)
-        self.residual_count, self.residuals = residuals, []
+        self.residual_count = residuals
+        self.residuals: list[Any] = []  # their slices, once lowered
         if kept is None:
             kept = [x for x in [*inputs, *(self.outputs if gradient else [])] if x.dtype.is_floating]
         self.kept = list(kept)

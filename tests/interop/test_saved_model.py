@@ -262,8 +262,9 @@ def test_a_model_on_several_devices_is_exported_whole() -> None:
     [
         {"attention_types": [[["linear", "local"], 1]], "rotary_emb": True, "num_mem_kv": 2},
         {"moe_layers": [1], "moe_params": {"moe_num_experts": 4}, "axial_pos_emb": [4, 6], "precision": "bfloat16"},
+        {"moe_layers": [1], "moe_params": {"moe_num_experts": 4, "moe_gating": "top_k", "moe_glu": True}},
     ],
-    ids=["linear, rotary, memory keys", "experts, axial, bfloat16"],
+    ids=["linear, rotary, memory keys", "experts, axial, bfloat16", "top-k experts"],
 )
 def test_every_family_gives_what_it_gives_here(keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(continuation, "GROUP", 2)
