@@ -172,6 +172,8 @@ def _check_gating(source: str, moe: MoeParams) -> None:
         value, default = getattr(moe, name), MoeParams.model_fields[name].default
         if value != default:
             refused({name: value}, "limits what moe_dropless leaves without limits; remove one of the two")
+    if moe.moe_dropout_rate:
+        refused({"moe_dropout_rate": moe.moe_dropout_rate}, "not available with moe_dropless; remove one of the two")
 
 
 def _check_mlm(source: str, mlm: MlmConfig, n_vocab: int) -> None:

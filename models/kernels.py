@@ -38,6 +38,8 @@ def kernel(
     recompute: bool = False,
     flops: float = 0.0,
     kept: Sequence[Kept] | None = None,
+    summed: Sequence[mtf.Dimension] = (),
+    residuals: int = 0,
 ) -> list[mtf.Tensor]:
     """Run `fn` on each slice of `inputs`; its results are the slices of the outputs.
 
@@ -55,11 +57,17 @@ def kernel(
         flops: floating-point operations of the matmuls inside `fn`, on whole tensors; the gradient takes twice as many.
         kept: the tensors that the backward pass reads: mesh tensors, and shapes and types of those that exist only
             inside `fn`. Default: the floating inputs, and with a `gradient` the floating outputs.
+        summed: dimensions over which slices of the outputs are parts of a sum: where one of them is split, the outputs
+            are complete after an all-reduce.
+        residuals: the number of results of `fn` after those of the outputs, of any shape, which `gradient` takes after
+            the outputs.
 
     Raises:
         ValueError: on lowering, when the layout splits another dimension.
     """
-    return Kernel(fn, inputs, outputs, splittable, name, gradient, recompute, flops, kept).outputs
+    return Kernel(
+        fn, inputs, outputs, splittable, name, gradient, recompute, flops, kept, [dim.name for dim in summed], residuals
+    ).outputs
 
 
 class SliceOperation(mtf.Operation):
@@ -86,7 +94,7 @@ class SliceOperation(mtf.Operation):
         lowering.set_tensor_lowering(output, sum_over(mesh_impl, value, missing))
 
 
-class Kernel(mtf.SlicewiseOperation):
+class Kernel(SliceOperation, mtf.SlicewiseOperation):
     """mesh-tensorflow's operation, with a gradient of its own."""
 
     def __init__(
@@ -100,18 +108,26 @@ class Kernel(mtf.SlicewiseOperation):
         recompute: bool,
         flops: float,
         kept: Sequence[Kept] | None,
+        summed: Sequence[str],
+        residuals: int,
     ) -> None:
         shapes, dtypes = [mtf.Shape(shape) for shape, _ in outputs], [dtype for _, dtype in outputs]
         super().__init__(fn, list(inputs), shapes, dtypes, list(splittable), name=name)
         self._outputs = [mtf.Tensor(self, x.shape, x.dtype, index=i) for i, x in enumerate(self.outputs)]
         self.fn, self.fn_gradient, self.recompute = fn, gradient, recompute
-        self.splittable, self.flops = [dim.name for dim in splittable], flops
+        self.splittable, self.flops, self._summed = [dim.name for dim in splittable], flops, set(summed)
+        self.residual_count = residuals
+        self.residuals: list[Any] = []  # their slices, once lowered
         if kept is None:
             kept = [x for x in [*inputs, *(self.outputs if gradient else [])] if x.dtype.is_floating]
         self.kept = list(kept)
 
     def gradient(self, grad_ys: list[mtf.Tensor | None]) -> list[mtf.Tensor | None]:
         return KernelGradient(self, grad_ys).by_input
+
+    def summed(self, output: mtf.Tensor) -> set[str]:
+        del output
+        return self._summed
 
     def lower(self, lowering: mtf.Lowering) -> None:
         mesh_impl = lowering.mesh_impl(self)
@@ -121,7 +137,12 @@ class Kernel(mtf.SlicewiseOperation):
                     raise ValueError(
                         f"{self.name}: dimension {dim} of {shape} is split, but this operation needs it whole"
                     )
-        super().lower(lowering)
+        found = mesh_impl.slicewise(self.fn, *[laid_out(lowering, x) for x in self.inputs])
+        values = found if isinstance(found, tuple) else (found,)
+        assert len(values) == len(self.outputs) + self.residual_count, (self.name, len(values))
+        self.residuals = list(values[len(self.outputs) :])
+        for output, value in zip(self.outputs, values, strict=False):
+            self._set_output(lowering, output, value)
 
 
 class KernelGradient(SliceOperation):
@@ -148,7 +169,9 @@ class KernelGradient(SliceOperation):
 
     def lower(self, lowering: mtf.Lowering) -> None:
         work = self._given if self.forward.fn_gradient else self._differentiated
-        values = lowering.mesh_impl(self).slicewise(work, *[laid_out(lowering, x) for x in self.inputs])
+        operands = [laid_out(lowering, x) for x in self.inputs]
+        operands[-sum(self.given) : -sum(self.given)] = self.forward.residuals
+        values = lowering.mesh_impl(self).slicewise(work, *operands)
         for output, value in zip(self.outputs, values if len(self.outputs) > 1 else (values,), strict=True):
             self._set_output(lowering, output, value)
 

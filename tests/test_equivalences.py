@@ -39,6 +39,7 @@ def mixture(**params: Any) -> dict[str, Any]:
 YARN = {"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 8}
 # With little room: 4 tokens an expert, of 16 that compete.
 CROWDED = mixture(moe_capacity_factor_train=0.1, moe_second_policy_train="threshold")
+TOP_K = {"moe_num_experts": 4, "moe_gating": "top_k", "moe_glu": True, "moe_shared_expert_size": 6}
 # By name: keys, and a layout; without one where tests/models/test_family.py has several.
 FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "global, axial": ({**one("global"), "axial_pos_emb": [4, 4]}, {}),
@@ -61,6 +62,14 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "one head of keys, linear": (
         {**one("linear"), "n_head": 4, "num_kv_heads": 1, "use_bias_in_attn_linear": True, "num_mem_kv": 2},
         BY_WEIGHTS,
+    ),
+    "top-k mixture": (
+        {**one("global"), "moe_layers": [0], "moe_params": TOP_K | {"moe_dropless": True}, "moe_activation": "silu"},
+        BY_EXPERTS,
+    ),
+    "crowded top-k mixture": (
+        {**one("global"), "moe_layers": [0], "moe_params": TOP_K | {"moe_capacity_factor_train": 0.1}},
+        BY_EXPERTS,
     ),
     "masked": ({**one("local"), "mlm_training": True, "mlm_mask_id": 3, "mlm_mask_prob": 0.4}, BY_BATCH),
     "entmax": ({**one("global"), "entmax_loss": True}, BY_WEIGHTS),
@@ -108,7 +117,7 @@ def plain_numbers(keys: dict[str, Any]) -> list[float]:
 
 def without_draws(keys: dict[str, Any]) -> dict[str, Any]:
     params = {**keys.get("moe_params", {})}
-    if params.get("moe_second_policy_train") is None:
+    if params.get("moe_gating") != "top_k" and params.get("moe_second_policy_train") is None:
         params["moe_second_policy_train"] = "all"
     return {**keys, "moe_params": params, "tokens_per_mb_per_replica": None}
 

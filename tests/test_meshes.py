@@ -106,6 +106,27 @@ def test_losses_of_a_llama_are_those_of_one_device(wanted_of_llama, mesh_shape, 
     assert train(mesh, 6) == pytest.approx(wanted_of_llama, rel=2e-5)
 
 
+MIXTRAL = {
+    "moe_params": {"moe_num_experts": 4, "moe_gating": "top_k", "moe_glu": True, "moe_dropless": True},
+    "moe_activation": "silu",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mesh_shape", "layout"),
+    [*SLOW, ("a:4", "experts:a"), ("a:2", "expert_hidden:a"), ("a:2,b:2", "batch:a,experts:a,expert_hidden:b")],
+)
+def test_dropless_experts_on_a_mesh(mixtral, tmp_path, mesh_shape, layout):
+    mesh = engine_of(**MIXTRAL, mesh_shape=mesh_shape, layout=layout)
+    assert train(mesh, STEPS) == pytest.approx(mixtral, rel=2e-5)
+
+
+@pytest.fixture(scope="module")
+def mixtral() -> list[float]:
+    return train(engine_of(**MIXTRAL), STEPS)
+
+
 PLAIN = {"embed_dropout": 0.0, "attn_dropout": 0.0, "res_dropout": 0.0}
 
 

@@ -9,11 +9,12 @@ bool add_gates(const XLA_FFI_Api *api);
 bool add_attention(const XLA_FFI_Api *api);
 bool add_vocabulary_loss(const XLA_FFI_Api *api);
 bool add_optimizer(const XLA_FFI_Api *api);
+bool add_experts(const XLA_FFI_Api *api);
 
 /* Register the targets with XLA; false if XLA does not support this interface. */
 __attribute__((visibility("default"))) bool gpt_mesh_register(const XLA_FFI_Api *api) {
   const bool same = api->api_version.major_version == XLA_FFI_API_MAJOR &&
                     api->api_version.minor_version == XLA_FFI_API_MINOR;
   return same && add_few_rows(api) && add_matmul(api) && add_norms(api) && add_gelu(api) &&
-         add_gates(api) && add_attention(api) && add_vocabulary_loss(api) && add_optimizer(api);
+         add_gates(api) && add_attention(api) && add_vocabulary_loss(api) && add_optimizer(api) && add_experts(api);
 }

@@ -15,7 +15,7 @@ from gpt_mesh.models.context import Context
 from gpt_mesh.models.dims import whole
 from gpt_mesh.models.experts import network
 from gpt_mesh.models.experts.choice import Choice, mean_by_expert
-from gpt_mesh.models.experts.routing import Routing, beside_experts, from_groups, to_groups
+from gpt_mesh.models.experts.routing import Routing, apart, from_groups, to_groups
 from gpt_mesh.models.kernels import kernel
 
 
@@ -28,7 +28,7 @@ def routed(
     the experts and back.
     """
     dims, groups, tokens, capacity = ctx.dims, routing.groups, routing.tokens, routing.capacity
-    rows = beside_experts(ctx, dims.batch)
+    rows = apart(ctx, dims.batch, dims.experts)
     experts = dims.experts if rows == dims.batch else whole(dims.experts)
     chosen = [_in_groups(ctx, x, routing) for x in choice.chosen]
     weights = _in_groups(ctx, choice.weights, routing)

@@ -27,12 +27,16 @@ class Choice:
         chosen: 1 at the expert of each choice, else 0, first choices first: [batch, ...tokens, whole_experts] each,
             where tokens are [sequence] or [groups, group_tokens]. A token without that choice has zeros.
         weights: of the same shape, the factor of each expert's output.
-        loss: scalar, 1 or more, and smaller the more evenly experts are used.
+        loss: scalar, smaller the more evenly experts are used.
+        ids, factors: [batch, sequence, expert_choices], int32 and float: the experts of a token and the factors of
+            their outputs; None for `top_2`.
     """
 
     chosen: list[mtf.Tensor]
     weights: mtf.Tensor
     loss: mtf.Tensor
+    ids: mtf.Tensor | None = None
+    factors: mtf.Tensor | None = None
 
     @property
     def load(self) -> mtf.Tensor:
@@ -90,9 +94,9 @@ def _top_k(ctx: Context, logits: mtf.Tensor) -> Choice:
     rank = _ranker(moe.moe_top_k, normalised=moe.moe_norm_topk_prob)
     gates, ids, weights = kernel(rank, [logits], shapes, tokens, "choose_experts")
     places = mtf.one_hot(ids, experts, dtype=logits.dtype)
-    weights = mtf.einsum([places, weights], output_shape=logits.shape)
     chosen = mtf.unstack(places, choices)
-    return Choice(chosen, weights, _unevenness(gates, mtf.add_n(chosen), dims.sequence))
+    loss = _unevenness(gates, mtf.add_n(chosen), dims.sequence)
+    return Choice(chosen, mtf.einsum([places, weights], output_shape=logits.shape), loss, ids, weights)
 
 
 def _ranker(count: int, *, normalised: bool) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:

@@ -6,11 +6,13 @@ experts for each token, and their outputs are added, weighted.
 | `routing.py` | groups of tokens, and what a layout asks for |
 | `choice.py` | which experts a token goes to, and the balance loss |
 | `network.py` | the experts themselves, each reading every token |
+| `dropless.py`, `rows.py` | each expert reads the tokens that chose it, however many |
 | `capacity.py` | each expert reads a bounded number of tokens of a group, so that all do the same work (GShard) |
 
-Where an expert has room for every token (always outside training, unless the config says otherwise), every expert reads
-every token, and the weights of experts that were not chosen are zero. A token's output is then a function of that token
-alone, the same whether a sequence is read in one pass or token by token.
+Where an expert has room for every token (always outside training, unless the config says otherwise), a token's output
+is a function of that token alone, the same whether a sequence is read in one pass or token by token. With `top_2`,
+every expert then reads every token, and the weights of experts that were not chosen are zero; so it is with `top_k`
+where `dropless.supports` says no.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from dataclasses import dataclass
 from gpt_mesh.meshes.compat import mtf
 
 from gpt_mesh.models.context import Context
-from gpt_mesh.models.experts import network
+from gpt_mesh.models.experts import dropless, network
 from gpt_mesh.models.experts.capacity import routed
 from gpt_mesh.models.experts.choice import choose
 from gpt_mesh.models.experts.routing import Routing
@@ -62,6 +64,8 @@ def mixture_of_experts(ctx: Context, x: mtf.Tensor, name: str, site: str) -> tup
     choice = choose(ctx, x, routing, name, site)
     if routing.is_limited:
         y, load = routed(ctx, x, choice, routing, name, site)
+    elif choice.ids is not None and choice.factors is not None and dropless.supports(ctx):
+        y, load = dropless.chosen_experts(ctx, x, choice.ids, choice.factors, name), choice.load
     else:
         y, load = network.every_expert(ctx, x, choice.weights, name, site), choice.load
     if moe.moe_shared_expert_size:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from gpt_mesh.meshes.compat import mtf
 
-from gpt_mesh.models.activations import activate
+from gpt_mesh.models.activations import activate, activate_gated
 from gpt_mesh.models.context import Context
-from gpt_mesh.models.experts.routing import beside_experts, from_groups
+from gpt_mesh.models.experts.routing import apart, from_groups
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def every_expert(ctx: Context, x: mtf.Tensor, weights: mtf.Tensor, name: str, si
         weights: [batch, ...tokens, whole_experts], as in a `Choice`.
     """
     dims = ctx.dims
-    rows, positions = (beside_experts(ctx, dim) for dim in (dims.batch, dims.sequence))
+    rows, positions = (apart(ctx, dim, dims.experts) for dim in (dims.batch, dims.sequence))
     weights = mtf.cast(weights, ctx.dtype)
     weights = from_groups(ctx, weights) if dims.sequence not in weights.shape.dims else weights
     weights = mtf.reshape(weights, mtf.Shape([rows, positions, dims.experts]))
@@ -87,14 +87,13 @@ def shared_expert(ctx: Context, x: mtf.Tensor, name: str, site: str) -> mtf.Tens
     return mtf.einsum([inside, matrices.down], output_shape=x.shape)
 
 
-def _hidden(
-    ctx: Context, x: mtf.Tensor, shape: mtf.Shape, matrices: Weights, name: str, site: str
-) -> mtf.Tensor:
+def _hidden(ctx: Context, x: mtf.Tensor, shape: mtf.Shape, matrices: Weights, name: str, site: str) -> mtf.Tensor:
     """Hidden features of that shape. `name`: prefix of the activation's learned scalars."""
     activation, rate = ctx.model.moe_activation, ctx.model.moe_params.moe_dropout_rate
     up = mtf.einsum([x, matrices.up], output_shape=shape)
     if matrices.gate is None:
         hidden = activate(ctx, up, activation, name)
     else:
-        hidden = up * activate(ctx, mtf.einsum([x, matrices.gate], output_shape=shape), activation, name)
+        gate = mtf.einsum([x, matrices.gate], output_shape=shape)
+        hidden = activate_gated(ctx, up, gate, activation, name)
     return ctx.dropout(hidden, rate, site)

@@ -68,9 +68,9 @@ def from_groups(ctx: Context, x: mtf.Tensor) -> mtf.Tensor:
     return mtf.reshape(x, mtf.Shape([ctx.dims.batch, whole(ctx.dims.sequence), x.shape.dims[-1]]))
 
 
-def beside_experts(ctx: Context, dim: mtf.Dimension) -> mtf.Dimension:
-    """`dim` for a tensor that also has the dimension of experts: whole where the layout splits both along one mesh
-    dimension.
+def apart(ctx: Context, dim: mtf.Dimension, *others: mtf.Dimension) -> mtf.Dimension:
+    """`dim` for a tensor that also has other dimensions: whole where the layout splits it along one mesh dimension with
+    one of them.
     """
     axis = ctx.axes.get(dim.name)
-    return whole(dim) if axis is not None and axis == ctx.axes.get(ctx.dims.experts.name) else dim
+    return whole(dim) if axis is not None and axis in [ctx.axes.get(other.name) for other in others] else dim

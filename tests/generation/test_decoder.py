@@ -17,6 +17,9 @@ KINDS = {
     "rotary": {"rotary_emb": True, "num_mem_kv": 3},
     "axial, shared": {"axial_pos_emb": [4, 8], "share_parameters": True, "n_layer": 2},
     "experts": {"moe_layers": [0], "moe_params": {"moe_num_experts": 3}},
+    "top-k experts": {
+        "moe_layers": [0], "moe_params": {"moe_num_experts": 4, "moe_gating": "top_k", "moe_dropless": True},
+    },
     "bfloat16": {"precision": "bfloat16"},
 }
 

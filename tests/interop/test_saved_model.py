@@ -265,8 +265,9 @@ def test_a_model_on_several_devices_is_exported_whole() -> None:
         {"attention_types": [[["linear", "local"], 1]], "rotary_emb": True, "num_mem_kv": 2},
         {"moe_layers": [1], "moe_params": {"moe_num_experts": 4}, "axial_pos_emb": [4, 6], "precision": "bfloat16"},
         {"num_kv_heads": 2, "head_dim": 6, "rotary_emb": True, "scale_attn_weights": True, "qk_norm": True},
+        {"moe_layers": [1], "moe_params": {"moe_num_experts": 4, "moe_gating": "top_k", "moe_glu": True}},
     ],
-    ids=["linear, rotary, memory keys", "experts, axial, bfloat16", "shared heads"],
+    ids=["linear, rotary, memory keys", "experts, axial, bfloat16", "shared heads", "top-k experts"],
 )
 def test_every_family_gives_what_it_gives_here(keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(continuation, "GROUP", 2)

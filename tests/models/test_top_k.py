@@ -8,13 +8,27 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from gpt_mesh import model_fns
 from gpt_mesh.config import Config
 from gpt_mesh.errors import InputError
+from gpt_mesh.models.experts import rows
 from gpt_mesh.models.shapes import weight_shapes
+from gpt_mesh.planning.memory import training_memory
+from gpt_mesh.planning.metrics import flops_per_token
+from tests.models.test_cache import cached_logits
 from tests.support.mixtures import EMBD, EXPERTS, MixtureLayer, assert_close, inputs, mixture_config
+from tests.support.models import enlarge_weights, make_engine, tiny_config, token_batch
 from tests.support.moe_reference import TopK
 
 MIXTRAL = {"moe_gating": "top_k", "moe_glu": True, "moe_dropless": True}
+
+
+@pytest.fixture(autouse=True, params=[pytest.param(False, id="roomy"), pytest.param(True, id="overflowing")])
+def slots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether some choices find no slot."""
+    if request.param:
+        monkeypatch.setattr(rows, "MIN_SLOTS", 8)
+        monkeypatch.setattr(rows, "SPARE", 0.3)
 
 
 def top_k_config(*, mesh_shape: str = "", layout: str = "", **params: Any) -> Config:
@@ -72,6 +86,7 @@ REFUSED = [
     ({**MIXTRAL, "moe_second_policy_train": "all"}, '{"moe_second_policy_train": "all"}: ' + OTHER),
     ({**MIXTRAL, "moe_use_second_place_loss": True}, '{"moe_use_second_place_loss": true}: ' + OTHER),
     ({**MIXTRAL, "moe_capacity_factor_eval": 2}, '{"moe_capacity_factor_eval": 2.0}: limits what moe_dropless leaves'),
+    ({**MIXTRAL, "moe_dropout_rate": 0.1}, '{"moe_dropout_rate": 0.1}: not available with moe_dropless'),
     ({"moe_gating": "top_3"}, 'moe_gating.*"top_3".*top_2, top_k'),
     ({"moe_shared_expert_size": -1}, "moe_shared_expert_size.*must be >= 0"),
 ]
@@ -128,6 +143,54 @@ def on_one_device() -> dict[str, np.ndarray]:
 def test_every_layout_gives_the_numbers_of_one_device(mesh_shape, layout, on_one_device):
     config = top_k_config(moe_shared_expert_size=6, mesh_shape=mesh_shape, layout=layout)
     assert_close(MixtureLayer(config, train=True)(inputs()), on_one_device)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_cached_decoding_gives_the_logits_of_the_full_pass(rows):
+    """One row has fewer choices a step than there are experts, and reads their matrices alone."""
+    params = {**MIXTRAL, "moe_num_experts": EXPERTS, "moe_shared_expert_size": 6}
+    config = tiny_config(moe_layers=[0, 1], moe_params=params, moe_activation="silu")
+    engine = make_engine(config, compiled=False)
+    cached, tokens = cached_logits(engine, 5, tf.float64), token_batch(config, rows=rows, width=config.model.n_ctx)
+    cached.traced(tf.TensorSpec(tokens.shape, tf.int32))
+    enlarge_weights(engine)
+    full = engine.function(lambda tokens: model_fns.build_logits(tokens, config, engine.mesh_impl, tf.float64))
+    np.testing.assert_allclose(cached(tokens), full(tokens), rtol=0, atol=1e-9)
+
+
+def test_all_experts_are_computed_where_operations_are_not_fused():
+    """And give the same losses."""
+    losses = []
+    for fused in (True, False):
+        params = {**MIXTRAL, "moe_num_experts": EXPERTS}
+        config = tiny_config(moe_layers=[0, 1], moe_params=params, moe_activation="silu", fused_ops=fused)
+        engine = make_engine(config, compiled=False)
+        engine.create_variables(training=True)
+        enlarge_weights(engine)
+        losses.append([float(engine.train_step(token_batch(config, seed))["loss"]) for seed in range(3)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_a_training_step_counts_the_experts_of_a_token():
+    def flops(**params: Any) -> float:
+        params = {**MIXTRAL, "moe_num_experts": EXPERTS, "moe_hidden_size": 32, **params}
+        return flops_per_token(tiny_config(moe_layers=[0], moe_params=params, moe_activation="silu"))
+
+    expert = 3 * 2 * 3 * 16 * 32  # forward and twice that backward; a multiplication and an addition in three matrices
+    assert flops(moe_top_k=3) - flops(moe_top_k=2) == expert
+    assert flops(moe_num_experts=8) - flops() == 3 * 2 * 16 * 4  # of the gate
+    assert flops(moe_shared_expert_size=32) - flops() == expert
+
+
+def test_memory_grows_with_the_experts_of_a_token_alone():
+    def activations(**params: Any) -> int:
+        params = {**MIXTRAL, "moe_num_experts": EXPERTS, "moe_hidden_size": 32, **params}
+        return training_memory(tiny_config(moe_layers=[0], moe_params=params, moe_activation="silu"))["activations"]
+
+    tokens = 4 * 16
+    three, two, many = activations(moe_top_k=3), activations(), activations(moe_num_experts=8)
+    assert tokens * 2 * 32 * 4 <= three - two < 1.2 * tokens * 2 * 32 * 4
+    assert many - two < tokens * 4 * 4 * 4
 
 
 def test_bfloat16_keeps_gates_and_loss_in_float32():

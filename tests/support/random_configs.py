@@ -41,6 +41,20 @@ def _mixtures(**params: Any) -> Callable[[Keys], Keys]:
     return keys
 
 
+def _top_k(**params: Any) -> Callable[[Keys], Keys]:
+    """Gated top-k experts, where there is a mixture; without the settings of other gates."""
+
+    def keys(given: Keys) -> Keys:
+        if "moe_params" not in given:
+            return {}
+        refused = ("second", "capacity", "dropout") if "moe_dropless" in params else ("second",)
+        kept = {k: v for k, v in given["moe_params"].items() if not any(word in k for word in refused)}
+        more = {"moe_gating": "top_k", "moe_glu": True, "moe_shared_expert_size": 4}
+        return {"moe_params": {**kept, **more, **params}}
+
+    return keys
+
+
 def _head_size(features: int) -> Callable[[Keys], Keys]:
     return lambda given: {"n_embd": given["n_head"] * features}
 
@@ -154,6 +168,11 @@ FEATURES: Table = {
         _mixtures(
             moe_num_experts=4, moe_hidden_size=10, moe_second_policy_train="threshold", moe_second_policy_eval="none"
         ),
+    ],
+    "gating": [
+        {},
+        _top_k(moe_dropless=True),
+        _top_k(moe_norm_topk_prob=False, moe_top_k=1),
     ],
     "positions": [{}, _axial, {"rotary_emb": True}, _alibi, *ROTARY],
     "norm": [
@@ -316,6 +335,11 @@ SLIPS: Sequence[tuple[str, Choice]] = [
     ("moe_layers", lambda k: {**_attention("local", "local"), "moe_layers": [1], "share_parameters": True}),
     ("moe_params", {"moe_params": {"moe_num_expert": 4}}),
     ("moe_params", {"moe_params": {"moe_second_policy_eval": "random"}}),
+    ("moe_params", {"moe_layers": [0], "share_parameters": False, "moe_params": {"moe_top_k": 3}}),
+    (
+        "moe_params",
+        {"moe_layers": [0], "share_parameters": False, "moe_params": {"moe_gating": "top_k", "moe_top_k": 17}},
+    ),
     ("mlm_mask_id", {"mlm_training": True, "mlm_mask_id": None}),
     ("mlm_mask_id", lambda k: {"mlm_mask_id": k["n_vocab"]}),
     ("mlm_mask_ignore_ids", lambda k: {"mlm_mask_ignore_ids": [0, k["n_vocab"]]}),
