@@ -22,6 +22,7 @@ from gpt_mesh.storage import files as storage
 
 _MODEL_SETTINGS = ("config.json", "generation_config.json")
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", *_MODEL_SETTINGS)
+MAX_BYTES = 1 << 30
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "vocab.txt")
 
 
@@ -110,17 +111,21 @@ def read_object(path: str) -> dict[str, Any]:
     return values
 
 
-def read_text(path: str) -> str:
+def read_text(path: str, limit: int = MAX_BYTES) -> str:
     """The text of a tokenizer's file.
 
     Raises:
-        InputError: it cannot be read, or is not UTF-8.
+        InputError: it cannot be read, is larger than `limit` bytes, or is not UTF-8.
     """
     try:
         with storage.open_binary(path) as file:
-            return file.read().decode("utf-8-sig")
+            data = file.read(limit + 1)
     except storage.errors() as error:
         raise InputError(f"{path}: cannot be read: {storage.reason(error)}") from error
+    if len(data) > limit:
+        raise InputError(f"{path}: is larger than {limit >> 20} MiB, so it is no tokenizer")
+    try:
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8 text (byte {error.start}), so it is no tokenizer") from error
 
