@@ -266,6 +266,13 @@ def load_encoder(path: str, pretrained: bool = False) -> Encoder:
     return _checked(Encoder(found.tokenizer, path, found.eos_ids, found.pad_id))
 
 
+def holds_tokenizer(folder: str) -> bool:
+    """Whether a folder has the files of a tokenizer."""
+    names = set(storage.list_folder(folder))
+    pairs = any(names >= {*pair} for pair in _VOCABULARY_FILES)
+    return pairs or bool(names & {*_TOKENIZER_FILES}) or any(map(_is_model, names))
+
+
 def _checked(encoder: Encoder) -> Encoder:
     """The encoder, tried: some damage shows only in use.
 

@@ -90,7 +90,8 @@ def _read(path: str) -> Any:
         sentencepiece.SentencePieceProcessor(model_proto=data)
     except Exception as error:  # both raise classes of their own for damaged files
         raise InputError(
-            f"{shown(path)}: is not a SentencePiece model, or damaged ({storage.reason(error)[:200]}); get the tokenizer again"
+            f"{shown(path)}: is not a SentencePiece model, or damaged ({storage.reason(error)[:200]}); get the "
+            "tokenizer again"
         ) from None
     return proto
 
@@ -120,7 +121,7 @@ def _normalizer(path: str, spec: Any, own: Sequence[str]) -> Any:
     changed = next((token for token in own if normalizers.Sequence(steps).normalize_str(token) != token), None)
     if changed is not None:
         raise InputError(
-            f"{shown(path)}: has the user-defined symbol {changed!r}, which its own normalisation of text would change, and "
+            f"{shown(path)}: has the user-defined symbol {changed!r}, which its own normalisation of text changes, and "
             "cannot be read; convert it to a tokenizer.json"
         )
     if spec.add_dummy_prefix:
@@ -135,7 +136,9 @@ def _bpe(path: str, proto: Any, whole: bool) -> models.BPE:
     order = {piece.piece: -piece.score for piece in proto.pieces if piece.type == _NORMAL}
     merges = merges_of(order)
     if merges is None:
-        raise InputError(f"{shown(path)}: has pieces of hundreds of characters, as no vocabulary has; get the tokenizer again")
+        raise InputError(
+            f"{shown(path)}: has pieces of hundreds of characters, as no vocabulary has; get the tokenizer again"
+        )
     return models.BPE(
         vocab={piece.piece: number for number, piece in enumerate(proto.pieces)},
         merges=merges,

@@ -105,14 +105,14 @@ def load_ranks(path: str) -> Saved:
     Raises:
         InputError: the file is damaged, or its model is not known and nothing beside it says how text is split.
     """
-    ranks = _read(path)
+    where, ranks = shown(path), _read(path)
     family = _family(path, len(ranks))
     used = {family.special[name] for name in family.special} & set(ranks.values())
     if used:
-        raise InputError(f"{shown(path)}: id {min(used)} is a special token's and one of the file's ranks; correct either")
+        raise InputError(f"{where}: id {min(used)} is a special token's and one of the file's ranks; correct either")
     merges = merges_of(ranks)
     if merges is None:
-        raise InputError(f"{shown(path)}: has tokens of hundreds of bytes, as no vocabulary has; get the tokenizer again")
+        raise InputError(f"{where}: has tokens of hundreds of bytes, as no vocabulary has; get the tokenizer again")
     # ignore_merges: a stretch of text that is a token is never merged from others.
     tokenizer = Tokenizer(models.BPE(vocab=ranks | dict(family.special), merges=merges, ignore_merges=True))
     if family.nfc:
@@ -132,34 +132,34 @@ def load_ranks(path: str) -> Saved:
 
 def _read(path: str) -> dict[str, int]:
     """The rank of each token, whose bytes are written as characters."""
-    text = read_text(path, MAX_BYTES)
+    where, text = shown(path), read_text(path, MAX_BYTES)
     ranks: dict[str, int] = {}
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         if _LINE.fullmatch(line) is None:
-            raise InputError(f"{shown(path)}: line {number} is not a token in base64 and its rank; get the tokenizer again")
+            raise InputError(f"{where}: line {number} is not a token in base64 and its rank; get the tokenizer again")
         encoded, rank = line.split()
         if len(encoded) % 4:
-            raise InputError(f"{shown(path)}: line {number}: {encoded[:40]} is not base64; get the tokenizer again")
+            raise InputError(f"{where}: line {number}: {encoded[:40]} is not base64; get the tokenizer again")
         token = characters(base64.b64decode(encoded))
         if token in ranks or len(rank) > 8 or int(rank) >= MAX_RANK:
             problem = "a token of an earlier line" if token in ranks else f"rank {rank[:20]}"
-            raise InputError(f"{shown(path)}: line {number} has {problem}; get the tokenizer again")
+            raise InputError(f"{where}: line {number} has {problem}; get the tokenizer again")
         ranks[token] = int(rank)
     if len(set(ranks.values())) < len(ranks):
         known: set[int] = set()
         twice = next(rank for rank in ranks.values() if rank in known or known.add(rank))  # type: ignore[func-returns-value]
-        raise InputError(f"{shown(path)}: two tokens have rank {twice}; get the tokenizer again")
+        raise InputError(f"{where}: two tokens have rank {twice}; get the tokenizer again")
     missing = next((byte for byte in range(256) if characters(bytes([byte])) not in ranks), None)
     if missing is not None:
-        raise InputError(f"{shown(path)}: has no token for the byte {missing}; it is incomplete: get the tokenizer again")
+        raise InputError(f"{where}: has no token for the byte {missing}; it is incomplete: get the tokenizer again")
     return ranks
 
 
 def _family(path: str, count: int) -> Family:
     """What the file lacks: from tokenizer_config.json beside it, or what is known of the model with that many ranks."""
-    folder = os.path.dirname(path)
+    where, folder = shown(path), os.path.dirname(path)
     settings_path, model_path = os.path.join(folder, "tokenizer_config.json"), os.path.join(folder, "params.json")
     settings = read_object(settings_path) if storage.exists(settings_path) else {}
     if "pat_str" in settings:
@@ -172,29 +172,30 @@ def _family(path: str, count: int) -> Family:
     if count == 100_256:
         return cl100k(count)
     raise InputError(
-        f"{shown(path)}: has {count:,} ranks, and only Llama 3's 128,000, Qwen's 151,643 and cl100k_base's 100,256 are known; "
-        "put a tokenizer_config.json with pat_str and special_tokens beside it"
+        f"{where}: has {count:,} ranks, and only Llama 3's 128,000, Qwen's 151,643 and cl100k_base's 100,256 are "
+        "known; put a tokenizer_config.json with pat_str and special_tokens beside it"
     )
 
 
 def _declared(settings: Mapping[str, Any], source: str) -> Family:
     """The family that a tokenizer_config.json describes."""
+    where = shown(source)
     pattern, special = settings["pat_str"], settings.get("special_tokens", {})
     ids = [*special.values()] if isinstance(special, dict) else [None]
     if not isinstance(pattern, str) or not all(type(one) is int and 0 <= one < MAX_RANK for one in ids):
-        raise InputError(f"{shown(source)}: pat_str must be a regular expression, and special_tokens an object of ids")
+        raise InputError(f"{where}: pat_str must be a regular expression, and special_tokens an object of ids")
     if len(set(ids)) < len(ids):
-        raise InputError(f"{shown(source)}: special_tokens: two of them have the same id; correct one")
+        raise InputError(f"{where}: special_tokens: two of them have the same id; correct one")
     try:
         Regex(pattern)
     except Exception as error:  # the library raises Exception itself
-        raise InputError(f"{shown(source)}: pat_str: {storage.reason(error)[:200]}; correct the expression") from None
+        raise InputError(f"{where}: pat_str: {storage.reason(error)[:200]}; correct the expression") from None
     named = {}
     for name in ("bos_token", "eos_token", "pad_token"):
         token = settings.get(name)
         token = token.get("content") if isinstance(token, dict) else token
         if token is not None and (not isinstance(token, str) or token not in special):
-            raise InputError(f"{shown(source)}: {name} = {str(token)[:40]!r} is not one of special_tokens; add it there")
+            raise InputError(f"{where}: {name} = {str(token)[:40]!r} is not one of special_tokens; add it there")
         named[name] = token
     return Family(
         pattern=pattern,

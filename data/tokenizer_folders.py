@@ -17,7 +17,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from gpt_mesh.data.tokenizer_errors import is_panic
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.storage import files as storage
 
 _MODEL_SETTINGS = ("config.json", "generation_config.json")
@@ -105,9 +105,9 @@ def read_object(path: str) -> dict[str, Any]:
     try:
         values = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is not JSON ({storage.reason(error)[:200]}); download it again") from None
+        raise InputError(f"{shown(path)}: is not JSON ({storage.reason(error)[:200]}); download it again") from None
     if not isinstance(values, dict):
-        raise InputError(f"{path}: must hold one JSON object; download it again")
+        raise InputError(f"{shown(path)}: must hold one JSON object; download it again")
     return values
 
 
@@ -121,13 +121,13 @@ def read_text(path: str, limit: int = MAX_BYTES) -> str:
         with storage.open_binary(path) as file:
             data = file.read(limit + 1)
     except storage.errors() as error:
-        raise InputError(f"{path}: cannot be read: {storage.reason(error)}") from error
+        raise InputError(f"{shown(path)}: cannot be read: {storage.reason(error)}") from error
     if len(data) > limit:
-        raise InputError(f"{path}: is larger than {limit >> 20} MiB, so it is no tokenizer")
+        raise InputError(f"{shown(path)}: is larger than {limit >> 20} MiB, so it is no tokenizer")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 text (byte {error.start}), so it is no tokenizer") from error
+        raise InputError(f"{shown(path)}: is not UTF-8 text (byte {error.start}), so it is no tokenizer") from error
 
 
 def _without_empty_template(tokenizer: Tokenizer) -> Tokenizer:
