@@ -42,10 +42,16 @@ def load_pieces(path: str) -> Saved:
     )
     with library_errors(shown(path)):
         tokenizer = _tokenizer(path, proto)
-        if bos is not None and storage.exists(os.path.join(os.path.dirname(path), "params.json")):
+        if bos is not None and _is_metas(os.path.dirname(path)):
             name = proto.pieces[bos].piece
             tokenizer.post_processor = processors.TemplateProcessing(f"{name} $A", special_tokens=[(name, bos)])
     return Saved(tokenizer, () if eos is None else (eos,), pad)
+
+
+def _is_metas(folder: str) -> bool:
+    """Whether a model in Meta's layout is in the folder, or in one inside it, as Llama 1 and 2 come."""
+    inside = (os.path.join(folder, name) for name in storage.list_folder(folder or "."))
+    return any(storage.exists(os.path.join(place, "params.json")) for place in (folder, *inside))
 
 
 def _tokenizer(path: str, proto: Any) -> Tokenizer:

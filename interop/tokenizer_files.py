@@ -29,13 +29,14 @@ EXTRAS = (
 )
 
 
-def find(folder: str) -> Encoder | None:
-    """The tokenizer in a Hugging Face folder; None where there is none.
+def find(places: Sequence[str]) -> Encoder | None:
+    """The tokenizer in the first of these files and folders that has one; None: none has.
 
     Raises:
         InputError: it cannot be read.
     """
-    return load_encoder(folder) if holds_tokenizer(folder) else None
+    found = (place for place in places if os.path.isfile(place) or holds_tokenizer(place))
+    return next((load_encoder(place) for place in found), None)
 
 
 def keep(encoder: Encoder, source: str, target: str) -> None:
