@@ -188,7 +188,7 @@ def _files(step: str, size: int, source: str) -> dict[int | None, list[TorchFile
         listed = numbered(step, names, form.format)
         if len(listed) != size:
             what = f"{form.format(len(listed))} is missing" if len(listed) < size else f"holds {len(listed)} parts"
-            raise InputError(f"{shown(step)}: {what}, as model_parallel_size = {size} in {shown(source)}; correct either")
+            raise InputError(f"{shown(step)}: {what}, as {shown(source)} has model_parallel_size = {size}; add it")
         within = "module" if layer is None else None
         found[layer] = [TorchFile(os.path.join(step, name), within) for name in listed]
     return found

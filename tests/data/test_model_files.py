@@ -7,6 +7,7 @@ import pickle
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sentencepiece
@@ -50,7 +51,7 @@ def texts(corpus: list[str]) -> list[str]:
     ids=["llama", "unknown", "spaces", "no prefix", "nfkc", "symbols", "symbols, no prefix"],
 )
 def test_pieces_have_the_packages_ids(
-    tmp_path: Path, corpus: list[str], texts: list[str], kind: str, settings: dict[str, object]
+    tmp_path: Path, corpus: list[str], texts: list[str], kind: str, settings: dict[str, Any]
 ) -> None:
     path = train_pieces(tmp_path / "tokenizer.model", corpus, kind=kind, **settings)
     judge = sentencepiece.SentencePieceProcessor(model_file=str(path))
@@ -113,8 +114,9 @@ def test_ranks_have_tiktokens_ids(
         token: len(ranks) + i for i, token in enumerate([b" \xe4\xb8", b"ee  ", b"\n0123", b"st st"])
     }  # unreachable
     write_ranks(tmp_path / "tokenizer.model", ranks)
-    settings = {"pat_str": family.pattern, "special_tokens": family.special, "eos_token": {"content": family.eos[0]}}
-    settings |= {"bos_token": family.bos, "add_bos_token": family.bos is not None}
+    settings: dict[str, Any] = {"pat_str": family.pattern, "special_tokens": family.special}
+    settings |= {"eos_token": {"content": family.eos[0]}, "bos_token": family.bos}
+    settings["add_bos_token"] = family.bos is not None
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     encoder = load_encoder(str(tmp_path))
     wanted = [ids_by_rank(text, ranks, family.pattern) for text in texts]

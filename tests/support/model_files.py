@@ -19,7 +19,8 @@ def train_pieces(path: Path, corpus: Sequence[str], *, size: int = 500, kind: st
     """Train a SentencePiece model at `path`, which ends with .model; by default of Llama's kind."""
     text = path.with_suffix(".txt")
     text.write_text("\n".join(corpus))
-    llama = {"byte_fallback": True, "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+    llama: dict[str, Any] = {"byte_fallback": True, "normalization_rule_name": "identity"}
+    llama["remove_extra_whitespaces"] = False
     sentencepiece.SentencePieceTrainer.train(
         input=str(text), model_prefix=str(path.with_suffix("")), vocab_size=size, model_type=kind, num_threads=1,
         hard_vocab_limit=False, minloglevel=2, **llama | settings,
