@@ -5,13 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt_mesh.data.byte_alphabet import ALPHABET
 from gpt_mesh.data.encoders import Encoder
 from gpt_mesh.errors import InputError
-
-_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
-_OTHERS = [byte for byte in range(256) if byte not in set(_PRINTABLE)]
-ALPHABET = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + place): byte for place, byte in enumerate(_OTHERS)}
-"""The byte of each character of a byte-level vocabulary (Radford et al. 2019; https://github.com/openai/gpt-2)."""
 
 
 def token_bytes(encoder: Encoder) -> dict[int, bytes]:

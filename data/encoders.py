@@ -19,6 +19,8 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from gpt_mesh.data.pieces import CUT
+from gpt_mesh.data.sentencepiece_files import load_pieces
+from gpt_mesh.data.tiktoken_files import RANKS, is_ranks, load_ranks
 from gpt_mesh.data.tokenizer_errors import is_panic, library_errors
 from gpt_mesh.data.tokenizer_folders import Saved, is_saved, load_saved, read_text
 from gpt_mesh.errors import InputError, shown
@@ -242,7 +244,8 @@ def load_encoder(path: str, pretrained: bool = False) -> Encoder:
     """The tokenizer at `path`.
 
     Args:
-        path: a tokenizer JSON, as train_tokenizer.py and the tokenizers library write it; or a folder: with one, with
+        path: a tokenizer JSON, as train_tokenizer.py and the tokenizers library write it; a SentencePiece model
+            (`.model`) or a file of tiktoken's ranks (`.tiktoken`, `.model`); or a folder: with one of these, with
             `vocab.json` and `merges.txt` of GPT-2's kind, or as transformers saves it, with settings and added tokens.
         pretrained: `path` may also be a name on the Hugging Face hub, such as `gpt2` (a file or folder of that name
             goes first).
@@ -252,14 +255,22 @@ def load_encoder(path: str, pretrained: bool = False) -> Encoder:
     """
     if storage.is_folder(path):
         found = _from_folder(path)
-        return _checked(Encoder(found.tokenizer, path, found.eos_ids, found.pad_id))
-    if storage.exists(path):
-        return _checked(Encoder(_from_json(path), path))
-    if pretrained:
-        return _checked(Encoder(_from_json(_hub_file(path)), path))
-    raise InputError(
-        f"{shown(path)}: no such tokenizer; give a {TOKENIZER_FILE}, or a folder with vocab.json and merges.txt"
-    )
+    elif storage.exists(path):
+        found = _from_file(path)
+    elif pretrained:
+        found = Saved(_from_json(_hub_file(path)))
+    else:
+        raise InputError(
+            f"{shown(path)}: no such tokenizer; give a {TOKENIZER_FILE}, or a folder with vocab.json and merges.txt"
+        )
+    return _checked(Encoder(found.tokenizer, path, found.eos_ids, found.pad_id))
+
+
+def holds_tokenizer(folder: str) -> bool:
+    """Whether a folder has the files of a tokenizer."""
+    names = set(storage.list_folder(folder))
+    pairs = any(names >= {*pair} for pair in _VOCABULARY_FILES)
+    return pairs or bool(names & {*_TOKENIZER_FILES}) or any(map(_is_model, names))
 
 
 def _checked(encoder: Encoder) -> Encoder:
@@ -280,6 +291,11 @@ def _checked(encoder: Encoder) -> Encoder:
 
 
 def _from_folder(folder: str) -> Saved:
+    whole = any(storage.exists(f"{folder}/{name}") for name in _TOKENIZER_FILES)
+    models_there = [] if whole else sorted(name for name in storage.list_folder(folder) if _is_model(name))
+    for name in models_there:
+        if is_ranks(f"{folder}/{name}"):
+            return load_ranks(f"{folder}/{name}")
     if not storage.exists(f"{folder}/{TOKENIZER_FILE}") and is_saved(folder):
         return load_saved(folder)
     for name in _TOKENIZER_FILES:
@@ -288,7 +304,20 @@ def _from_folder(folder: str) -> Saved:
     for vocabulary, merges in _VOCABULARY_FILES:
         if storage.exists(f"{folder}/{vocabulary}") and storage.exists(f"{folder}/{merges}"):
             return Saved(_from_vocabulary(f"{folder}/{vocabulary}", f"{folder}/{merges}"))
+    if models_there:
+        return load_pieces(f"{folder}/{models_there[0]}")
     raise InputError(f"{shown(folder)}: holds no tokenizer; put {TOKENIZER_FILE} there, or vocab.json and merges.txt")
+
+
+def _from_file(path: str) -> Saved:
+    if _is_model(path):
+        return load_ranks(path) if is_ranks(path) or path.endswith(RANKS) else load_pieces(path)
+    return Saved(_from_json(path))
+
+
+def _is_model(path: str) -> bool:
+    """Whether the name is one that SentencePiece's or tiktoken's files have."""
+    return path.endswith((".model", RANKS))
 
 
 def _from_json(path: str) -> Tokenizer:

@@ -17,11 +17,12 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from gpt_mesh.data.tokenizer_errors import is_panic
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.storage import files as storage
 
 _MODEL_SETTINGS = ("config.json", "generation_config.json")
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", *_MODEL_SETTINGS)
+MAX_BYTES = 1 << 30
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "vocab.txt")
 
 
@@ -104,25 +105,29 @@ def read_object(path: str) -> dict[str, Any]:
     try:
         values = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is not JSON ({storage.reason(error)[:200]}); download it again") from None
+        raise InputError(f"{shown(path)}: is not JSON ({storage.reason(error)[:200]}); download it again") from None
     if not isinstance(values, dict):
-        raise InputError(f"{path}: must hold one JSON object; download it again")
+        raise InputError(f"{shown(path)}: must hold one JSON object; download it again")
     return values
 
 
-def read_text(path: str) -> str:
+def read_text(path: str, limit: int = MAX_BYTES) -> str:
     """The text of a tokenizer's file.
 
     Raises:
-        InputError: it cannot be read, or is not UTF-8.
+        InputError: it cannot be read, is larger than `limit` bytes, or is not UTF-8.
     """
     try:
         with storage.open_binary(path) as file:
-            return file.read().decode("utf-8-sig")
+            data = file.read(limit + 1)
     except storage.errors() as error:
-        raise InputError(f"{path}: cannot be read: {storage.reason(error)}") from error
+        raise InputError(f"{shown(path)}: cannot be read: {storage.reason(error)}") from error
+    if len(data) > limit:
+        raise InputError(f"{shown(path)}: is larger than {limit >> 20} MiB, so it is no tokenizer")
+    try:
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 text (byte {error.start}), so it is no tokenizer") from error
+        raise InputError(f"{shown(path)}: is not UTF-8 text (byte {error.start}), so it is no tokenizer") from error
 
 
 def _without_empty_template(tokenizer: Tokenizer) -> Tokenizer:

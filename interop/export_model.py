@@ -35,7 +35,7 @@ SHARD_BYTES = 2_000_000_000
 
 # Names of the files that an export writes.
 _WRITTEN = re.compile(
-    r"README\.md|(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|vocab)\.json|merges\.txt|"
+    r"README\.md|(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|vocab)\.json|merges\.txt|chat_template\.jinja|"
     r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
 )
 

@@ -87,7 +87,7 @@ def import_model(
             "--tokenizer"
         )
     ends = tuple(dict.fromkeys([*model_ends(folder), *encoder.eos_ids]))
-    tokenizer_files.check(encoder, weights.architecture.n_vocab, ends, os.path.join(folder, "config.json"))
+    tokenizer_files.check(encoder, weights.architecture.n_vocab, ends, weights.settings)
     for needed in (model_path, os.path.dirname(dataset_config)):
         storage.make_folder(needed)
     try:
@@ -98,7 +98,7 @@ def import_model(
             if overwrite:
                 checkpoints.delete_all(model_path)
             kept = os.path.join(model_path, "tokenizer")
-            tokenizer_files.keep(encoder, tokenizer or folder, kept)
+            tokenizer_files.keep(encoder, encoder.source, kept)
             dataset = _dataset(weights, name, encoder, ends, relative_to_config(kept, dataset_config))
             _write(dataset_config, dataset)
             _write(config, _config(weights, name, model_path))

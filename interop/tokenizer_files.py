@@ -12,30 +12,31 @@ from typing import Any
 from tokenizers import models
 
 from gpt_mesh.config import DatasetConfig
-from gpt_mesh.data.encoders import PADDING, Encoder, load_encoder
+from gpt_mesh.data.encoders import PADDING, Encoder, holds_tokenizer, load_encoder
 from gpt_mesh.data.special_tokens import special_tokens
+from gpt_mesh.data.tokenizer_folders import read_object, read_text
 from gpt_mesh.errors import InputError
 
-WHOLE = "tokenizer.json"
+WHOLE, SETTINGS, CHAT_TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 # What a folder may hold beside it, for other programs.
 EXTRAS = (
     "vocab.json",
     "merges.txt",
     "added_tokens.json",
     "special_tokens_map.json",
-    "tokenizer_config.json",
+    SETTINGS,
+    CHAT_TEMPLATE,
 )
 
 
-def find(folder: str) -> Encoder | None:
-    """The tokenizer in a Hugging Face folder; None where there is none.
+def find(places: Sequence[str]) -> Encoder | None:
+    """The tokenizer in the first of these files and folders that has one; None: none has.
 
     Raises:
         InputError: it cannot be read.
     """
-    whole = os.path.isfile(os.path.join(folder, WHOLE))
-    parts = all(os.path.isfile(os.path.join(folder, name)) for name in ("vocab.json", "merges.txt"))
-    return load_encoder(folder) if whole or parts else None
+    found = (place for place in places if os.path.isfile(place) or holds_tokenizer(place))
+    return next((load_encoder(place) for place in found), None)
 
 
 def keep(encoder: Encoder, source: str, target: str) -> None:
@@ -93,8 +94,27 @@ def write(encoder: Encoder, folder: str, *, ids: TokenIds, n_ctx: int) -> None:
         "clean_up_tokenization_spaces": False,
         **special,
     }
-    write_json(os.path.join(folder, "tokenizer_config.json"), settings)
+    write_json(os.path.join(folder, SETTINGS), settings)
     write_json(os.path.join(folder, "special_tokens_map.json"), special)
+    if template := chat_template(encoder.source):
+        with open(os.path.join(folder, CHAT_TEMPLATE), "w", encoding="utf-8") as file:
+            file.write(template)
+
+
+def chat_template(folder: str) -> str | None:
+    """The template of conversations in a folder with a tokenizer; None: there is none, or no folder.
+
+    Raises:
+        InputError: a file is damaged.
+    """
+    whole, settings = os.path.join(folder, CHAT_TEMPLATE), os.path.join(folder, SETTINGS)
+    if os.path.isfile(whole):
+        return read_text(whole)
+    found = read_object(settings).get("chat_template") if os.path.isfile(settings) else None
+    if isinstance(found, list):  # several, with their names
+        named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
+        found = named.get("default")
+    return found if isinstance(found, str) else None
 
 
 @dataclass(frozen=True)
@@ -136,7 +156,9 @@ def named_tokens(encoder: Encoder, ids: TokenIds) -> dict[str, str]:
     added = encoder.tokenizer.get_added_tokens_decoder()
     special = {number: token.content for number, token in added.items() if token.special}
     eos = ids.eos[0] if isinstance(ids.eos, list) else ids.eos
-    named = {"bos_token": ids.bos, "eos_token": eos, "unk_token": eos, "pad_token": ids.pad}
+    unknown = getattr(encoder.tokenizer.model, "unk_token", None)
+    unk = eos if unknown is None else encoder.tokenizer.token_to_id(unknown)
+    named = {"bos_token": ids.bos, "eos_token": eos, "unk_token": unk, "pad_token": ids.pad}
     return {name: special[number] for name, number in named.items() if number in special}
 
 

@@ -91,14 +91,39 @@ def _allowed() -> dict[tuple[str, str], Any]:
     }
 
 
+class _Inert:
+    """Stands for whatever else a training program saves: it takes what it is given, and keeps nothing."""
+
+    def __new__(cls, *unused: Any, **named: Any) -> Any:
+        del unused, named
+        return object.__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        del state
+
+
+# States of random generators, and settings.
+_INERT = {
+    *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+    *(("numpy", name) for name in ("ndarray", "dtype")),
+    *(("torch", name) for name in ("Size", "device", "float16", "bfloat16", "float32", "float64", "int64", "bool")),
+    ("_codecs", "encode"),
+    ("argparse", "Namespace"),
+    ("collections", "defaultdict"),
+}
+
+
 class _Unpickler(pickle.Unpickler):
     """Builds dictionaries of tensors and nothing else."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, *, programs: bool) -> None:
         super().__init__(io.BytesIO(data))
         self._names = _allowed()
+        self._programs = programs
 
     def find_class(self, module: str, name: str) -> Any:
+        if self._programs and ((module, name) in _INERT or module.startswith("deepspeed.")):
+            return _Inert
         if (module, name) not in self._names:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no tensor needs")
         return self._names[module, name]
@@ -115,8 +140,12 @@ class _Unpickler(pickle.Unpickler):
 class TorchFile:
     """The tensors of one file, read one at a time."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, within: str | None = None) -> None:
         """
+        Args:
+            within: the name of the dictionary of tensors in the file's own dictionary, which may hold other things, of
+                classes that a training program has; None: the file is that dictionary.
+
         Raises:
             InputError: not such a file, or one that holds anything but tensors.
         """
@@ -129,7 +158,9 @@ class TorchFile:
                 raise pickle.UnpicklingError(f"its pickle is larger than {MAX_PICKLE} bytes")
             if self._text("byteorder") == "big":
                 raise pickle.UnpicklingError("its numbers are big-endian")
-            found = _Unpickler(self._zip.read(pickled)).load()
+            found = _Unpickler(self._zip.read(pickled), programs=within is not None).load()
+            if within is not None:
+                found = found.get(within) if isinstance(found, dict) else None
         except (zipfile.BadZipFile, OSError, EOFError) as error:
             raise InputError(
                 f"{shown(path)}: cannot be read ({error}); it is damaged or incomplete, or PyTorch before 1.6 wrote "

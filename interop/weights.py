@@ -14,8 +14,9 @@ from gpt_mesh.config import Config, ModelConfig, parse_model, values_of_causal_m
 from gpt_mesh.data.encoders import Encoder, load_encoder
 from gpt_mesh.engine import checkpoints
 from gpt_mesh.errors import InputError, shown
-from gpt_mesh.interop import architectures, tokenizer_files
+from gpt_mesh.interop import architectures, meta_llama, neox_checkpoint, tokenizer_files
 from gpt_mesh.interop.exchange import Exchange
+from gpt_mesh.interop.model_folders import ModelFolder
 from gpt_mesh.interop.shards import Shards, read_json
 from gpt_mesh.models.shapes import weight_shapes
 from gpt_mesh.storage.progress import log
@@ -74,7 +75,7 @@ class CheckpointWeights:
 
 
 class HuggingFaceWeights:
-    """Those of a folder with a model as `transformers` keeps it: config.json and weight files."""
+    """Those of a folder with a model, as `transformers` keeps it or in an original layout (`open_model`)."""
 
     def __init__(self, folder: str) -> None:
         """
@@ -82,14 +83,14 @@ class HuggingFaceWeights:
             InputError: another architecture, missing or damaged files, or weights that do not agree with config.json.
         """
         self.source = folder
-        self.values = read_json(os.path.join(folder, "config.json"))
-        source = os.path.join(folder, "config.json")
-        self.kind = architectures.of_values(self.values, source)
-        self.keys = self.kind.read(self.values, source)
-        self.architecture = parse_model(self.keys, source)
+        opened = open_model(folder)
+        self.settings = opened.source
+        self.kind = architectures.of_values(opened.values, opened.source)
+        self.keys = self.kind.read(opened.values, opened.source)
+        self.architecture = parse_model(self.keys, opened.source)
         self.config: Mapping[str, Any] = values_of_causal_model(self.architecture)
-        self.tokenizer = tokenizer_files.find(folder)
-        self._shards = Shards(folder)
+        self.tokenizer = tokenizer_files.find(opened.tokenizers)
+        self._shards = opened.tensors
         exchanges = self.kind.exchanges(self.architecture)
         self._exchanges = {name: exchange for exchange in exchanges for name in exchange.ours}
         self._is_bare = exchanges[0].theirs[0].removeprefix(self.kind.prefix) in self._shards.shapes
@@ -118,14 +119,14 @@ class HuggingFaceWeights:
         if missing:
             others = f", and has {_few(unused)} instead" if unused else ""
             raise InputError(
-                f"{self.source}: has no tensor {_few(missing)}, which its config.json (model_type = "
+                f"{self.source}: has no tensor {_few(missing)}, which {os.path.basename(self.settings)} (model_type = "
                 f"{self.kind.model_type}) asks for{others}; is one of the two another model's?"
             )
         for name, shape in wanted.items():
             if found[name] != shape:
                 raise InputError(
-                    f"{shown(self.source)}: tensor {name} has shape {list(found[name])}, but config.json makes it "
-                    f"{list(shape)}; is one of the two another model's?"
+                    f"{shown(self.source)}: tensor {name} has shape {list(found[name])}, but "
+                    f"{os.path.basename(self.settings)} makes it {list(shape)}; is one of the two another model's?"
                 )
         if unused:
             log.warning("%s: not used: %s", shown(self.source), _few(unused))
@@ -159,6 +160,30 @@ class _Tensors(Sequence[NDArray]):
         return self._read(self._names[place])
 
 
+def open_model(folder: str) -> ModelFolder:
+    """A model's folder, in one of the layouts that are known (`model_folders`).
+
+    Raises:
+        InputError: a file is missing or damaged.
+    """
+    if not os.path.isfile(source := os.path.join(folder, "config.json")):
+        if os.path.isfile(os.path.join(folder, meta_llama.PARAMS)):
+            return meta_llama.open_folder(folder)
+        if neox_checkpoint.step_folder(folder) is not None:
+            return neox_checkpoint.open_folder(folder)
+        names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+        if any(name.startswith("consolidated.") for name in names):
+            raise InputError(f"{shown(folder)}: has no {meta_llama.PARAMS}, which says what the model is; download it")
+    return ModelFolder(source, read_json(source), Shards(folder), [folder])
+
+
+def holds_model(folder: str) -> bool:
+    """Whether a folder has files of a model that `open_model` reads."""
+    names = ("config.json", meta_llama.PARAMS)
+    described = any(os.path.isfile(os.path.join(folder, name)) for name in names)
+    return described or neox_checkpoint.step_folder(folder) is not None
+
+
 def open_weights(path: str) -> Weights:
     """The weights at a path: a checkpoint (without its suffix), a run's directory (its newest), or a Hugging Face
     folder.
@@ -172,10 +197,10 @@ def open_weights(path: str) -> Weights:
     if io.isdir(path):
         if (newest := checkpoints.latest(path)) is not None:
             return CheckpointWeights(newest)
-        if os.path.isfile(config := os.path.join(path, "config.json")):
+        if holds_model(path):
             weights = HuggingFaceWeights(path)
             if weights.tokenizer is not None:
-                tokenizer_files.check(weights.tokenizer, weights.architecture.n_vocab, (), config)
+                tokenizer_files.check(weights.tokenizer, weights.architecture.n_vocab, (), weights.settings)
             return weights
     raise InputError(
         f"{shown(path)}: no weights there; give a checkpoint (such as {path.rstrip('/')}/model.ckpt-5000), the "

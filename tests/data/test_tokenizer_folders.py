@@ -117,7 +117,7 @@ def test_folders_of_published_kinds(parts: Path, tmp_path: Path) -> None:
     judge.save_pretrained(str(tmp_path / "whole"))
     tokenizer_files.keep(encoder, str(parts), str(tmp_path / "kept"))
     for name in ("whole", "kept"):
-        again = tokenizer_files.find(str(tmp_path / name))
+        again = tokenizer_files.find([str(tmp_path / name)])
         assert again is not None and again.fingerprint == encoder.fingerprint
         assert again.encode_batch(TEXTS) == wanted
 

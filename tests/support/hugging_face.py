@@ -109,8 +109,10 @@ class _Pickler(_PythonPickler):
             super().save(obj, save_persistent_id)
 
 
-def write_torch(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """What torch.save makes of a state dict of float32 tensors."""
+def write_torch(path: Path, arrays: Mapping[str, np.ndarray], beside: Mapping[str, Any] | None = None) -> None:
+    """What torch.save makes of a state dict of float32 tensors; or of a dictionary with it under "module", as DeepSpeed
+    saves it, with other things `beside` it.
+    """
     tensors: OrderedDict[str, _Tensor] = OrderedDict()
     with zipfile.ZipFile(path, "w") as archive:
         for i, (name, array) in enumerate(arrays.items()):
@@ -118,5 +120,5 @@ def write_torch(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
             tensors[name] = _Tensor(_Storage(str(i), array.size), array.shape, strides)
             archive.writestr(f"archive/data/{i}", array.tobytes())
         with archive.open("archive/data.pkl", "w") as file:
-            _Pickler(file, protocol=2).dump(tensors)
+            _Pickler(file, protocol=2).dump(tensors if beside is None else {"module": tensors, **beside})
         archive.writestr("archive/byteorder", "little")
