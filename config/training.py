@@ -81,6 +81,14 @@ class TrainingConfig(Group):
         "Tasks evaluated after each checkpoint, besides the validation set.", default=(), null_is_default=True
     )
     fused_ops: Flag = key("Use the faster form of operations that have one; false: the plain one.", default=True)
+    on_nonfinite: Literal["stop", "skip"] = key(
+        "A step whose loss or gradients are not finite ends the run (`stop`), or leaves weights and optimizer state as "
+        "they are and is counted (`skip`; not on TPU).",
+        default="stop",
+    )
+    max_nonfinite_steps: Count = key(
+        "With `on_nonfinite` `skip`: as many skipped steps in a row end the run.", default=10, unit="steps"
+    )
     background_checkpoints: Flag = key(
         "Write checkpoints during training, from a second copy of weights and optimizer state in the host's "
         "memory; false: wait for them.",

@@ -33,6 +33,7 @@ class Optimizer(abc.ABC):
         step: integer scalar on the mesh: the number of earlier steps.
         split: how slots are split over the replicas.
         cpu_kernels: see `Context`.
+        proceed: boolean scalar on the mesh: whether to update at all; None: always.
     """
 
     name: ClassVar[str]
@@ -46,9 +47,10 @@ class Optimizer(abc.ABC):
         split: StateSplit = WHOLE,
         *,
         cpu_kernels: bool = False,
+        proceed: mtf.Tensor | None = None,
     ) -> None:
         self.config, self.lr, self.scale, self.step = config, lr, scale, step
-        self.split, self.cpu_kernels = split, cpu_kernels
+        self.split, self.cpu_kernels, self.proceed = split, cpu_kernels, proceed
 
     @staticmethod
     @abc.abstractmethod
@@ -81,6 +83,14 @@ class Optimizer(abc.ABC):
             ).operation
             for slot, shape in shapes.items()
         ]
+
+    def assign(self, variable: mtf.Variable, value: mtf.Tensor) -> mtf.Operation:
+        """Give a weight or a slot a new value of its shape, unless this step is skipped."""
+        if self.proceed is not None:
+            shape = variable.shape
+            inputs, outputs = [self.proceed, value, master_value(variable)], [(shape, variable.slice_dtype)]
+            (value,) = kernel(tf.where, inputs, outputs, shape.dims, "unless_skipped")
+        return mtf.assign(variable, value)
 
     def weight_decay(self, weight: mtf.Variable) -> float:
         """Decoupled weight decay (Loshchilov & Hutter, 2017, arXiv:1711.05101): of matrices only."""
@@ -115,8 +125,8 @@ class Optimizer(abc.ABC):
         shape = values[0].shape
         outputs = [(shape, dtype)] * (1 + len(slots))
         new_weight, *new_slots = kernel(function, values + scalars, outputs, shape.dims, self.name)
-        assigned = [mtf.assign(slot, value) for slot, value in zip(slots, new_slots, strict=True)]
-        return [mtf.assign(weight, mtf.reshape(new_weight, weight.shape)), *assigned]
+        assigned = [self.assign(slot, value) for slot, value in zip(slots, new_slots, strict=True)]
+        return [self.assign(weight, mtf.reshape(new_weight, weight.shape)), *assigned]
 
 
 def fits_native(x: mtf.Tensor) -> bool:

@@ -226,7 +226,7 @@ def interrupted_line(step: int, total: int, checkpoint: str) -> str:
 
 
 def diverged(config: Config, loss: float, step: int, checkpoint: str | None) -> InputError:
-    """The error of a run whose loss is not finite. `checkpoint`: the newest, if there is one."""
+    """The error of a run on a TPU whose loss is not finite. `checkpoint`: the newest, if there is one."""
     return InputError(
         f"{config.source}: the loss became {loss} by step {step}; the newest checkpoint is {checkpoint or 'none yet'}; "
         f"train with a lower lr ({config.optimizer.lr}) or more warmup_steps ({config.optimizer.warmup_steps})"
