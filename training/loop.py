@@ -16,7 +16,7 @@ from gpt_mesh.config import Config
 from gpt_mesh.data.prefetch import Prefetcher
 from gpt_mesh.engine import checkpoints
 from gpt_mesh.engine.engine import DeviceEngine
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.evaluation.results import result_row
 from gpt_mesh.evaluation.statistics import Metrics
 from gpt_mesh.evaluation.tasks import tasks_of
@@ -142,7 +142,7 @@ class Trainer:
             return None
         if self.checkpoint is None:
             return init_from.open(self.config)
-        log.info("--init_from %s is ignored: this run continues from %s", init_from.path, self.checkpoint)
+        log.info("--init_from %s is ignored: this run continues from %s", shown(init_from.path), self.checkpoint)
         return None
 
     def _restore(self) -> None:

@@ -11,6 +11,7 @@ from gpt_mesh.engine.engine import DeviceEngine
 from gpt_mesh.errors import InputError, shown
 from gpt_mesh.inputs import TrainingData
 from gpt_mesh.meshes.devices import MeshPlan
+from gpt_mesh.storage.files import absolute
 from gpt_mesh.storage.progress import Progress, alive
 from gpt_mesh.training.runs import check_resumable
 
@@ -74,7 +75,7 @@ def _checkpoint_before(config: Config, step: int) -> str | None:
     there = checkpoints.steps(directory)
     before = [one for one in there if one < step]
     if before:
-        return f"{directory}/model.ckpt-{before[-1]}"
+        return absolute(f"{directory}/model.ckpt-{before[-1]}")
     if there:
         raise InputError(
             f"--replay_step {step}: the oldest checkpoint in {shown(directory)} is of step {there[0]}; give a later "
