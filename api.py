@@ -39,7 +39,7 @@ from gpt_mesh.meshes.devices import split_cpu_for
 from gpt_mesh.planning import layout_report
 from gpt_mesh.planning.layout_search import Candidate
 from gpt_mesh.training import runs
-from gpt_mesh.training.events import Event, Watch
+from gpt_mesh.training.events import Event, EventHandler
 from gpt_mesh.training.in_python import AnyModel, AnyTokenizer, InMemory, config_of, config_with_data, plain
 from gpt_mesh.training.loop import TrainResult
 from gpt_mesh.training.profiling import Steps
@@ -55,7 +55,7 @@ def train(
     data: Data | None = None,
     eval_data: Data | None = None,
     tokenizer: AnyTokenizer | None = None,
-    watch: Watch | None = None,
+    watch: EventHandler | None = None,
     devices: Sequence[str] | None = None,
     fit_mesh: bool = False,
     steps_per_checkpoint: int = 5000,

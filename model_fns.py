@@ -21,6 +21,7 @@ from gpt_mesh.models import gpt
 from gpt_mesh.models.context import Context
 from gpt_mesh.models.dims import Dims
 from gpt_mesh.models.dropout import step_seed
+from gpt_mesh.models.kernels import kernel
 from gpt_mesh.objectives.objective import Loss
 from gpt_mesh.objectives.registry import objective_of
 from gpt_mesh.optimizers import clipping, registry, schedules
@@ -83,8 +84,9 @@ def build_train(
     lr = schedules.learning_rate(settings, step)
     lr_on_mesh, step_on_mesh = (mtf.import_tf_tensor(ctx.mesh, x) for x in (lr, step))
     split = StateSplit.by_batch(ctx.axes, mesh_impl) if settings.split_optimizer_state else StateSplit()
+    proceed = _both_finite(outputs["loss"], norm) if config.training.on_nonfinite == "skip" else None
     optimizer = registry.find(settings.opt_name)(
-        settings, lr_on_mesh, scale, step_on_mesh, split, cpu_kernels=ctx.cpu_kernels,
+        settings, lr_on_mesh, scale, step_on_mesh, split, cpu_kernels=ctx.cpu_kernels, proceed=proceed,
         decays=is_no_norm_or_bias if config.model.gpt_neo_original else is_matrix,
     )  # fmt: skip
     updates = optimizer.update(weights, gradients)
@@ -102,6 +104,53 @@ def build_train(
         update=tf.group([lowering.lowered_operation(op) for op in updates]),
         lowering=lowering,
     )
+
+
+def _both_finite(loss: mtf.Tensor, norm: mtf.Tensor) -> mtf.Tensor:
+    """A boolean scalar: whether the loss and the norm of all gradients are finite numbers."""
+
+    def finite(loss: tf.Tensor, norm: tf.Tensor) -> tf.Tensor:
+        return tf.logical_and(tf.math.is_finite(loss), tf.math.is_finite(norm))
+
+    return kernel(finite, [loss, norm], [(mtf.Shape([]), tf.bool)], [], "finite")[0]
+
+
+def build_inspection(
+    features: Mapping[str, tf.Tensor], config: Config, mesh_impl: Any, step: tf.Tensor, names: list[str]
+) -> tf.Tensor:
+    """How large activations and gradients of a training step are, without updating anything.
+
+    Args:
+        features, config, mesh_impl, step: as for `build_train`. There are no microbatches.
+        names: gets the names of the rows: activations as `activation/<layer>`, gradients as `gradient/<variable>`.
+
+    Returns:
+        float32 [names, 3]: of each tensor its norm, its largest absolute value, and how many elements are not finite.
+    """
+    seen: dict[str, mtf.Tensor] = {}
+    ctx, tensors = import_features(features, config, mesh_impl, None, train_step=step)
+    ctx = dataclasses.replace(ctx, observe=lambda name, x: seen.update({f"activation/{name}": x}))
+    objective = objective_of(config)
+    outputs = _outputs(objective.loss(ctx, tensors, objective.total(ctx, tensors)), 1)
+    weights = list(ctx.mesh.graph.trainable_variables)
+    gradients = mtf.gradients([outputs["loss"]], [weight.value for weight in weights])
+    seen |= {f"gradient/{weight.name}": g for weight, g in zip(weights, gradients, strict=True)}
+    figures = [figure for x in seen.values() for figure in _size_of(x)]
+    lowering = _lower(ctx.mesh, mesh_impl)
+    names[:] = list(seen)
+    return tf.reshape(tf.stack([lowering.export_to_tf_tensor(x) for x in figures]), [len(seen), 3])
+
+
+def _size_of(x: mtf.Tensor) -> list[mtf.Tensor]:
+    """Three float32 scalars: the norm, the largest absolute value, and the number of elements that are not finite."""
+
+    def not_finite(x: tf.Tensor) -> tf.Tensor:
+        return tf.cast(tf.logical_not(tf.math.is_finite(x)), tf.float32)
+
+    x = mtf.cast(x, tf.float32)
+    (flags,) = kernel(not_finite, [x], [(x.shape, tf.float32)], x.shape.dims, "not_finite")
+    largest = mtf.reduce_max(mtf.abs(x), output_shape=mtf.Shape([]))
+    return [mtf.sqrt(mtf.reduce_sum(mtf.square(x))), largest, mtf.reduce_sum(flags)]
 
 
 def loss_and_gradients(

@@ -97,6 +97,8 @@ def _of_tf_config(text: str) -> Cluster | None:
         return None
     try:
         value = json.loads(text)
+    except RecursionError:
+        raise InputError("TF_CONFIG: brackets are nested too deeply; correct or unset it") from None
     except ValueError as error:
         raise InputError(f"TF_CONFIG: is not JSON ({error}); correct or unset it") from None
     if not isinstance(value, dict) or not isinstance(value.get("cluster", {}), dict):

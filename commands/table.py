@@ -10,6 +10,7 @@ from gpt_mesh.commands.interact import Interact
 from gpt_mesh.commands.mode import Table, flag, positive
 from gpt_mesh.commands.predict import Predict
 from gpt_mesh.commands.quickstart import Quickstart
+from gpt_mesh.commands.replay import Replay
 from gpt_mesh.commands.score import ScoreFile
 from gpt_mesh.commands.serve import Serve
 from gpt_mesh.commands.train import Train
@@ -26,6 +27,7 @@ TABLE = Table(
         CheckDataset(),
         AutoLayout(),
         Quickstart(),
+        Replay(),
     ),
     general=(
         flag(

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, WithJsonSchema
 from gpt_mesh.config.fields import WHOLE, Count, Flag, Group, Natural, Text, key, same_as
 from gpt_mesh.config.generation import GenerationSettings, agreeing
 from gpt_mesh.config.messages import Refused
-from gpt_mesh.storage.files import SCHEMES, is_url, path_problem
+from gpt_mesh.storage.files import SCHEMES, path_problem
 
 # Tasks by the names that a config gives them. evaluation/tasks.py has a table of these names.
 EvalTask = Literal["lambada", "wikitext"]
@@ -25,12 +25,10 @@ _PATH_SCHEMA = {"type": "string", "minLength": 1, "pattern": f"^(({'|'.join(SCHE
 
 
 def _model_path(value: str) -> str:
-    """The path from the root of the file system, wherever the program is when it is used. Raises Refused for one that
-    nothing can be written to.
-    """
+    """The path with `~` replaced. Raises Refused for one that nothing can be written to."""
     if (problem := path_problem(value)) is not None:
         raise Refused(problem)
-    return value if is_url(value) else os.path.abspath(os.path.expanduser(value))
+    return os.path.expanduser(value)
 
 
 class TrainingConfig(Group):
@@ -83,6 +81,14 @@ class TrainingConfig(Group):
         "Tasks evaluated after each checkpoint, besides the validation set.", default=(), null_is_default=True
     )
     fused_ops: Flag = key("Use the faster form of operations that have one; false: the plain one.", default=True)
+    on_nonfinite: Literal["stop", "skip"] = key(
+        "A step whose loss or gradients are not finite ends the run (`stop`), or leaves weights and optimizer state as "
+        "they are and is counted (`skip`; not on TPU).",
+        default="stop",
+    )
+    max_nonfinite_steps: Count = key(
+        "With `on_nonfinite` `skip`: as many skipped steps in a row end the run.", default=10, unit="steps"
+    )
     background_checkpoints: Flag = key(
         "Write checkpoints during training, from a second copy of weights and optimizer state in the host's "
         "memory; false: wait for them.",

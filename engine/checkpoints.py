@@ -45,7 +45,7 @@ def save(directory: str, step: int, values: Mapping[str, tf.Tensor | tf.Variable
     Returns:
         The checkpoint's path, `<directory>/model.ckpt-<step>`.
     """
-    path = os.path.join(directory, f"{_PREFIX}{step}")
+    path = files.absolute(os.path.join(directory, f"{_PREFIX}{step}"))
     temporary = path + TEMPORARY
     names = sorted(values)
     with tf.device("/device:CPU:0"):
@@ -111,9 +111,9 @@ def latest(directory: str) -> str | None:
     """
     named = _named(directory)
     if named is not None and _is_whole(named):
-        return named
+        return files.absolute(named)
     found = steps(directory)
-    return os.path.join(directory, f"{_PREFIX}{found[-1]}") if found else None
+    return files.absolute(os.path.join(directory, f"{_PREFIX}{found[-1]}")) if found else None
 
 
 def _named(directory: str) -> str | None:

@@ -24,6 +24,7 @@ from gpt_mesh.meshes.spmd import Program, SpmdMesh
 from gpt_mesh.meshes.variables import VariableStore
 from gpt_mesh.models.dropout import step_seed
 from gpt_mesh.objectives.registry import objective_of
+from gpt_mesh.optimizers.registry import is_slot
 from gpt_mesh.sample import Batch, BatchState, Chunk
 
 
@@ -253,6 +254,36 @@ class DeviceEngine:
         out = model_fns.build_train(features, self.config, self.training_mesh, step)
         global_step.assign(step + 1)
         return {"loss": out.loss, "nll": out.nll, "grad_norm": out.grad_norm, "lr": out.lr, **out.extras}
+
+    def inspect(self, tokens: np.ndarray) -> dict[str, tuple[float, float, int]]:
+        """The sizes of a training step's activations and gradients, by name (see `model_fns.build_inspection`): norm,
+        largest absolute value, number of elements that are not finite. Nothing is updated.
+        """
+        names: list[str] = []
+
+        def build(tokens: tf.Tensor) -> tf.Tensor:
+            step = self.training_mesh.local("global_step").read_value()
+            features = self.objective.features(tf.cast(tokens, tf.int32), step_seed(self.config.training.seed, step))
+            return model_fns.build_inspection(features, self.config, self.training_mesh, step, names)
+
+        found = self.function(build, compiled=self.training_compiled)(tokens).numpy().tolist()
+        return {name: (norm, largest, int(count)) for name, (norm, largest, count) in zip(names, found, strict=True)}
+
+    def nonfinite_variables(self) -> list[str]:
+        """The names of weights and optimizer slots that have elements that are not finite numbers, or so large (from
+        about 1e19 on) that the sum of their squares is not.
+        """
+        self.store.gather()
+        names = [name for name, variable in self.store.masters.items() if variable.dtype.is_floating]
+
+        def size(name: str) -> tf.Tensor:
+            value = self.store.masters[name].read_value()
+            # Squared gradients may be large.
+            return tf.reduce_sum(tf.abs(value) if is_slot(name) else tf.square(value))
+
+        with tf.device(self.plan.master_device):
+            flags = tf.math.is_finite(tf.stack([size(name) for name in names])).numpy().tolist()
+        return [name for name, flag in zip(names, flags, strict=True) if not flag]
 
     def _eval_step(self, tokens: tf.Tensor, weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         features = self.objective.features(tokens, weights=weights)

@@ -19,7 +19,7 @@ from gpt_mesh.storage.progress import set_up_logging
 from gpt_mesh.tpu.devices import find as find_tpu
 from gpt_mesh.tpu.loop import TpuTrainer
 from gpt_mesh.training import report, runs
-from gpt_mesh.training.events import Watch
+from gpt_mesh.training.events import EventHandler
 from gpt_mesh.training.loop import Trainer, TrainResult, finished
 from gpt_mesh.training.profiling import Steps
 
@@ -60,7 +60,7 @@ def run(
     tpu: str | None,
     init_from: InitFrom | None,
     profile: Steps | int | None,
-    watch: Watch | None,
+    watch: EventHandler | None,
 ) -> TrainResult:
     """Train: see `api.train` for the arguments."""
     if isinstance(profile, Steps):

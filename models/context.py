@@ -36,6 +36,7 @@ class Context:
         tensor_cores: whether this is compiled for GPUs with tensor cores: products of matrices cost little there beside
             reading and writing memory, and XLA calls kernels of cuDNN.
         cpu_kernels: whether this is compiled for CPUs, and products of a few rows go to `meshes.cpu_matmul`.
+        observe: is called with the name of each layer and its output.
     """
 
     mesh: mtf.Mesh
@@ -49,6 +50,7 @@ class Context:
     fused: bool = True
     tensor_cores: bool = False
     cpu_kernels: bool = False
+    observe: Callable[[str, mtf.Tensor], object] = lambda name, x: None
 
     @property
     def train(self) -> bool:

@@ -69,14 +69,18 @@ def forward(
     """
     cache = FullPass() if cache is None else cache
     x, balance = embed(ctx, tokens, cache), {}
+    ctx.observe("embed", x)
     for number in range(ctx.model.n_layer):
         block = Block(ctx, number, cache)
         outputs = mtf.recompute_grad(block, [x]) if recompute else block(x)
         x, *parts = outputs if isinstance(outputs, (tuple, list)) else [outputs]
         if parts:
             balance[block.site] = Balance(*parts)
+        ctx.observe(block.site, x)
     x = x if places is None else _pick(ctx, x, places)
-    return Forward(_last_norm(ctx, x), balance)
+    features = _last_norm(ctx, x)
+    ctx.observe("ln_f", features)
+    return Forward(features, balance)
 
 
 def _last_norm(ctx: Context, x: mtf.Tensor) -> mtf.Tensor:

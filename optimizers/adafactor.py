@@ -57,37 +57,36 @@ class Adafactor(Optimizer):
         slots = dict(zip(self.slot_shapes(config, weight.shape), self.slots(weight), strict=True))
         lr, scale, beta2 = (mtf.cast(scalar, dtype) for scalar in (self.lr, self.scale, self._beta2))
         w, g = master_value(weight), mtf.cast(gradient, dtype) * scale
-        inverse_root, updates = _inverse_root_of_second_moment(slots, g, beta2, config.ada_epsilon1)
+        inverse_root, updates = self._inverse_root_of_second_moment(slots, g, beta2)
         u = g * inverse_root
         change = u * (lr * mtf.maximum(_rms(w), config.ada_epsilon2) / mtf.maximum(_rms(u), 1.0))
         if "m" in slots:
             new_m = config.beta1 * slots["m"].value + (1.0 - config.beta1) * self.split.part(change)
-            updates.append(mtf.assign(slots["m"], new_m))
+            updates.append(self.assign(slots["m"], new_m))
             change = mtf.reshape(new_m, weight.shape)
         if decay := self.weight_decay(weight):
             change += lr * decay * w
-        return [*updates, mtf.assign(weight, w - change)]
+        return [*updates, self.assign(weight, w - change)]
 
+    def _inverse_root_of_second_moment(
+        self, slots: dict[str, mtf.Variable], g: mtf.Tensor, beta2: mtf.Tensor
+    ) -> tuple[mtf.Tensor, list[mtf.Operation]]:
+        """1/√v, of the shape of g, and the operations that update the slots behind it."""
+        squares = mtf.square(g) + self.config.ada_epsilon1
 
-def _inverse_root_of_second_moment(
-    slots: dict[str, mtf.Variable], g: mtf.Tensor, beta2: mtf.Tensor, epsilon: float
-) -> tuple[mtf.Tensor, list[mtf.Operation]]:
-    """1/√v, of the shape of g, and the operations that update the slots behind it."""
-    squares = mtf.square(g) + epsilon
+        def average(name: str, mean: mtf.Tensor) -> tuple[mtf.Tensor, mtf.Operation]:
+            value = beta2 * slots[name].value + (1.0 - beta2) * mean
+            return value, self.assign(slots[name], value)
 
-    def average(name: str, mean: mtf.Tensor) -> tuple[mtf.Tensor, mtf.Operation]:
-        value = beta2 * slots[name].value + (1.0 - beta2) * mean
-        return value, mtf.assign(slots[name], value)
-
-    if "v" in slots:
-        v, update_v = average("v", squares)
-        return mtf.rsqrt(v), [update_v]
-    rows, columns = g.shape.dims[-2:]
-    r, update_r = average("vr", mtf.reduce_mean(squares, reduced_dim=columns))
-    c, update_c = average("vc", mtf.reduce_mean(squares, reduced_dim=rows))
-    # Roots first: the quotient r / mean(r) could underflow.
-    by_row = mtf.rsqrt(r) * mtf.sqrt(mtf.reduce_mean(r, reduced_dim=rows))
-    return mtf.multiply(by_row, mtf.rsqrt(c), output_shape=g.shape), [update_r, update_c]
+        if "v" in slots:
+            v, update_v = average("v", squares)
+            return mtf.rsqrt(v), [update_v]
+        rows, columns = g.shape.dims[-2:]
+        r, update_r = average("vr", mtf.reduce_mean(squares, reduced_dim=columns))
+        c, update_c = average("vc", mtf.reduce_mean(squares, reduced_dim=rows))
+        # Roots first: the quotient r / mean(r) could underflow.
+        by_row = mtf.rsqrt(r) * mtf.sqrt(mtf.reduce_mean(r, reduced_dim=rows))
+        return mtf.multiply(by_row, mtf.rsqrt(c), output_shape=g.shape), [update_r, update_c]
 
 
 def _rms(x: mtf.Tensor) -> mtf.Tensor:

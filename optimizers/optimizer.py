@@ -44,6 +44,7 @@ class Optimizer(abc.ABC):
         split: how slots are split over the replicas.
         cpu_kernels: see `Context`.
         decays: whether weight decay applies to a weight.
+        proceed: boolean scalar on the mesh: whether to update at all; None: always.
     """
 
     name: ClassVar[str]
@@ -58,10 +59,11 @@ class Optimizer(abc.ABC):
         *,
         cpu_kernels: bool = False,
         decays: Callable[[mtf.Variable], bool] = is_matrix,
+        proceed: mtf.Tensor | None = None,
     ) -> None:
         self.decays = decays
         self.config, self.lr, self.scale, self.step = config, lr, scale, step
-        self.split, self.cpu_kernels = split, cpu_kernels
+        self.split, self.cpu_kernels, self.proceed = split, cpu_kernels, proceed
 
     @staticmethod
     @abc.abstractmethod
@@ -94,6 +96,14 @@ class Optimizer(abc.ABC):
             ).operation
             for slot, shape in shapes.items()
         ]
+
+    def assign(self, variable: mtf.Variable, value: mtf.Tensor) -> mtf.Operation:
+        """Give a weight or a slot a new value of its shape, unless this step is skipped."""
+        if self.proceed is not None:
+            shape = variable.shape
+            inputs, outputs = [self.proceed, value, master_value(variable)], [(shape, variable.slice_dtype)]
+            (value,) = kernel(tf.where, inputs, outputs, shape.dims, "unless_skipped")
+        return mtf.assign(variable, value)
 
     def weight_decay(self, weight: mtf.Variable) -> float:
         """Decoupled weight decay of a weight (Loshchilov & Hutter, 2017, arXiv:1711.05101)."""
@@ -128,8 +138,8 @@ class Optimizer(abc.ABC):
         shape = values[0].shape
         outputs = [(shape, dtype)] * (1 + len(slots))
         new_weight, *new_slots = kernel(function, values + scalars, outputs, shape.dims, self.name)
-        assigned = [mtf.assign(slot, value) for slot, value in zip(slots, new_slots, strict=True)]
-        return [mtf.assign(weight, mtf.reshape(new_weight, weight.shape)), *assigned]
+        assigned = [self.assign(slot, value) for slot, value in zip(slots, new_slots, strict=True)]
+        return [self.assign(weight, mtf.reshape(new_weight, weight.shape)), *assigned]
 
 
 def fits_native(x: mtf.Tensor) -> bool:

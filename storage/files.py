@@ -35,6 +35,11 @@ def is_url(path: str) -> bool:
     return "://" in path
 
 
+def absolute(path: str) -> str:
+    """A local path from the root of the file system, whatever the working directory becomes; a URL as it is."""
+    return path if is_url(path) else os.path.abspath(path)
+
+
 def _gfile() -> Any:
     import tensorflow as tf
 

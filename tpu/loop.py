@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from gpt_mesh.config import Config
 from gpt_mesh.engine import checkpoints
+from gpt_mesh.errors import InputError
 from gpt_mesh.evaluation.results import result_row
 from gpt_mesh.evaluation.statistics import Metrics
 from gpt_mesh.evaluation.tasks import tasks_of
@@ -57,6 +58,8 @@ class TpuTrainer:
         Raises:
             InputError: data, mesh or directory cannot be used.
         """
+        if config.training.on_nonfinite == "skip":
+            raise InputError(f"{config.source}: on_nonfinite = skip: --tpu has no such thing; leave the key out")
         self.config, self.tpu, self.new, self.sacred_id = config, tpu, new, sacred_id
         self.directory, self.steps_per_checkpoint = config.training.model_path, steps_per_checkpoint
         plan = tpu.plan(config, limits_of(config), training=True, fit=fit_mesh)

@@ -24,4 +24,4 @@ class Event:
 
 
 # Called with each event. If it returns True, the run ends after the current step, with a checkpoint.
-Watch = Callable[[Event], object]
+EventHandler = Callable[[Event], object]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,9 +12,15 @@ import tensorflow as tf
 
 @dataclass
 class Interval:
-    """Sums since the last logged step. Stored in checkpoints, so that a resumed run logs the same averages."""
+    """Sums since the last logged step. Stored in checkpoints, so that a resumed run logs the same averages.
+
+    Attributes:
+        steps: how many steps were added, without those that were not finite.
+        skipped: how many were not finite.
+    """
 
     steps: int = 0
+    skipped: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     newest: dict[str, float] = field(default_factory=dict)
     pending: list[dict[str, tf.Tensor]] = field(default_factory=list)
@@ -21,19 +28,25 @@ class Interval:
     @staticmethod
     def of(state: Mapping[str, Any]) -> Interval:
         """Restore from the result of `state`. In older checkpoints it lacks `sums`."""
-        steps = state.get("steps", 0)
-        return Interval(steps, state.get("sums", {name: state[name] for name in ("loss", "nll") if name in state}))
+        steps, skipped = state.get("steps", 0), state.get("skipped", 0)
+        sums = state.get("sums", {name: state[name] for name in ("loss", "nll") if name in state})
+        return Interval(steps, skipped, sums)
 
-    def fetch(self) -> None:
-        """Wait for the pending steps, and add their outputs."""
+    def fetch(self) -> list[dict[str, float]]:
+        """Wait for the pending steps and add their outputs, which are returned in order."""
         if not self.pending:
-            return
+            return []
         # One tensor and thus one copy from the device: every copy waits for all work that is queued there.
         numbers = iter(tf.stack([value for outputs in self.pending for value in outputs.values()]).numpy().tolist())
-        for outputs in self.pending:
-            values = {name: next(numbers) for name in outputs}
-            self.add(1, values, values)
+        fetched = [{name: next(numbers) for name in outputs} for outputs in self.pending]
+        for values in fetched:
+            if is_finite(values):
+                self.add(1, values, values)
+            else:
+                self.skipped += 1
+                self.newest = self.newest or values
         self.pending.clear()
+        return fetched
 
     def add(self, steps: int, sums: Mapping[str, float], newest: Mapping[str, float]) -> None:
         """Add completed steps: the sum of each value over them, and the values of the last step."""
@@ -44,11 +57,17 @@ class Interval:
 
     def values(self) -> dict[str, float]:
         """The means of losses and expert loads; for everything else, the value of the last step."""
-        return self.newest | {name: total / self.steps for name, total in self.sums.items()}
+        return self.newest | {name: total / self.steps for name, total in self.sums.items() if self.steps}
 
     def state(self) -> dict[str, Any]:
         """A copy of the state, for `of`."""
-        return {"steps": self.steps, "sums": dict(self.sums)}
+        skipped = {"skipped": self.skipped} if self.skipped else {}
+        return {"steps": self.steps, "sums": dict(self.sums), **skipped}
+
+
+def is_finite(values: Mapping[str, float]) -> bool:
+    """Whether the loss and the gradients of a step are finite numbers."""
+    return math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])
 
 
 def is_averaged(name: str) -> bool:

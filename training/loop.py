@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -17,7 +16,7 @@ from gpt_mesh.config import Config
 from gpt_mesh.data.prefetch import Prefetcher
 from gpt_mesh.engine import checkpoints
 from gpt_mesh.engine.engine import DeviceEngine
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.evaluation.results import result_row
 from gpt_mesh.evaluation.statistics import Metrics
 from gpt_mesh.evaluation.tasks import tasks_of
@@ -30,9 +29,10 @@ from gpt_mesh.storage.json_lines import JsonLines
 from gpt_mesh.storage.lease import Lease
 from gpt_mesh.storage.progress import Progress, alive, log
 from gpt_mesh.training import report
-from gpt_mesh.training.events import Event, Watch
+from gpt_mesh.training.divergence import StepJudge
+from gpt_mesh.training.events import Event, EventHandler
 from gpt_mesh.training.interrupts import Interrupts, termination_raises
-from gpt_mesh.training.interval import Interval
+from gpt_mesh.training.interval import Interval, is_finite
 from gpt_mesh.training.profiling import Profiler, Steps, part
 from gpt_mesh.training.runs import check_resumable
 from gpt_mesh.training.samples import SampleWriter, predictions_path
@@ -97,7 +97,7 @@ class Trainer:
         init_from: WeightSource | None = None,
         profile: Steps | int | None = None,
         lease: Lease | None = None,
-        watch: Watch | None = None,
+        watch: EventHandler | None = None,
     ) -> None:
         """Check everything that can be checked before the first step, then start the hosts' devices.
 
@@ -120,6 +120,7 @@ class Trainer:
             check_resumable(config, self.checkpoint)
         self.initial = self._initial_weights(init_from)
         self.data = TrainingData(config)
+        self.judge = StepJudge(config, self.data)
         self.tasks = tasks_of(config, validation=config.training.eval_steps > 0)
         self.interval, self.interrupts = Interval(), Interrupts()
         if hosts is not None:
@@ -144,7 +145,7 @@ class Trainer:
             return None
         if self.checkpoint is None:
             return init_from.open(self.config)
-        log.info("--init_from %s is ignored: this run continues from %s", init_from.path, self.checkpoint)
+        log.info("--init_from %s is ignored: this run continues from %s", shown(init_from.path), self.checkpoint)
         return None
 
     def _restore(self) -> None:
@@ -177,7 +178,7 @@ class Trainer:
         """Train until `train_steps`, SIGINT or SIGTERM, and save a checkpoint.
 
         Raises:
-            InputError: the loss is not finite, or files cannot be read or written.
+            InputError: a step is not finite (see `on_nonfinite`), or files cannot be read or written.
         """
         with report.file_errors_explained(self.config), termination_raises():
             return self._run()
@@ -308,17 +309,20 @@ class Trainer:
         """Add pending steps to the interval.
 
         Raises:
-            InputError: the loss is not finite.
+            InputError: one of them is not finite, and the run is to end.
         """
-        self.interval.fetch()
-        loss = self.interval.newest.get("loss", 0.0)
-        if not math.isfinite(loss):
+        fetched = self.interval.fetch()
+        if not all(map(is_finite, fetched)):
             self._note_written(wait=True)
-            raise report.diverged(self.config, loss, self.step, self.checkpoint)
+        for back, values in zip(reversed(range(len(fetched))), fetched, strict=True):
+            position = self.position - back * self.config.training.train_batch_size
+            self.judge.check(self.step - back, position, values, self.checkpoint)
 
     def _log(self, clock: _Clock, progress: Progress) -> None:
         self._fetch()
         values, rate = self.interval.values(), clock.rate()
+        if self.config.training.on_nonfinite == "skip":
+            values["skipped_steps"] = self.interval.skipped
         tokens_per_second = rate * self.config.training.train_batch_size * self.config.model.n_ctx if rate else None
         row = report.metrics_row(self.step, values, tokens_per_second, self._mfu(tokens_per_second))
         self.metrics.append(row)
@@ -346,12 +350,16 @@ class Trainer:
         """Start writing a checkpoint, after the previous one is complete.
 
         Raises:
-            InputError: another process has taken over the run, or the previous checkpoint could not be written.
+            InputError: another process has taken over the run, the previous checkpoint could not be written, or weights
+                are not finite.
         """
         if self.lease is not None:
             self.lease.check()
         self._fetch()
         self._note_written(wait=True)
+        if names := self.engine.nonfinite_variables():
+            what = f"after step {self.step} {names[0]} has elements that are not finite, so it is not saved"
+            self.judge.stop(self.step, self.position, what, self.checkpoint)
         state = {"samples": self.position, "data": self.data.fingerprint, "interval": self.interval.state()}
         if self.begun_from is not None:
             state["init_from"] = self.begun_from

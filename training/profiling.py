@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from gpt_mesh.config import Config
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.storage.progress import log
 
 # Parts of a step on the host, as the training loop marks them (`part`), with their names in the table.
@@ -91,7 +91,7 @@ class Profiler:
         count = step - self._first + 1
         io = tf.io.gfile
         folder = sorted(io.glob(io.join(self._directory, "plugins", "profile", "*")))[-1]
-        lines = [f"profile of steps {self._first} to {step}, for TensorBoard: {folder}"]
+        lines = [f"profile of steps {self._first} to {step}, for TensorBoard: {shown(folder)}"]
         lines += table(_spaces(folder), count, seconds)
         with io.GFile(io.join(folder, "summary.txt"), "w") as file:
             file.write("\n".join(lines) + "\n")

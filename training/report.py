@@ -15,7 +15,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from gpt_mesh.config import GROUPS, Config, DatasetConfig, Group, keys, origins_line
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.meshes import processor
 from gpt_mesh.meshes.devices import MeshPlan
 from gpt_mesh.models.shapes import weight_count
@@ -42,7 +42,8 @@ def prepare_directory(config: Config) -> None:
         files.remove(probe)
     except files.errors() as error:
         raise InputError(
-            f"{config.source}: model_path = {path}: cannot be written to ({reason(error)}); name a directory that can"
+            f"{config.source}: model_path = {shown(path)}: cannot be written to ({reason(error)}); name a directory "
+            "that can"
         ) from None
 
 
@@ -79,7 +80,7 @@ def unwritable(config: Config, error: Exception) -> InputError:
     why, remedy = (os.strerror(found), "make room") if found and full else (reason(error), "fix that")
     named = getattr(error, "filename", None)
     ours = named is None or str(named).startswith(path)
-    what = f"model_path = {path}: cannot be written to" if ours else f"{named}: cannot be used"
+    what = f"model_path = {shown(path)}: cannot be written to" if ours else f"{shown(named)}: cannot be used"
     return InputError(
         f"{config.source}: {what} ({why}); {remedy}, and the same command continues from the newest checkpoint"
     )
@@ -105,7 +106,7 @@ def header(config: Config, plan: MeshPlan) -> list[str]:
     parts = ", ".join(f"{name} {human_bytes(size)}" for name, size in memory.items())
     mesh = ", ".join(f"{name}:{size}" for name, size in plan.shape.items()) or "one device"
     layout = ", ".join(f"{tensor}:{mesh}" for tensor, mesh in plan.rules.items())
-    as_run = tf.io.gfile.join(config.training.model_path, "config.json")
+    as_run = shown(tf.io.gfile.join(config.training.model_path, "config.json"))
     return [
         f"config {config.source} (every key as run: {as_run})",
         *([f"keys: {origins}"] if (origins := origins_line(config.source)) else []),
@@ -227,7 +228,7 @@ def interrupted_line(step: int, total: int, checkpoint: str) -> str:
 
 
 def diverged(config: Config, loss: float, step: int, checkpoint: str | None) -> InputError:
-    """The error of a run whose loss is not finite. `checkpoint`: the newest, if there is one."""
+    """The error of a run on a TPU whose loss is not finite. `checkpoint`: the newest, if there is one."""
     return InputError(
         f"{config.source}: the loss became {loss} by step {step}; the newest checkpoint is {checkpoint or 'none yet'}; "
         f"train with a lower lr ({config.optimizer.lr}) or more warmup_steps ({config.optimizer.warmup_steps})"

@@ -24,6 +24,7 @@ from gpt_mesh.config import (
 from gpt_mesh.engine import checkpoints
 from gpt_mesh.errors import InputError, shown
 from gpt_mesh.optimizers.schedules import learning_rate
+from gpt_mesh.storage.files import absolute
 from gpt_mesh.storage.progress import log
 
 
@@ -36,7 +37,7 @@ def find(name: str) -> tuple[Config, str | None]:
     """
     path, io = os.path.expanduser(name), tf.io.gfile
     if io.exists(path + ".index"):
-        return config_of_run(os.path.dirname(path) or "."), path
+        return config_of_run(os.path.dirname(path) or "."), absolute(path)
     if io.isdir(path) and (io.exists(io.join(path, "config.json")) or os.path.basename(path) != path):
         return config_of_run(path), None
     if not path.endswith(SUFFIXES) and os.path.basename(path) != path:
@@ -86,7 +87,7 @@ def check_resumable(config: Config, checkpoint: str) -> None:
         if change.touches is not None:
             init = " with --init_from" if change.adaptable else ""
             raise InputError(
-                f"{config.source}: {change.key} = {_short(change.now)}, but the run in {directory} has "
+                f"{config.source}: {change.key} = {_short(change.now)}, but the run in {shown(directory)} has "
                 f"{_short(change.was)}: its weights would become another model's; set {change.key} back, or start "
                 f"another run{init}, in another model_path"
             )

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from gpt_mesh.config import Config
 from gpt_mesh.data.special_tokens import special_tokens
-from gpt_mesh.errors import InputError
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.evaluation.validation import common_encoder
 from gpt_mesh.generation.decoder import Decoder
 from gpt_mesh.objectives.registry import objective_of
@@ -66,7 +66,7 @@ class SampleWriter:
         text = "\n".join(f"==== sample {i} of step {step} ====\n{text}\n" for i, text in enumerate(texts, 1))
         path = write_predictions(training.model_path, step, self.sacred_id, text)
         tf.summary.text("samples", text, step=step)
-        log.info("step %d: wrote samples to %s", step, path)
+        log.info("step %d: wrote samples to %s", step, shown(path))
         return {"path": path, "text": text}
 
 

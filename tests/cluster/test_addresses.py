@@ -28,6 +28,8 @@ def test_one_host_unless_told_otherwise() -> None:
     assert find_cluster(None, None, {}) is None
     assert find_cluster(None, None, {"TF_CONFIG": "  "}) is None
     assert find_cluster(None, None, {"TF_CONFIG": "{}"}) is None
+    with pytest.raises(InputError, match="TF_CONFIG: brackets are nested too deeply"):
+        find_cluster(None, None, {"TF_CONFIG": "[" * 100_000})
     # As some platforms set it for a job of one machine.
     assert find_cluster(None, None, tf_config({"chief": ["localhost:2222"]}, "chief")) is None
 

@@ -61,7 +61,7 @@ def test_a_folder_becomes_a_model_and_a_second_start_continues(tmp_path: Path, d
 def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
     done = start(tmp_path, "nowhere")
     assert done.returncode == 1
-    assert done.stderr == "error: --quickstart nowhere: is not a folder; name a folder of text files\n"
+    assert done.stderr == f"error: --quickstart {tmp_path}/nowhere: is not a folder; name a folder of text files\n"
 
 
 def test_models_grow_with_device_text_and_time() -> None:

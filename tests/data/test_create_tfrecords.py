@@ -480,5 +480,5 @@ def test_command_line(corpus: Path, tmp_path: Path, tokenizer_path: str, encoder
     assert texts == [DOCUMENTS[0], "print('a')\n" * 50]
     again = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True)
     assert again.returncode == 1
-    assert again.stderr.startswith("error: encoded/code_0_2.tfrecords: is there already")
+    assert again.stderr.startswith(f"error: {tmp_path}/encoded/code_0_2.tfrecords: is there already")
     assert again.stderr.count("\n") == 1
