@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from gpt_mesh.commands.auto_layout import AutoLayout
 from gpt_mesh.commands.check_dataset import CheckDataset
+from gpt_mesh.commands.dry_run import DryRun
 from gpt_mesh.commands.evaluate import Evaluate
 from gpt_mesh.commands.export import Export
+from gpt_mesh.commands.find_lr import FindLr
 from gpt_mesh.commands.interact import Interact
 from gpt_mesh.commands.mode import Table, flag, positive
 from gpt_mesh.commands.predict import Predict
@@ -24,6 +26,8 @@ TABLE = Table(
         Serve(),
         Export(),
         CheckDataset(),
+        DryRun(),
+        FindLr(),
         AutoLayout(),
         Quickstart(),
     ),
