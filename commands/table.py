@@ -10,10 +10,12 @@ from gpt_mesh.commands.export import Export
 from gpt_mesh.commands.find_lr import FindLr
 from gpt_mesh.commands.interact import Interact
 from gpt_mesh.commands.mode import Table, flag, positive
+from gpt_mesh.commands.plot import Plot
 from gpt_mesh.commands.predict import Predict
 from gpt_mesh.commands.quickstart import Quickstart
 from gpt_mesh.commands.score import ScoreFile
 from gpt_mesh.commands.serve import Serve
+from gpt_mesh.commands.summary import Summary
 from gpt_mesh.commands.train import Train
 
 TABLE = Table(
@@ -28,6 +30,8 @@ TABLE = Table(
         CheckDataset(),
         DryRun(),
         FindLr(),
+        Summary(),
+        Plot(),
         AutoLayout(),
         Quickstart(),
     ),

@@ -151,12 +151,12 @@ class _Conversion:
         biases = bool(self.take("use_bias_in_attn_linear", True))
         values |= {"scale_attn_weights": True, "use_bias_in_attn_linear": biases}
         self._refuse_unless("sliding_window_width", (), "name layers of local attention in attention_types by hand")
-        layers = []
+        layers: list[Any] = []
         for types, repeats in self.take("attention_config", [[["global"], values["n_layer"]]]):
             for kind in types:
                 if kind not in ("global", "flash", "local"):
                     self._refuse("attention_config", kind, "only global, flash and local attention are known here")
-            count = repeats if isinstance(repeats, int) else values["n_layer"] // len(types)  # "all"
+            count = repeats if isinstance(repeats, int) else values["n_layer"] // len(types)  # or "all"
             layers.append([["local" if kind == "local" else "global" for kind in types], count])
         values["attention_types"] = layers
         sparsity = self.take("sparsity_config", {})
