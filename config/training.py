@@ -66,6 +66,7 @@ class TrainingConfig(Group):
         "What the model learns: the next token; `completion`: the next token where the data says that it is learned "
         "(its other ids have inverted bits); or, with `mlm_training`, masked tokens.",
         touches="function",
+        adaptable=True,  # `mlm_training` tells models that fill masks from others
         derive=lambda values: "masked" if values["mlm_training"] else "next_token",
         default_text="`masked` with `mlm_training`, else `next_token`",
         null_is_default=True,

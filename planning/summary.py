@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -53,7 +53,7 @@ def tree(model: ModelConfig) -> Node:
         dims = Dims.of(model, 1, model.n_ctx)
         ctx = Context(mesh=mesh, dims=dims, model=model, dtype=tf.float32, axes={}, init_seed=0)
         gpt.logits(ctx, mtf.zeros(mesh, [dims.batch, dims.sequence], tf.int32))
-    flops: Counter[str] = Counter()
+    flops: defaultdict[str, float] = defaultdict(float)
     part = ""
     for operation in mesh.graph.operations:
         weights = [_variable(x).name for x in operation.inputs if is_weight(x)]
