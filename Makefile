@@ -36,7 +36,7 @@ LINK = mkdir -p $(1)/src && ln -sfn "$(CURDIR)" $(1)/src/gpt_mesh && $(1)/bin/py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-slow test-all test-tpu test-peers test-beam test-browser test-loggers test-wheel tpu-env peers-env beam-env lint types docs docs-check lock clean
+.PHONY: help venv demo test test-slow test-all test-tpu test-peers test-beam test-browser test-loggers test-notebooks test-wheel tpu-env peers-env beam-env lint types docs docs-check lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -48,13 +48,13 @@ demo: $(RUNTIME)  ## train and sample a small model on this machine
 	$(BIN)/python -m examples.demo
 
 test: $(DEV)  ## quick tests
-	$(PYTEST) -m "not slow and not peers and not beam and not browser and not loggers and not wheel"
+	$(PYTEST) -m "not slow and not peers and not beam and not browser and not loggers and not notebooks and not wheel"
 
 test-slow: $(DEV)  ## the tests that take minutes, but for the exhaustive ones and those of test-tpu
-	$(PYTEST) -m "slow and not exhaustive and not tpu_env and not peers and not beam and not browser and not loggers and not wheel"
+	$(PYTEST) -m "slow and not exhaustive and not tpu_env and not peers and not beam and not browser and not loggers and not notebooks and not wheel"
 
-test-all: $(DEV) $(PEERS) $(BEAM)  ## every test but the browser's, the loggers' and the wheel's
-	PEERS_VENV=$(PEERS_VENV) BEAM_VENV=$(BEAM_VENV) $(PYTEST) -m "not browser and not loggers and not wheel"
+test-all: $(DEV) $(PEERS) $(BEAM)  ## every test but the browser's, the loggers', the notebooks' and the wheel's
+	PEERS_VENV=$(PEERS_VENV) BEAM_VENV=$(BEAM_VENV) $(PYTEST) -m "not browser and not loggers and not notebooks and not wheel"
 
 test-tpu: $(TPU)  ## the tests marked tpu_env, under TensorFlow 2.15 (TPUEstimator)
 	$(TPU_VENV)/bin/python $(PIP_INSTALL) -r requirements-dev.lock
@@ -73,6 +73,10 @@ test-browser: $(DEV)  ## the tests marked browser: the server's page in Chromium
 
 test-loggers: $(LOGGERS)  ## the tests marked loggers: Weights & Biases and MLflow, offline
 	$(LOGGERS_VENV)/bin/python -m pytest --noconftest -m loggers tests/experiments/test_loggers.py
+
+test-notebooks: $(DEV)  ## the tests marked notebooks: each runs from start to end in Jupyter's kernel
+	$(BIN)/python $(PIP_INSTALL) -r requirements-notebooks.lock
+	$(BIN)/python -m pytest -m notebooks tests/test_notebooks.py
 
 test-wheel: $(DEV)  ## the tests marked wheel: build wheel and sdist, install, and use them in an empty environment
 	$(BIN)/python -m pytest -m wheel tests/test_wheel.py
@@ -193,6 +197,7 @@ lock: $(TOOLS)/.uv  ## resolve requirements*.txt to the newest versions into req
 	$(COMPILE) requirements-beam.txt -o requirements-beam.lock
 	$(COMPILE) requirements-browser.txt -o requirements-browser.lock
 	$(COMPILE) requirements-loggers.txt -o requirements-loggers.lock
+	$(COMPILE) -c requirements.lock -c requirements-dev.lock requirements-notebooks.txt -o requirements-notebooks.lock
 
 $(TOOLS)/.uv:
 	$(PYTHON) -m venv --clear $(TOOLS)

@@ -26,21 +26,34 @@ class ScoreFile(Mode):
             "--json", action="store_true", heading="--score",
             help="with --score: JSON lines on a terminal too, with each token's log-probability",
         ),
+        flag(
+            "--html", metavar="OUT", heading="--score",
+            help="with --score: write a page with the text coloured by how unlikely each token was",
+        ),
         *HOSTS,
     )  # fmt: skip
 
     def run(self, config: Config, arguments: argparse.Namespace) -> int:
         documents = _documents(Path(arguments.score))
         from gpt_mesh.evaluation.scoring import table
+        from gpt_mesh.evaluation.surprise import page
+        from gpt_mesh.storage import files
         from gpt_mesh.storage.progress import track
 
-        shown = sys.stdout.isatty() and not arguments.json
+        shown = (sys.stdout.isatty() or arguments.html is not None) and not arguments.json
         found = []
         with load(config, arguments) as model:
             for document in track(documents, len(documents), "scoring", "documents"):
                 found.append(model.score(document))
                 if not shown:
-                    print(json.dumps(dataclasses.asdict(found.pop())), flush=True)
+                    print(json.dumps(dataclasses.asdict(found[-1])), flush=True)
+                    if arguments.html is None:
+                        found.clear()
+            if arguments.html is not None:
+                try:
+                    files.write_text(arguments.html, page(arguments.score, found, model.encoder))
+                except files.errors() as error:
+                    raise InputError(f"--html {arguments.html}: cannot be written: {files.reason(error)}") from None
             if shown:
                 print("\n".join(table(found, model.encoder)))
         return 0

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from gpt_mesh.commands.auto_layout import AutoLayout
 from gpt_mesh.commands.check_dataset import CheckDataset
+from gpt_mesh.commands.dry_run import DryRun
 from gpt_mesh.commands.evaluate import Evaluate
 from gpt_mesh.commands.export import Export
+from gpt_mesh.commands.find_lr import FindLr
 from gpt_mesh.commands.interact import Interact
 from gpt_mesh.commands.mode import Table, flag, positive
+from gpt_mesh.commands.plot import Plot
 from gpt_mesh.commands.predict import Predict
 from gpt_mesh.commands.quickstart import Quickstart
 from gpt_mesh.commands.replay import Replay
 from gpt_mesh.commands.score import ScoreFile
 from gpt_mesh.commands.serve import Serve
+from gpt_mesh.commands.summary import Summary
 from gpt_mesh.commands.train import Train
 
 TABLE = Table(
@@ -25,6 +29,10 @@ TABLE = Table(
         Serve(),
         Export(),
         CheckDataset(),
+        DryRun(),
+        FindLr(),
+        Summary(),
+        Plot(),
         AutoLayout(),
         Quickstart(),
         Replay(),

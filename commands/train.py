@@ -23,14 +23,17 @@ def _steps(text: str) -> tuple[int, int] | int:
     return int(match[1]), int(match[2])
 
 
+FIT_MESH = flag(
+    "--fit_mesh", action="store_true", heading=HEADING,
+    help="train on the devices there are, where mesh_shape is for another number",
+)  # fmt: skip
+
+
 class Train(Mode):
     """Trains the config's model, from its newest checkpoint if there is one."""
 
     flags = (
-        flag(
-            "--fit_mesh", action="store_true", heading=HEADING,
-            help="train on the devices there are, where mesh_shape is for another number",
-        ),
+        FIT_MESH,
         flag(
             "--new", action="store_true", heading=HEADING,
             help="delete this run's checkpoints and start at step 0",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Interval
-from pydantic import AfterValidator, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 
-from gpt_mesh.config.fields import WHOLE, Count, Flag, Group, Natural, Text, key, same_as
+from gpt_mesh.config.fields import WHOLE, Count, Flag, Group, Natural, Text, count, key, same_as
 from gpt_mesh.config.generation import GenerationSettings, agreeing
 from gpt_mesh.config.messages import Refused
 from gpt_mesh.storage.files import SCHEMES, path_problem
@@ -31,6 +31,31 @@ def _model_path(value: str) -> str:
     return os.path.expanduser(value)
 
 
+def _batch_ramp(value: Any) -> tuple[tuple[int, int], ...]:
+    """`[[batch, steps], ...]`."""
+    shape = Refused("must be a list of [batch, steps] pairs such as [[32, 1000], [64, 1000]]")
+    if not isinstance(value, (list, tuple)):
+        raise shape
+    stages = []
+    for stage in value:
+        if not isinstance(stage, (list, tuple)) or len(stage) != 2:
+            raise shape
+        stages.append((count("batch", stage[0]), count("number of steps", stage[1])))
+    return tuple(stages)
+
+
+BatchRamp = Annotated[
+    tuple[tuple[int, int], ...],
+    BeforeValidator(_batch_ramp),
+    WithJsonSchema(
+        {
+            "type": "array",
+            "items": {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 2, "maxItems": 2},
+        }
+    ),
+]
+
+
 class TrainingConfig(Group):
     """Where a run lives, how long it is and how it computes."""
 
@@ -41,6 +66,7 @@ class TrainingConfig(Group):
         "What the model learns: the next token; `completion`: the next token where the data says that it is learned "
         "(its other ids have inverted bits); or, with `mlm_training`, masked tokens.",
         touches="function",
+        adaptable=True,  # `mlm_training` tells models that fill masks from others
         derive=lambda values: "masked" if values["mlm_training"] else "next_token",
         default_text="`masked` with `mlm_training`, else `next_token`",
         null_is_default=True,
@@ -50,8 +76,22 @@ class TrainingConfig(Group):
         "Batch of an evaluation step, over all replicas.", unit="sequences", **same_as("train_batch_size")
     )
     predict_batch_size: Count = key("Samples generated together.", default=1)
+    batch_ramp: BatchRamp = key(
+        "Smaller batches at the beginning: `[[batch, steps], ...]`, one after the other, then `train_batch_size`. Each "
+        "size is compiled once.",
+        default=(),
+        type_text="list of [integer, integer]",
+        null_is_default=True,
+    )
     train_steps: Count = key("Step at which training ends.", unit="steps")
-    eval_steps: Natural = key("Batches evaluated after each checkpoint; 0: none.", default=0, unit="batches")
+    keep_last_n_checkpoints: Count = key("The newest checkpoints that are kept.", default=5, unit="checkpoints")
+    keep_every_n_steps: Count | None = key(
+        "Checkpoints of steps that this divides are kept for good; null: none.", default=None, unit="steps"
+    )
+    eval_interval: Count | None = key(
+        "Steps between evaluations; null: one after each checkpoint.", default=None, unit="steps"
+    )
+    eval_steps: Natural = key("Batches of an evaluation; 0: none.", default=0, unit="batches")
     predict_steps: Natural = key("Batches sampled after each checkpoint; 0: none.", default=0, unit="batches")
     predict_max_steps: Count | None = key(
         "New tokens per sample, less than `n_ctx`; null: fill the context.", default=None, unit="tokens"

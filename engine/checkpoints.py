@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,6 @@ from gpt_mesh.optimizers.registry import is_slot
 from gpt_mesh.storage import checksums, files, strict_json
 from gpt_mesh.storage.progress import log
 
-KEEP = 5
 _PREFIX = "model.ckpt-"
 TEMPORARY = ".writing"
 _LAYER = re.compile(r"gpt2/h(\d+)/")
@@ -33,14 +33,39 @@ _CHECKSUM = "sha256"  # key of the state's checksum in its file
 _SUFFIXES = (".index", ".data-00000-of-00001", ".json")
 
 
-def save(directory: str, step: int, values: Mapping[str, tf.Tensor | tf.Variable], state: Mapping[str, Any]) -> str:
-    """Write a checkpoint, make it the newest, and delete all but the newest five.
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints of a run are kept.
+
+    Attributes:
+        last: the number of newest ones.
+        every: those of steps that this divides; None: no others.
+    """
+
+    last: int = 5
+    every: int | None = None
+
+    def kept(self, steps: list[int]) -> list[int]:
+        """The steps to keep, of those that there are, in ascending order."""
+        milestones = [step for step in steps[: -self.last] if self.every is not None and step % self.every == 0]
+        return [*milestones, *steps[-self.last :]]
+
+
+def save(
+    directory: str,
+    step: int,
+    values: Mapping[str, tf.Tensor | tf.Variable],
+    state: Mapping[str, Any],
+    retention: Retention = Retention(),
+) -> str:
+    """Write a checkpoint, make it the newest, and delete those that are not kept.
 
     Args:
         directory: of the run; it exists.
         step: training steps done.
         values: by the names they get in the checkpoint.
         state: JSON-ready, returned by `restore_state`.
+        retention: which ones are kept.
 
     Returns:
         The checkpoint's path, `<directory>/model.ckpt-<step>`.
@@ -53,7 +78,7 @@ def save(directory: str, step: int, values: Mapping[str, tf.Tensor | tf.Variable
         tf.raw_ops.SaveV2(prefix=temporary, tensor_names=names, shape_and_slices=[""] * len(names), tensors=tensors)
     files.write_text(temporary + ".json", _with_checksum(state))
     move_into_place(temporary, path, _SUFFIXES)
-    finish(directory, step)
+    finish(directory, step, retention)
     return path
 
 
@@ -85,9 +110,9 @@ def copy(path: str, directory: str) -> str:
     return target
 
 
-def finish(directory: str, step: int) -> None:
+def finish(directory: str, step: int, retention: Retention = Retention()) -> None:
     """Point the `checkpoint` file at this step, then delete old checkpoints and unfinished files of a killed run."""
-    kept = [n for n in steps(directory) if n <= step][-KEEP:]
+    kept = retention.kept([n for n in steps(directory) if n <= step])
     names = [f"{_PREFIX}{n}" for n in kept]
     proto = tf.compat.v1.train.generate_checkpoint_state_proto(".", names[-1], names)
     files.write_text(os.path.join(directory, "checkpoint"), text_format.MessageToString(proto), durable=True)

@@ -70,6 +70,9 @@ def run(
             raise InputError("init_from does not go with a TPU: begin the run elsewhere, and go on there")
         if watch is not None:
             raise InputError("watch does not go with a TPU, whose steps run in a loop of their own: read metrics.jsonl")
+        for key in ("batch_ramp", "eval_interval", "keep_every_n_steps"):
+            if value := getattr(config.training, key):
+                raise InputError(f"{config.source}: {key} = {value}: does not go with a TPU; remove it")
         found = find_tpu(tpu, config)
         if not new and (result := finished(config, steps_per_checkpoint, sacred_id)) is not None:
             return result

@@ -264,7 +264,7 @@ def _section(ctx: Context, count: int, x: mtf.Tensor | None, outputs: Sequence[m
     for dx in gradients[: len(inputs)]:
         walk.complete(dx)
     found = zip(weights, gradients[len(inputs) :], strict=True)
-    matmuls = sum(matmul_flops(op) for op in forward if any(_is_weight(y) for y in op.inputs))
+    matmuls = sum(matmul_flops(op) for op in forward if any(is_weight(y) for y in op.inputs))
     operations = [*forward, *backward]
     kept = _Kept(x, forward, backward)
     inside = [each[0] for op in forward for each in getattr(op, "kept", ()) if isinstance(each, tuple)]
@@ -305,7 +305,7 @@ def matmul_flops(op: mtf.Operation) -> float:
     return 2.0 * math.prod(dim.size for dim in left | right)
 
 
-def _is_weight(x: mtf.Tensor) -> bool:
+def is_weight(x: mtf.Tensor) -> bool:
     """Whether a tensor is a variable, perhaps cast or reshaped."""
     while not isinstance(x.operation, mtf.Variable):
         if len(x.operation.inputs) != 1 or x.shape.size != x.operation.inputs[0].shape.size:

@@ -568,7 +568,8 @@ def test_names_are_looked_up_in_the_working_directory_then_in_the_package(
     elsewhere.parent.mkdir()
     elsewhere.write_text((own / "laptop.json").read_text())
     assert load_config(str(elsewhere)).data.datasets[0].dataset.source == str(own / "dataset_configs" / "mine.json")
-    with pytest.raises(InputError, match=rf"^{tmp_path}/configs/laptob.json: no such model config; .*did you mean laptop\?"):
+    message = rf"^{tmp_path}/configs/laptob.json: no such model config; .*did you mean laptop\?"
+    with pytest.raises(InputError, match=message):
         load_config("laptob")
 
 

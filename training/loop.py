@@ -34,6 +34,7 @@ from gpt_mesh.training.events import Event, EventHandler
 from gpt_mesh.training.interrupts import Interrupts, termination_raises
 from gpt_mesh.training.interval import Interval, is_finite
 from gpt_mesh.training.profiling import Profiler, Steps, part
+from gpt_mesh.training.ramp import check_ramp, ramped_batches, samples_before
 from gpt_mesh.training.runs import check_resumable
 from gpt_mesh.training.samples import SampleWriter, predictions_path
 from gpt_mesh.training.saving import CheckpointWriter
@@ -133,6 +134,7 @@ class Trainer:
         self.evaluations = JsonLines(tf.io.gfile.join(self.directory, "eval.jsonl"))
         self.saving = CheckpointWriter(config)
         self.step, self.position = 0, 0
+        check_ramp(config, plan)
         self.log_every = min(config.training.log_interval, steps_per_checkpoint)
         self.peak = device_peak(list(plan.devices), config.training.precision)
         self._restore()
@@ -164,7 +166,7 @@ class Trainer:
             log.info("%s has no optimizer state for %d weights: it starts at zero", self.checkpoint, len(weights))
         self.step = int(self.engine.global_step.numpy())
         state = checkpoints.restore_state(self.checkpoint)
-        self.position = int(state.get("samples", self.step * self.config.training.train_batch_size))
+        self.position = int(state.get("samples", samples_before(self.config, self.step)))
         self.interval = Interval.of(state.get("interval", {}))
         self.begun_from = state.get("init_from")
         if state.get("data", self.data.fingerprint) != self.data.fingerprint:
@@ -188,18 +190,19 @@ class Trainer:
         evaluation, cut_short = None, False
         writer = tf.summary.create_file_writer(self.directory)
         progress = Progress(self.config.training.train_steps, "training", "steps", done=self.step)
-        batches = self.data.batches(self.position, self.config.training.train_batch_size)
+        self.logged = (self.step, self.position)
+        batches = ramped_batches(self.config, self.data, self.step, self.position)
         staged = Prefetcher(map(self.engine.stage, batches), STAGED)
-        with self._writing_ended(), closing(writer), writer.as_default(), closing(progress), batches, staged:
+        with self._writing_ended(), closing(writer), writer.as_default(), closing(progress), closing(batches), staged:
             try:
                 evaluation = self._after_checkpoint(progress)  # which an interruption may have prevented
                 clock = _Clock()
                 while self.step < self.config.training.train_steps and not self.interrupts.requested:
                     with self.interrupts.deferred():
-                        self._train_to_checkpoint(staged, clock, progress)
+                        self._train_to_pause(staged, clock, progress)
                     if not self.interrupts.requested:
                         with clock.paused():
-                            evaluation = self._after_checkpoint(progress)
+                            evaluation = self._after_checkpoint(progress) or evaluation
                 self._profile_after_end(staged, clock, progress)
                 cut_short = self.interrupts.requested
             except KeyboardInterrupt:  # not within a step, so nothing is lost
@@ -244,9 +247,11 @@ class Trainer:
             log.info(report.interrupted_line(self.step, self.config.training.train_steps, self.checkpoint))
         return TrainResult(self.step, interrupted, self.checkpoint, evaluation)
 
-    def _train_to_checkpoint(self, batches: Iterator[tf.Tensor], clock: _Clock, progress: Progress) -> None:
-        """Train until a checkpoint is due, or a signal asks the run to end; then save."""
-        last = self.config.training.train_steps
+    def _train_to_pause(self, batches: Iterator[tf.Tensor], clock: _Clock, progress: Progress) -> None:
+        """Train until a checkpoint or an evaluation is due, or a signal asks the run to end; save a checkpoint unless
+        only an evaluation is due.
+        """
+        last, evaluate_every = self.config.training.train_steps, self.config.training.eval_interval
         while True:
             self._one_step(batches, clock, progress)
             with part("log"):
@@ -258,11 +263,13 @@ class Trainer:
             progress.update()
             with clock.paused():
                 self.profiler.after(self.step, self._fetch)
-            if self.step % self.steps_per_checkpoint == 0 or self.step >= last or self.interrupts.requested:
+            saves = self.step % self.steps_per_checkpoint == 0 or self.step >= last or self.interrupts.requested
+            if saves or (evaluate_every is not None and self.step % evaluate_every == 0):
                 break
         with clock.paused():
             self.profiler.close(self.step, self._fetch)  # only steps, not what happens between them
-            self._save()
+            if saves:
+                self._save()
 
     def _one_step(self, batches: Iterator[tf.Tensor], clock: _Clock, progress: Progress) -> None:
         """Queue the next step on the device."""
@@ -323,7 +330,9 @@ class Trainer:
         values, rate = self.interval.values(), clock.rate()
         if self.config.training.on_nonfinite == "skip":
             values["skipped_steps"] = self.interval.skipped
-        tokens_per_second = rate * self.config.training.train_batch_size * self.config.model.n_ctx if rate else None
+        steps, samples = self.step - self.logged[0], self.position - self.logged[1]
+        tokens_per_second = rate * samples / steps * self.config.model.n_ctx if rate else None
+        self.logged = (self.step, self.position)
         row = report.metrics_row(self.step, values, tokens_per_second, self._mfu(tokens_per_second))
         self.metrics.append(row)
         for name, value in row.items():
@@ -413,14 +422,18 @@ class Due:
 def due_outputs(config: Config, step: int, steps_per_checkpoint: int, sacred_id: str | None) -> Due:
     """What the checkpoint of this step should be folldue by and was not, because the run was interrupted there."""
     settings, io = config.training, tf.io.gfile
-    if step == 0 or (step % steps_per_checkpoint and step < settings.train_steps):
+    if step == 0:
         return Due((), False)
+    at_end, evaluate_every = step >= settings.train_steps, settings.eval_interval or steps_per_checkpoint
     wanted = [*([Validation.name] if settings.eval_steps else []), *settings.eval_tasks]
+    if step % evaluate_every and not at_end:
+        wanted = []
+    samples = settings.predict_steps > 0 and (step % steps_per_checkpoint == 0 or at_end)
     rows = JsonLines(io.join(settings.model_path, "eval.jsonl")).rows() if wanted else []
     done = {row.get("task") for row in rows if row.get("step") == step}
     return Due(
         tasks=tuple(name for name in wanted if name not in done),
-        samples=settings.predict_steps > 0 and not io.exists(predictions_path(settings.model_path, step, sacred_id)),
+        samples=samples and not io.exists(predictions_path(settings.model_path, step, sacred_id)),
     )
 
 

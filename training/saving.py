@@ -32,8 +32,11 @@ class CheckpointWriter:
             state: copied.
         """
         assert self._writing is None
-        directory = self._config.training.model_path
-        self._writing = self._thread.submit(checkpoints.save, directory, step, values, copy.deepcopy(dict(state)))
+        training = self._config.training
+        retention = checkpoints.Retention(training.keep_last_n_checkpoints, training.keep_every_n_steps)
+        self._writing = self._thread.submit(
+            checkpoints.save, training.model_path, step, values, copy.deepcopy(dict(state)), retention
+        )
 
     @property
     def is_writing(self) -> bool:
