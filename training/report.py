@@ -78,8 +78,8 @@ def unwritable(config: Config, error: Exception) -> InputError:
     path, found = config.training.model_path, _system_error(error)
     full = found in (errno.ENOSPC, errno.EDQUOT)
     why, remedy = (os.strerror(found), "make room") if found and full else (reason(error), "fix that")
-    named = getattr(error, "filename", None)
-    ours = named is None or str(named).startswith(path)
+    named = str(getattr(error, "filename", None) or path)
+    ours = named.startswith(path)
     what = f"model_path = {shown(path)}: cannot be written to" if ours else f"{shown(named)}: cannot be used"
     return InputError(
         f"{config.source}: {what} ({why}); {remedy}, and the same command continues from the newest checkpoint"
