@@ -311,10 +311,12 @@ def test_attention_by_blocks_shares_heads():
     q = rng.standard_normal((2, 12, 6, 4))
     k, v = (rng.standard_normal((2, 12, 2, 4)) for _ in range(2))
     memory = [rng.standard_normal((3, 2, 4)) for _ in range(2)]
-    given = [tf.constant(x) for x in (q, k, v)]
-    found = blocks.attend(*given, [tf.constant(x) for x in memory], size=3, view=View(True, 3), dtype=tf.float64)
-    whole = [np.repeat(x, 3, axis=-2) for x in (k, v, *memory)]
-    np.testing.assert_allclose(found, all_pairs(q, *whole[:2], whole[2:], 3, True), rtol=1e-12, atol=1e-12)
+    learned = [tf.constant(x) for x in memory]
+    view = View(True, 3)
+    operands = tf.constant(q), tf.constant(k), tf.constant(v), learned
+    found = blocks.attend(*operands, size=3, view=view, dtype=tf.float64)
+    whole_k, whole_v, *whole_memory = (np.repeat(x, 3, axis=-2) for x in (k, v, *memory))
+    np.testing.assert_allclose(found, all_pairs(q, whole_k, whole_v, whole_memory, 3, True), rtol=1e-12, atol=1e-12)
 
 
 def test_cudnn_is_asked_for_repeated_heads_and_gives_summed_gradients(monkeypatch):
