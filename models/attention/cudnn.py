@@ -20,8 +20,6 @@ from gpt_mesh.models.attention.backend import Backend, Problem, View
 _FORWARD, _BACKWARD = "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"
 MAX_FEATURES = 128  # of a head; only some GPUs take more
 WHOLE_TILES = 64  # multiples of this length were seen to run
-# Whether XLA's call takes fewer heads of keys and values than of queries. Else they are repeated for it.
-TAKES_GROUPS = False
 
 
 class Cudnn(Backend):
@@ -61,7 +59,7 @@ def attend(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, view: View) -> tuple[tf.Ten
     Returns:
         [batch, n, heads, features] in the type of v, and float32 [batch, heads, n].
     """
-    call, (k, v) = _Call(q, view), (_for_call(x, q) for x in (k, v))
+    call = _Call(q, view)
     sums = tf.TensorSpec([q.shape[0], q.shape[2], q.shape[1]], tf.float32)
     attended, log_sums = call.run(_FORWARD, [q, k, v], [_by_head(q), sums], _FORWARD_MATMULS)
     return attended, log_sums
@@ -77,24 +75,10 @@ def gradient(
     view: View,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Gradients with respect to q, k and v, given `upstream` with respect to `attended`: see `attend`."""
-    call, shared, (k, v) = _Call(q, view), k.shape[2], (_for_call(x, q) for x in (k, v))
+    call = _Call(q, view)
     operands = [q, k, v, log_sums, tf.cast(upstream, q.dtype), attended]
     dq, dk, dv = call.run(_BACKWARD, operands, [_by_head(x) for x in (q, k, v)], _BACKWARD_MATMULS)
-    return dq, _summed(dk, shared), _summed(dv, shared)
-
-
-def _for_call(x: tf.Tensor, q: tf.Tensor) -> tf.Tensor:
-    """Keys or values [batch, n, kv_heads, features] with as many heads as the call takes."""
-    return x if TAKES_GROUPS or x.shape[2] == q.shape[2] else tf.repeat(x, q.shape[2] // x.shape[2], axis=2)
-
-
-def _summed(gradient: tf.Tensor, heads: int) -> tf.Tensor:
-    """The gradient of keys or values that were repeated, [batch, n, ..., features], for `heads` heads of them."""
-    batch, positions, repeated, features = gradient.shape
-    if repeated == heads:
-        return gradient
-    groups = tf.reshape(gradient, [batch, positions, heads, repeated // heads, features])
-    return tf.cast(tf.reduce_sum(tf.cast(groups, tf.float32), 3), gradient.dtype)
+    return dq, dk, dv
 
 
 def _by_head(x: tf.Tensor) -> tf.TensorSpec:

@@ -319,8 +319,7 @@ def test_attention_by_blocks_shares_heads():
     np.testing.assert_allclose(found, all_pairs(q, whole_k, whole_v, whole_memory, 3, True), rtol=1e-12, atol=1e-12)
 
 
-def test_cudnn_is_asked_for_repeated_heads_and_gives_summed_gradients(monkeypatch):
-    """Without the switch the call has as many heads everywhere; with it, keys and values go as they are."""
+def test_cudnn_is_given_shared_heads_as_they_are(monkeypatch):
     asked = []
 
     def call(module: str, arguments: list[tf.Tensor], results: list[tf.TensorSpec], platform: str) -> list[tf.Tensor]:
@@ -329,10 +328,7 @@ def test_cudnn_is_asked_for_repeated_heads_and_gives_summed_gradients(monkeypatc
 
     monkeypatch.setattr(compat, "xla_call_module", call)
     q, kv, sums = (tf.zeros(shape, tf.bfloat16) for shape in ([2, 64, 6, 8], [2, 64, 2, 8], [2, 6, 64]))
-    for switch, heads, each in ((False, 6, 3.0), (True, 2, 1.0)):
-        monkeypatch.setattr(cudnn, "TAKES_GROUPS", switch)
-        cudnn.attend(q, kv, kv, View(True, None))
-        dq, dk, dv = cudnn.gradient(q, kv, kv, q, sums, q, View(True, None))
-        assert asked[-2:] == [[6, heads, heads]] * 2
-        assert dq.shape == q.shape and dk.shape == dv.shape == kv.shape
-        assert float(tf.reduce_max(tf.abs(tf.cast(dk, tf.float32) - each))) == 0
+    cudnn.attend(q, kv, kv, View(True, None))
+    dq, dk, dv = cudnn.gradient(q, kv, kv, q, sums, q, View(True, None))
+    assert asked == [[6, 2, 2]] * 2
+    assert dq.shape == q.shape and dk.shape == dv.shape == kv.shape
