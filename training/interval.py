@@ -67,7 +67,7 @@ class Interval:
 
 def is_finite(values: Mapping[str, float]) -> bool:
     """Whether the loss and the gradients of a step are finite numbers."""
-    return math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])
+    return all(math.isfinite(values[name]) for name in ("loss", "grad_norm") if name in values)
 
 
 def is_averaged(name: str) -> bool:
