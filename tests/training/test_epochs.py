@@ -30,7 +30,7 @@ def test_an_epoch_reads_as_many_tokens_as_there_are(workspace: Workspace) -> Non
     training = with_epochs(config, 0.5).training
     assert training.train_steps == math.ceil(0.5 * tokens / 32 / 4)
     for wrong in (0, -1, math.nan, math.inf):
-        with pytest.raises(InputError, match="--epochs = .*: must be a number above 0"):
+        with pytest.raises(InputError, match=r"--epochs = .*: must be a number above 0"):
             with_epochs(config, wrong)
 
 
