@@ -39,6 +39,7 @@ from gpt_mesh.meshes.devices import split_cpu_for
 from gpt_mesh.planning import layout_report
 from gpt_mesh.planning.layout_search import Candidate
 from gpt_mesh.training import runs
+from gpt_mesh.training.epochs import with_epochs
 from gpt_mesh.training.events import Event, EventHandler
 from gpt_mesh.training.in_python import AnyModel, AnyTokenizer, InMemory, config_of, config_with_data, plain
 from gpt_mesh.training.loop import TrainResult
@@ -56,6 +57,7 @@ def train(
     eval_data: Data | None = None,
     tokenizer: AnyTokenizer | None = None,
     watch: EventHandler | None = None,
+    epochs: float | None = None,
     devices: Sequence[str] | None = None,
     fit_mesh: bool = False,
     steps_per_checkpoint: int = 5000,
@@ -89,6 +91,7 @@ def train(
             Default: the config's, or else one of the texts' characters.
         watch: called with each `Event`: metrics every `log_interval` steps, evaluations, samples. If it returns True,
             the run ends after the current step, as by Ctrl-C.
+        epochs: passes over the data, instead of `train_steps`.
         devices: such as ["device:GPU:0"]; default: all visible GPUs, or the CPU if there are none.
         fit_mesh: use a mesh made for another number of devices, with its sizes changed to fit these
             (`meshes.fitting.fit_sizes` has the rule). The batch size stays the same.
@@ -125,6 +128,8 @@ def train(
         raise InputError("train(): there is nothing to train on: give data, or a config that names datasets")
     else:
         config = config_of(model, keys)
+    if epochs is not None:
+        config = with_epochs(config, epochs, "epochs")
     result = run(
         config,
         devices=devices,

@@ -155,6 +155,11 @@ class TrainingData:
         self._mixture = Mixture([use.weight for use in self._uses], config.training.seed)
         self.fingerprint = self._fingerprint(config.training.seed)
 
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all datasets."""
+        return sum(source.corpus.n_tokens for source in self._sources)
+
     def sample(self, position: int) -> Tokens:
         """The window at `position`: int32 [n_ctx + 1]."""
         row: Tokens = self.batch(position, 1)[0]

@@ -29,11 +29,18 @@ FIT_MESH = flag(
 )  # fmt: skip
 
 
+EPOCHS = flag(
+    "--epochs", type=float, metavar="N", heading=HEADING,
+    help="train for N passes over the data, instead of train_steps",
+)  # fmt: skip
+
+
 class Train(Mode):
     """Trains the config's model, from its newest checkpoint if there is one."""
 
     flags = (
         FIT_MESH,
+        EPOCHS,
         flag(
             "--new", action="store_true", heading=HEADING,
             help="delete this run's checkpoints and start at step 0",
@@ -87,6 +94,10 @@ def _train(config: Config, arguments: argparse.Namespace) -> int:
         )
     if arguments.new and not _agreed_to_delete(config, arguments.yes):
         return 1
+    if arguments.epochs is not None:
+        from gpt_mesh.training.epochs import with_epochs
+
+        config = with_epochs(config, arguments.epochs)
     init_from = None
     if arguments.init_from is not None:
         init_from = InitFrom(

@@ -65,17 +65,27 @@ def run(flags: argparse.Namespace) -> int:
 def _observers(flags: argparse.Namespace, config: Config) -> list[Any]:
     """The observers: the local directory first, which numbers the run, then the requested ones."""
     from gpt_mesh.experiments.guarded import Guarded
-    from gpt_mesh.experiments.observers import LocalObserver, MlflowObserver, QueueObserver, WandbObserver
+    from gpt_mesh.experiments.observers import (
+        CometObserver,
+        Labels,
+        LocalObserver,
+        MlflowObserver,
+        QueueObserver,
+        WandbObserver,
+    )
 
     directory = _sacred_dir(flags, config)
     observers: list[Any] = [Guarded(LocalObserver(directory), f"--sacred_dir {directory}", ours=True)]
     if flags.mongo_url is not None:
         mongo = Mongo(flags.mongo_url, flags.mongo_where)
         observers.append(Guarded(QueueObserver(Path(directory) / OUTBOX, mongo), mongo.name, ours=True))
+    labels = Labels(flags.group, tuple(flags.tags or ()))
     if flags.wandb is not None:
-        observers.append(Guarded(WandbObserver(flags.wandb, directory), "--wandb"))
+        observers.append(Guarded(WandbObserver(flags.wandb, directory, labels), "--wandb"))
     if flags.mlflow is not None:
-        observers.append(Guarded(MlflowObserver(flags.mlflow), "--mlflow"))
+        observers.append(Guarded(MlflowObserver(flags.mlflow, labels), "--mlflow"))
+    if flags.comet is not None:
+        observers.append(Guarded(CometObserver(flags.comet, directory, labels), "--comet"))
     return observers
 
 

@@ -58,6 +58,11 @@ def _add_own(parser: argparse.ArgumentParser) -> None:
     )
     tracking.add_argument("--wandb", metavar="PROJECT", help="also log to Weights & Biases, if it is installed")
     tracking.add_argument("--mlflow", metavar="URI", help="also log to MLflow, if it is installed")
+    tracking.add_argument(
+        "--comet", metavar="PROJECT", help="also log to Comet, if it is installed; without COMET_API_KEY, into a file"
+    )
+    tracking.add_argument("--group", metavar="NAME", help="the group of this run, for all of these")
+    tracking.add_argument("--tags", nargs="+", metavar="TAG", help="tags of this run, for all of these")
     tracking.add_argument("--tensorboard", action="store_true", help="start TensorBoard on a free port of 127.0.0.1")
     tracking.add_argument(
         "--beat", type=_seconds, default=BEAT_SECONDS, metavar="S",

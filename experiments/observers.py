@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import threading
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -148,19 +149,28 @@ def deliver_left_behind(parent: Path, mongo: Mongo) -> int:
     return waiting
 
 
+@dataclass(frozen=True)
+class Labels:
+    """How services sort runs: a group, and tags."""
+
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+
+
 class WandbObserver(RunObserver):
     """Weights & Biases. WANDB_MODE=offline writes to a folder that `wandb sync` sends later."""
 
-    def __init__(self, project: str, directory: str) -> None:
+    def __init__(self, project: str, directory: str, labels: Labels = Labels()) -> None:
         super().__init__()
         _require("wandb", "--wandb")
-        self._project, self._directory = project, directory
+        self._project, self._directory, self._labels = project, directory, labels
 
     def started_event(self, ex_info, command, host_info, start_time, config, meta_info, _id):  # type: ignore[no-untyped-def]
         import wandb
 
         self._run = wandb.init(
-            project=self._project, name=f"{ex_info['name']}-{_id}", dir=self._directory, config=flatten(config)
+            project=self._project, name=f"{ex_info['name']}-{_id}", dir=self._directory, config=flatten(config),
+            group=self._labels.group, tags=self._labels.tags,
         )
 
     def log_metrics(self, metrics_by_name: Metrics, info: Any) -> None:
@@ -199,9 +209,10 @@ MLFLOW = {
 class MlflowObserver(RunObserver):
     """MLflow: a tracking URI, which may be a folder, a database or a server."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, labels: Labels = Labels()) -> None:
         super().__init__()
         _require("mlflow", "--mlflow")
+        self._labels = labels
         os.environ |= {name: value for name, value in MLFLOW.items() if name not in os.environ}
         self._uri = uri
 
@@ -214,6 +225,9 @@ class MlflowObserver(RunObserver):
         known = self._client.get_experiment_by_name(name)
         experiment = known.experiment_id if known else self._client.create_experiment(name)
         self._run_id = self._client.create_run(experiment, run_name=f"{name}-{_id}").info.run_id
+        group = {"group": self._labels.group} if self._labels.group else {}
+        for key, value in {**group, **dict.fromkeys(self._labels.tags, "true")}.items():
+            self._client.set_tag(self._run_id, key, value)
         params = [Param(key, str(value)[:500]) for key, value in flatten(config).items()]
         for start in range(0, len(params), 100):  # MLflow's limit for one call
             self._client.log_batch(self._run_id, params=params[start : start + 100])
@@ -241,6 +255,50 @@ class MlflowObserver(RunObserver):
     def failed_event(self, fail_time: datetime, fail_trace: list[str]) -> None:
         self._client.set_tag(self._run_id, "failure", "".join(fail_trace)[-5000:])
         self._client.set_terminated(self._run_id, "FAILED")
+
+
+class CometObserver(RunObserver):
+    """Comet. Without COMET_API_KEY it writes an archive that `comet upload` sends later."""
+
+    def __init__(self, project: str, directory: str, labels: Labels = Labels()) -> None:
+        super().__init__()
+        _require("comet_ml", "--comet")
+        self._project, self._directory, self._labels = project, directory, labels
+
+    def started_event(self, ex_info, command, host_info, start_time, config, meta_info, _id):  # type: ignore[no-untyped-def]
+        os.environ.setdefault("COMET_ERROR_TRACKING_ENABLE", "0")  # it would report its own errors, offline too
+        import comet_ml
+
+        settings = comet_ml.ExperimentConfig(
+            name=f"{ex_info['name']}-{_id}", tags=list(self._labels.tags), offline_directory=self._directory,
+            log_code=False, log_git_metadata=False, log_graph=False, auto_output_logging=False,
+        )  # fmt: skip
+        online = "COMET_API_KEY" in os.environ
+        self._run = comet_ml.start(project_name=self._project, online=online, experiment_config=settings)
+        if self._labels.group is not None:
+            self._run.log_other("group", self._labels.group)
+        self._run.log_parameters(flatten(config))
+
+    def log_metrics(self, metrics_by_name: Metrics, info: Any) -> None:
+        for step, values in _by_step(metrics_by_name):
+            self._run.log_metrics(values, step=step)
+
+    def artifact_event(self, name: str, filename: str, metadata: Any = None, content_type: Any = None) -> None:
+        self._run.log_asset(filename, file_name=name)
+
+    def completed_event(self, stop_time: datetime, result: Any) -> None:
+        self._end("completed")
+
+    def interrupted_event(self, interrupt_time: datetime, status: str) -> None:
+        self._end("interrupted")
+
+    def failed_event(self, fail_time: datetime, fail_trace: list[str]) -> None:
+        self._run.log_other("failure", "".join(fail_trace)[-5000:])
+        self._end("failed")
+
+    def _end(self, status: str) -> None:
+        self._run.log_other("status", status)
+        self._run.end()
 
 
 def _require(package: str, flag: str) -> None:

@@ -72,7 +72,7 @@ class Progress:
             dynamic_ncols=not _in_notebook(),
             ncols=100 if _in_notebook() else None,
             leave=leave,
-            disable=not (sys.stderr.isatty() or _in_notebook()),
+            disable=not (sys.stderr.isatty() or (leave and _in_notebook())),  # a cell shows one bar at a time
             file=sys.stderr,
         )
         self.restart()

@@ -44,7 +44,8 @@ def test_a_base_gives_the_keys_that_a_file_lacks(folder: Path) -> None:
     config = load_config("slow.json")
     assert (config.model.n_embd, config.optimizer.lr, config.training.train_steps) == (64, 1e-4, 50)
     assert config.source == "slow.json" or config.source.endswith("slow.json")
-    assert origins_line(config.source) == (
+    line = origins_line(config.source)
+    assert line is not None and line.replace(f"{folder}/", "") == (
         "n_embd from wide.json; lr, generation from slow.json; all other keys from toy.json"
     )
     assert Path(file_of(config.source)).name == "slow.json"
@@ -86,15 +87,15 @@ def test_several_files_are_laid_left_to_right(folder: Path) -> None:
     config = load_config("toy.json", "data/short.json", "fast.yml", settings={"lr": 0.3, "generation.top_k": 4})
     assert (config.optimizer.lr, config.training.train_steps, config.training.generation.top_k) == (0.3, 5, 4)
     assert config.model.activation_function == "relu"
-    assert config.source == "toy.json + data/short.json + fast.yml + --set"
+    assert config.source.replace(f"{folder}/", "") == "toy.json + data/short.json + fast.yml + --set"
     line = origins_line(config.source)
     assert line is not None
-    assert line.startswith("train_steps from data/short.json; activation_function from fast.yml; lr, generation from ")
+    assert line.replace(f"{folder}/", "").startswith("train_steps from data/short.json; activation_function from fast.yml; lr, generation from ")
 
 
 def test_refusals_name_the_layer_of_the_key(folder: Path) -> None:
     write(folder / "bad.json", {"train_steps": 0})
-    with pytest.raises(InputError, match=r"^bad\.json: train_steps = 0: must be >= 1$"):
+    with pytest.raises(InputError, match=r"/bad\.json: train_steps = 0: must be >= 1$"):
         load_config("toy.json", "bad.json")
     with pytest.raises(InputError, match=r"^--set: lr = \"fast\": must be a number$"):
         load_config("toy.json", settings={"lr": "fast"})
@@ -109,7 +110,7 @@ def test_settings_above_a_config_that_was_read(folder: Path) -> None:
     assert with_settings(config, {}) is config
     longer = with_settings(config, {"train_steps": 70})
     assert longer.training.train_steps == longer.optimizer.lr_decay_end == 70
-    assert origins_line(longer.source) == "train_steps from --set; all other keys from toy.json"
+    assert origins_line(longer.source) == f"train_steps from --set; all other keys from {folder}/toy.json"
     assert replace(longer, lr=1.0).optimizer.lr == 1.0
     with pytest.raises(InputError, match=r"^--set: lr = -1: must be > 0"):
         with_settings(config, {"lr": -1})

@@ -1,10 +1,12 @@
-"""Weights & Biases and MLflow get what Sacred gets, offline: `make test-loggers`, in an environment without TensorFlow.
+"""Weights & Biases, MLflow and Comet get what Sacred gets, offline: `make test-loggers`, in an environment without
+TensorFlow.
 """
 
 from __future__ import annotations
 
 import json
 import struct
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +27,9 @@ def track(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(supervisor, "POLL_SECONDS", 0.02)
     monkeypatch.setenv("STAND_IN", str(tmp_path / "script.json"))
     monkeypatch.setenv("WANDB_MODE", "offline")
+    for name in ("COMET_API_KEY", "COMET_ERROR_TRACKING_ENABLE"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     for name in observers.MLFLOW:
         monkeypatch.setenv(name, "")  # so that it is put back
         monkeypatch.delenv(name)
@@ -46,11 +51,14 @@ def test_mlflow_has_every_step_once(track, tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
     uri = (tmp_path / "mlruns").as_uri()
-    assert track("--mlflow", uri, "--experiment_name", "try") == 0
+    assert track("--mlflow", uri, "--experiment_name", "try", "--group", "night", "--tags", "small", "fast") == 0
     client = MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name("try")
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED" and run.data.params["lr"] == "0.002"
+    assert {key: run.data.tags[key] for key in ("group", "small", "fast")} == {
+        "group": "night", "small": "true", "fast": "true",
+    }  # fmt: skip
     history = client.get_metric_history(run.info.run_id, "training.loss")
     assert [(point.step, point.value) for point in history] == [(step, 1 / step) for step in range(1, STEPS + 1)]
     assert [point.step for point in client.get_metric_history(run.info.run_id, "validation.nll")] == [6, 12, 18]
@@ -106,3 +114,17 @@ def test_wandb_has_every_step_once(track, tmp_path: Path) -> None:
             steps.append(int(json.loads(row["step"])))
             assert json.loads(row["training.loss"]) == 1 / steps[-1]
     assert steps == list(range(1, STEPS + 1))
+
+
+def test_comet_has_every_step_once(track, tmp_path: Path) -> None:
+    assert track("--comet", "project", "--group", "night", "--tags", "small") == 0
+    (path,) = (tmp_path / "run" / "sacred").glob("*.zip")
+    with zipfile.ZipFile(path) as archive:
+        experiment = json.loads(archive.read("experiment.json"))
+        messages = [json.loads(line) for line in archive.read("messages.json").decode().splitlines()]
+    assert experiment["project_name"] == "project" and experiment["tags"] == ["small"]
+    metrics = [message["payload"]["metric"] for message in messages if message["type"] == "metric_msg"]
+    losses = [(one["step"], one["metricValue"]) for one in metrics if one["metricName"] == "training.loss"]
+    assert losses == [(step, 1 / step) for step in range(1, STEPS + 1)]
+    others = {one["payload"]["key"]: one["payload"]["value"] for one in messages if one["type"] == "log_other"}
+    assert others["group"] == "night" and others["status"] == "completed"

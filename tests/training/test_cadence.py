@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ from gpt_mesh.inputs import TrainingData
 from gpt_mesh.training.ramp import ramped_batches, samples_before, stages
 from tests.support.models import tiny_config
 from tests.support.runs import ONE_LAYER, Workspace, different, losses, rows
+
+
+def stopping(stop: int, last: int) -> Callable[[gpt_mesh.Event], bool]:
+    """Ends a run at a step, unless that is its last."""
+    return lambda event: event.kind == "metrics" and event.step == stop < last
 
 
 @pytest.mark.parametrize(
@@ -52,7 +58,7 @@ def test_a_run_that_goes_on_evaluates_as_one_that_was_not_stopped(workspace: Wor
             path = workspace.config(f"go_{name}", train_steps=10, **keys)
             gpt_mesh.train(
                 str(path), steps_per_checkpoint=4, log_interval=1,
-                watch=lambda event, stop=stop: event.kind == "metrics" and event.step == stop < 10,
+                watch=stopping(stop, 10),
             )  # fmt: skip
     stopped, straight = (workspace.root / f"go_{name}" for name in ("stopped", "straight"))
     assert losses(stopped) == losses(straight)
@@ -85,7 +91,7 @@ def test_a_ramp_resumes_exactly(workspace: Workspace) -> None:
     for name, stops in (("stopped", [3, 8]), ("straight", [8])):
         for stop in stops:
             path = workspace.config(f"ramp_{name}", train_steps=8, batch_ramp=RAMP, **ONE_LAYER)
-            gpt_mesh.train(str(path), log_interval=1, watch=lambda event, stop=stop: event.step == stop < 8)
+            gpt_mesh.train(str(path), log_interval=1, watch=stopping(stop, 8))
     stopped, straight = (workspace.root / f"ramp_{name}" for name in ("stopped", "straight"))
     assert losses(stopped) == losses(straight)
     assert different(stopped / "model.ckpt-8", straight / "model.ckpt-8") == []
