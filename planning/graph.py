@@ -259,7 +259,7 @@ def _section(ctx: Context, count: int, x: mtf.Tensor | None, outputs: Sequence[m
     start = len(graph.operations)
     gradients = mtf.gradients(outputs, [*inputs, *(weight.value for weight in weights)], upstream, forward)
     backward = graph.operations[start:]
-    walk = _Walk()
+    walk = _Walk(ctx.axes)
     passes = walk.over(forward), walk.over(backward)
     for dx in gradients[: len(inputs)]:
         walk.complete(dx)
@@ -322,7 +322,9 @@ class _Walk:
             until the tensor is used, and adds such tensors before that.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, layout: Mapping[str, int]) -> None:
+        """`layout`: the mesh axes of split dimensions."""
+        self._layout = layout
         self.waiting: dict[mtf.Tensor, Names] = {}
         self._pass = Pass()
 
@@ -368,15 +370,24 @@ class _Walk:
         waits = [self.waiting.get(x) for x in op.inputs]
         if y is None or not waits or not waits[0]:
             return False
+        summed = waits[0]
         if isinstance(op, mtf.AddOperation):
-            passes = waits[0] == waits[1] and op.inputs[0].shape == op.inputs[1].shape == y.shape
+            passes = op.inputs[0].shape == op.inputs[1].shape == y.shape and self._along_the_same(waits[0], waits[1])
+            summed = waits[0] | (waits[1] or waits[0])
         elif isinstance(op, mtf.ReshapeOperation):
             passes = names_of(op.inputs[0].shape.dims) == names_of(y.shape.dims)
         else:
             passes = isinstance(op, kernels.LinearOperation)
         if passes:
-            self.waiting[y] = waits[0]
+            self.waiting[y] = summed
         return passes
+
+    def _along_the_same(self, one: Names, other: Names | None) -> bool:
+        """Whether a layout sums over both sets of dimensions along the same mesh axes."""
+        if not other or one == other:
+            return one == other
+        axes = [{self._layout.get(name) for name in sorted(names)} - {None} for names in (one, other)]
+        return axes[0] == axes[1]
 
 
 def _summed(op: mtf.Operation, y: mtf.Tensor) -> Names:

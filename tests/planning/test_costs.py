@@ -95,6 +95,22 @@ def test_what_no_dimension_divides_is_repeated():
     assert step_cost(config, plan).flops == all_of_it - logits / 2
 
 
+def test_parallel_branches_without_biases_are_summed_together():
+    """One sum over devices a layer, not two, forward and backward: of the outputs, and of the norm's gradients."""
+    together, apart = (
+        {**LLAMA, "mesh_shape": mesh_shape, "layout": f"heads:a,intermediate_expanded:{axis}"}
+        for mesh_shape, axis in (("a:2", "a"), ("a:2,b:2", "b"))
+    )
+    costs = []
+    for keys in (together, apart):
+        for more in ({}, {"gpt_j_residual": True, "gpt_j_tied": True}):
+            config, plan = planned({**keys, **more})
+            costs.append(step_cost(config, plan))
+            assert costs[-1].sent == pytest.approx(sent_by_lowering(config), rel=0.05)
+    messages = [cost.messages for cost in costs]
+    assert messages[1] == messages[0] / 2 and messages[3] >= messages[2]
+
+
 def test_recomputation_computes_and_sends_the_inside_of_blocks_again():
     keys = {"mesh_shape": "a:2", "layout": "heads:a"}
     plain, again = (step_cost(*planned(keys | {"recompute_grad": on})) for on in (False, True))

@@ -34,6 +34,7 @@ LLAMA: dict[str, Any] = {
     "activation_function": "silu",
     "intermediate_size": 24,
     "use_bias_in_mlp": False,
+    "use_bias_in_attn_linear": False,
     "no_weight_tie": True,
 }
 
