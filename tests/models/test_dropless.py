@@ -121,6 +121,15 @@ def test_rows_sorted_in_c_have_no_limit(load):
     assert_close(by_choice(network(dtype=tf.float32, in_c=True), given), by_all_experts(given), 2e-6)
 
 
+@pytest.mark.skipif(not native.known(), reason="no C compiler")
+def test_an_expert_that_does_not_exist_is_refused_in_c():
+    run = tf.function(lambda ids: rows.SortedRows(ids, EXPERTS).place, jit_compile=True)
+    np.testing.assert_array_equal(run(tf.constant([[2, 0], [0, 3]])), [2, 0, 1, 3])
+    for wrong in (-1, EXPERTS):
+        with pytest.raises(tf.errors.OpError, match="no expert has this id"):
+            run(tf.constant([[2, 0], [0, wrong]]))
+
+
 @pytest.mark.parametrize("in_c", [False, True])
 def test_experts_without_gates(in_c):
     given = operands("random", gated=False)

@@ -196,6 +196,11 @@ CASES: dict[str, dict[str, Any]] = {
     "embd": {"layout": "batch:x,embd:y,memory_length:y", "recompute_grad": True, "attention_types": [[["local"], 1]]},
     "sequence": {"layout": "batch:x,sequence:y"},
     "experts": {"layout": "batch:x,experts:x", "moe_layers": [0], "moe_params": {"moe_num_experts": 4}},
+    "dropless experts": {
+        "layout": "batch:x,experts:y", "moe_layers": [0], "moe_params": {
+            "moe_num_experts": 4, "moe_gating": "top_k", "moe_glu": True, "moe_dropless": True,
+        },
+    },
     "linear_unclipped": {"layout": SMALL, "attention_types": [[["linear"], 1]], "gradient_clipping": None},
     "masked_adafactor": {"layout": SMALL, "mlm_training": True, "mlm_mask_id": 63, "opt_name": "adafactor"},
     "entmax_rotary": {"layout": SMALL, "entmax_loss": True, "rotary_emb": True, "mlp_glu": True, "num_mem_kv": 2},
