@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from gpt_mesh.interop.architectures import ARCHITECTURES
 from gpt_mesh.interop.export_model import export_model
 from gpt_mesh.interop.huggingface import main
 from gpt_mesh.interop.import_model import Imported, import_model
+from gpt_mesh.interop.model_folders import Joined, Part
+from gpt_mesh.interop.torch_files import TorchFile
 from gpt_mesh.interop.weights import HuggingFaceWeights, open_weights, weight_sizes
 from tests.support.hugging_face import write_torch
 from tests.support.layouts import LLAMA, NEOX, llama_logits, llama_state, write_meta, write_neox
@@ -278,3 +281,26 @@ def test_nothing_is_written_of_what_cannot_be_read(
     assert "mp_rank_00_model_states.pt: cannot be read" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "c").exists() and not (tmp_path / "r").exists()
     assert not tf.io.gfile.glob(str(tmp_path / "*importing*"))
+
+
+@pytest.mark.parametrize("axis", [0, 1, None])
+def test_memory_for_a_joined_tensor(tmp_path: Path, axis: int | None) -> None:
+    """The whole and one part."""
+    size, shards = 1024, 4
+    shape = {0: (size // shards, size), 1: (size, size // shards), None: (size, size)}[axis]
+    files = []
+    for number in range(shards):
+        write_torch(tmp_path / f"{number}.pth", {"w": np.full(shape, number + 1, np.float32)})
+        files.append(TorchFile(str(tmp_path / f"{number}.pth")))
+    joined = Joined([Part(file, "w") for file in files], axis)
+    tracemalloc.start()
+    try:
+        whole = joined.read()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    numbers = np.repeat(np.arange(1.0, 5.0), size // shards)
+    wanted = {0: numbers[:, None], 1: numbers[None], None: np.full((1, 1), 2.5)}[axis]
+    np.testing.assert_array_equal(whole, np.broadcast_to(wanted, (size, size)))
+    part = 4 * size * size if axis is None else size * size
+    assert peak < 4 * size * size + 1.2 * part + (1 << 20)
