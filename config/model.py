@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 from annotated_types import Ge, Gt, Interval
 from pydantic import BeforeValidator, WithJsonSchema, field_serializer
 
-from gpt_mesh.config.fields import NUMBER, WHOLE, Count, Flag, Group, Natural, Rate, count, key, same_as
+from gpt_mesh.config.fields import NUMBER, SMALL, WHOLE, Count, Flag, Group, Natural, Rate, Size, count, key, same_as
 from gpt_mesh.config.messages import Refused, one_of, show
 from gpt_mesh.config.moe import MoeParams
 from gpt_mesh.config.rope import RopeScaling
@@ -116,11 +116,11 @@ class ModelConfig(Group):
     """The architecture."""
 
     model: Literal["GPT"] = key("Model family.", default="GPT", touches="shapes")
-    n_head: Count = key("Attention heads; must divide `n_embd`.", touches="function")
-    n_embd: Count = key("Features of the residual stream.", touches="shapes")
+    n_head: Size = key("Attention heads; must divide `n_embd`.", touches="function")
+    n_embd: Size = key("Features of the residual stream.", touches="shapes")
     n_layer: Annotated[int, Interval(ge=1, le=MAX_LAYERS), WHOLE] = key("Transformer blocks.", touches="shapes")
-    n_ctx: Annotated[int, Ge(2), WHOLE] = key("Context length.", unit="tokens", touches="shapes")
-    n_vocab: Count = key("Rows of the token embedding; at least every dataset's `n_vocab`.", touches="shapes")
+    n_ctx: Annotated[int, Ge(2), WHOLE, SMALL] = key("Context length.", unit="tokens", touches="shapes")
+    n_vocab: Size = key("Rows of the token embedding; at least every dataset's `n_vocab`.", touches="shapes")
     n_positions: Count = key(
         "Another name for the context length, for converters; must equal `n_ctx`.",
         unit="tokens",

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, get_args
 from annotated_types import Interval
 from pydantic import AfterValidator, WithJsonSchema
 
-from gpt_mesh.config.fields import WHOLE, Count, Flag, Group, Natural, Text, key, same_as
+from gpt_mesh.config.fields import WHOLE, Count, Flag, Group, Natural, Size, Text, key, same_as
 from gpt_mesh.config.generation import GenerationSettings, agreeing
 from gpt_mesh.config.messages import Refused
 from gpt_mesh.storage.files import SCHEMES, path_problem
@@ -44,11 +44,11 @@ class TrainingConfig(Group):
         default_text="`masked` with `mlm_training`, else `next_token`",
         null_is_default=True,
     )
-    train_batch_size: Count = key("Batch of a training step, over all replicas.", unit="sequences")
-    eval_batch_size: Count = key(
+    train_batch_size: Size = key("Batch of a training step, over all replicas.", unit="sequences")
+    eval_batch_size: Size = key(
         "Batch of an evaluation step, over all replicas.", unit="sequences", **same_as("train_batch_size")
     )
-    predict_batch_size: Count = key("Samples generated together.", default=1)
+    predict_batch_size: Size = key("Samples generated together.", default=1)
     train_steps: Count = key("Step at which training ends.", unit="steps")
     eval_steps: Natural = key("Batches evaluated after each checkpoint; 0: none.", default=0, unit="batches")
     predict_steps: Natural = key("Batches sampled after each checkpoint; 0: none.", default=0, unit="batches")

@@ -220,7 +220,8 @@ def test_samples_need_a_tokenizer(refused: Callable[..., str], workspace: Worksp
     path = workspace.dataset("no_tokenizer", documents, tokenizer_path="gone.json", eos_id=0)
     config = with_dataset(workspace, "no_tokenizer", [1], predict_steps=1)
     line = refused("--model", config)
-    assert f"{config}: predict_steps = 1" in line and f"{path}: tokenizer_path: {Path.cwd()}/gone.json: no such tokenizer" in line
+    assert f"{config}: predict_steps = 1" in line
+    assert f"{path}: tokenizer_path: {Path.cwd()}/gone.json: no such tokenizer" in line
 
 
 # Runs that cannot be used
@@ -288,7 +289,8 @@ def test_predict_and_score_need_the_tokenizer(refused: Callable[..., str], copy:
     change(dataset, dataset, tokenizer_path="gone.json")
     text.write_text("import os")
     for flags in (["--predict", "--prompt", text], ["--score", text]):
-        assert f"{dataset}: tokenizer_path: {Path.cwd()}/gone.json: no such tokenizer" in refused("--model", copy, *flags)
+        line = refused("--model", copy, *flags)
+        assert f"{dataset}: tokenizer_path: {Path.cwd()}/gone.json: no such tokenizer" in line
 
 
 def test_prompts_that_cannot_be_used(

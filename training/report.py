@@ -80,7 +80,7 @@ def unwritable(config: Config, error: Exception) -> InputError:
     why, remedy = (os.strerror(found), "make room") if found and full else (reason(error), "fix that")
     named = getattr(error, "filename", None)
     ours = named is None or str(named).startswith(path)
-    what = f"model_path = {shown(path)}: cannot be written to" if ours else f"{shown(named)}: cannot be used"
+    what = f"model_path = {shown(path)}: cannot be written to" if ours else f"{shown(str(named))}: cannot be used"
     return InputError(
         f"{config.source}: {what} ({why}); {remedy}, and the same command continues from the newest checkpoint"
     )

@@ -250,7 +250,10 @@ def test_what_a_database_missed_is_delivered_later_and_once(
         (["--model", "demo", "--sacred_dir", "gs://bucket/x"], "error: --sacred_dir gs://bucket/x: "),
         (["--model", "demo", "--wandb", "project"], "error: --wandb: wandb is not installed; pip install wandb"),
         (["--deliver", "."], "error: --deliver: --mongo_url is missing"),
-        (["--deliver", "nowhere", "--mongo_url", "mongodb://127.0.0.1:1"], f"error: --deliver {Path.cwd()}/nowhere: no such folder"),
+        (
+            ["--deliver", "nowhere", "--mongo_url", "mongodb://127.0.0.1:1"],
+            f"error: --deliver {Path.cwd()}/nowhere: no such folder",
+        ),
     ],
 )
 def test_mistakes_are_one_line(
