@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_serializer
 
 from gpt_mesh.config.dataset import DatasetConfig
-from gpt_mesh.config.fields import Count, Flag, Group, Natural, Positive, Text, key
+from gpt_mesh.config.fields import Flag, Group, Natural, Positive, Size, Text, key
 from gpt_mesh.config.messages import Refused
 
 SamplingMode = Literal["documents_random", "documents_fixed", "chunks"]
@@ -27,7 +27,7 @@ class DatasetUse(Group):
     """One entry of `datasets`: a dataset, how its documents become sequences, and its share of the batch."""
 
     id: Text
-    stitch: Count = 25
+    stitch: Size = 25
     sampling_mode: Annotated[SamplingMode, BeforeValidator(_mode)] = "documents_random"
     weight: Positive = 1.0
     dataset: DatasetConfig = _UNREAD

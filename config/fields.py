@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval, MinLen
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -153,6 +153,17 @@ def whole(value: Any) -> int | float:
     return value
 
 
+def small(value: int) -> int:
+    """The size of a dimension, once it is known to have at most 31 bits, as ids and positions have.
+
+    Raises:
+        Refused: it has more.
+    """
+    if value >= 2**31:
+        raise Refused(f"must be at most {2**31 - 1}")
+    return value
+
+
 def number(value: Any) -> int | float:
     """The value, once it is known to be a finite number.
 
@@ -193,6 +204,8 @@ WHOLE = BeforeValidator(whole)
 NUMBER = BeforeValidator(number)
 Count = Annotated[int, Ge(1), WHOLE]
 Natural = Annotated[int, Ge(0), WHOLE]
+SMALL = AfterValidator(small)
+Size = Annotated[int, Ge(1), WHOLE, SMALL]
 Positive = Annotated[float, Gt(0), NUMBER]
 NonNegative = Annotated[float, Ge(0), NUMBER]
 Probability = Annotated[float, Interval(ge=0, le=1), NUMBER]

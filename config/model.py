@@ -8,7 +8,21 @@ from typing import Annotated, Any, Literal, get_args
 from annotated_types import Ge, Gt, Interval
 from pydantic import BeforeValidator, WithJsonSchema, field_serializer
 
-from gpt_mesh.config.fields import NUMBER, WHOLE, Count, Flag, Group, Natural, Positive, Rate, count, key, same_as
+from gpt_mesh.config.fields import (
+    NUMBER,
+    SMALL,
+    WHOLE,
+    Count,
+    Flag,
+    Group,
+    Natural,
+    Positive,
+    Rate,
+    Size,
+    count,
+    key,
+    same_as,
+)
 from gpt_mesh.config.messages import Refused, one_of, show
 from gpt_mesh.config.moe import MoeParams
 from gpt_mesh.config.rope import RopeScaling
@@ -139,25 +153,25 @@ class ModelConfig(Group):
     """The architecture."""
 
     model: Literal["GPT"] = key("Model family.", default="GPT", touches="shapes")
-    n_head: Count = key("Attention heads; must divide `n_embd` unless `head_dim` is given.", touches="function")
-    n_embd: Count = key("Features of the residual stream.", touches="shapes")
+    n_head: Size = key("Attention heads; must divide `n_embd` unless `head_dim` is given.", touches="function")
+    n_embd: Size = key("Features of the residual stream.", touches="shapes")
     n_layer: Annotated[int, Interval(ge=1, le=MAX_LAYERS), WHOLE] = key("Transformer blocks.", touches="shapes")
-    n_ctx: Annotated[int, Ge(2), WHOLE] = key("Context length.", unit="tokens", touches="shapes")
-    n_vocab: Count = key("Rows of the token embedding; at least every dataset's `n_vocab`.", touches="shapes")
+    n_ctx: Annotated[int, Ge(2), WHOLE, SMALL] = key("Context length.", unit="tokens", touches="shapes")
+    n_vocab: Size = key("Rows of the token embedding; at least every dataset's `n_vocab`.", touches="shapes")
     n_positions: Count = key(
         "Another name for the context length, for converters; must equal `n_ctx`.",
         unit="tokens",
         touches="shapes",
         **same_as("n_ctx"),
     )
-    num_kv_heads: Count = key(
+    num_kv_heads: Size = key(
         "Heads of keys and values; must divide `n_head`. Each serves a group of `n_head` / `num_kv_heads` consecutive "
         "heads of queries (grouped-query attention, arXiv:2305.13245); 1: multi-query attention (arXiv:1911.02150).",
         touches="shapes",
         used=lambda values: values["num_kv_heads"] != values["n_head"],
         **same_as("n_head"),
     )
-    head_dim: Count = key(
+    head_dim: Size = key(
         "Features of an attention head.",
         touches="shapes",
         used=lambda values: not _follows_width(values),
@@ -305,7 +319,7 @@ class ModelConfig(Group):
         touches="shapes",
         used=lambda values: values["norm"] == "layernorm",
     )
-    intermediate_size: Count = key(
+    intermediate_size: Size = key(
         "Features inside a feed-forward layer: with `mlp_glu`, of values and of gates each. This is Hugging Face's "
         "meaning; GPT-NeoX divides the size of a gated layer by three and rounds it up.",
         touches="shapes",

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 from annotated_types import Interval
 from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 
-from gpt_mesh.config.fields import WHOLE, Count, Flag, Group, Natural, Text, count, key, same_as
+from gpt_mesh.config.fields import WHOLE, Count, Flag, Group, Natural, Size, Text, count, key, same_as
 from gpt_mesh.config.generation import GenerationSettings, agreeing
 from gpt_mesh.config.messages import Refused
 from gpt_mesh.storage.files import SCHEMES, path_problem
@@ -71,11 +71,11 @@ class TrainingConfig(Group):
         default_text="`masked` with `mlm_training`, else `next_token`",
         null_is_default=True,
     )
-    train_batch_size: Count = key("Batch of a training step, over all replicas.", unit="sequences")
-    eval_batch_size: Count = key(
+    train_batch_size: Size = key("Batch of a training step, over all replicas.", unit="sequences")
+    eval_batch_size: Size = key(
         "Batch of an evaluation step, over all replicas.", unit="sequences", **same_as("train_batch_size")
     )
-    predict_batch_size: Count = key("Samples generated together.", default=1)
+    predict_batch_size: Size = key("Samples generated together.", default=1)
     batch_ramp: BatchRamp = key(
         "Smaller batches at the beginning: `[[batch, steps], ...]`, one after the other, then `train_batch_size`. Each "
         "size is compiled once.",

@@ -9,6 +9,7 @@ from gpt_mesh.errors import InputError, shown
 from gpt_mesh.meshes.devices import MeshPlan
 from gpt_mesh.meshes.layouts import plan_mesh
 from gpt_mesh.planning.graph import limits_of
+from gpt_mesh.planning.memory import check_memory
 from gpt_mesh.storage.progress import alive, log
 
 
@@ -26,7 +27,9 @@ def make_plan(config: Config, hosts: Hosts, *, fit: bool, training: bool = False
     """
     limits = limits_of(config)
     try:
-        return plan_mesh(config, limits, hosts.devices, fit=fit, chosen=hosts.chosen, training=training)
+        plan = plan_mesh(config, limits, hosts.devices, fit=fit, chosen=hosts.chosen, training=training)
+        check_memory(config, plan)
+        return plan
     except InputError as error:
         if hosts.per_host and config.mesh.size != len(hosts.devices):
             raise InputError(f"{error}; devices of each host: {hosts.per_host}") from None

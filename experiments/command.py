@@ -31,6 +31,7 @@ def run(flags: argparse.Namespace) -> int:
     """
     config = flags.main.mode.config(flags.main)[0]
     observers = _observers(flags, config)
+    from gpt_mesh.experiments.abandoned import end_abandoned
     from gpt_mesh.experiments.tensorboard_page import tensorboard
     from gpt_mesh.experiments.tracking import track
 
@@ -55,6 +56,7 @@ def run(flags: argparse.Namespace) -> int:
         Signals() as signals,
         tensorboard(directory) if flags.tensorboard else contextlib.nullcontext(),
     ):
+        end_abandoned(observers[0].observer.basedir, directory)
         ending = track(name, config, command, plan, signals, observers, flags.beat, config.source)
     if ending.status == "failed" and not ending.reason.startswith("error: "):  # otherwise the error is already logged
         log.error("the run failed: %s", (ending.reason or "it gave no reason").splitlines()[-1])

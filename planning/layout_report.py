@@ -31,6 +31,9 @@ EFFECTS = {
 }
 
 
+MAX_DEVICES = 2**16  # the meshes of more would be too many to try
+
+
 def devices_of(config: Config, requested: Sequence[str] | None) -> int:
     """The number of devices to find a layout for: those requested, else the config's mesh, else this host's."""
     if requested is None and config.mesh.size > 1:
@@ -45,6 +48,8 @@ def find_layouts(config: Config, devices: int, *, keep_mesh: bool) -> list[Candi
         InputError: the config's mesh is for another number of devices, or the model cannot be split over so many.
     """
     mesh = config.mesh
+    if devices > MAX_DEVICES:
+        raise InputError(f"{config.source}: {devices:,} devices: layouts are found for at most {MAX_DEVICES:,}")
     if keep_mesh and mesh.size > 1 and mesh.size != devices:
         raise InputError(
             f'{config.source}: "mesh_shape": "{mesh.mesh_shape}" is for {mesh.size} devices and --auto_layout keeps '

@@ -9,15 +9,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping
 
 from gpt_mesh.meshes.compat import mtf
 
 from gpt_mesh.config import Config
+from gpt_mesh.errors import InputError
 from gpt_mesh.meshes.devices import OPTIMIZER_PART, MeshPlan
 from gpt_mesh.optimizers.registry import find
 from gpt_mesh.planning.graph import Description, Names, Section, describe, divided, names_of, weights_of
+from gpt_mesh.planning.metrics import human_bytes
 from gpt_mesh.steps.microbatches import microbatch_size
 from gpt_mesh.steps.state_split import StateSplit
 
@@ -44,6 +47,30 @@ def training_memory(config: Config, plan: MeshPlan | None = None) -> dict[str, i
         "optimizer": int(4 * _held_state(config, plan)),
         "activations": int(_activations(config, plan, describe(config, plan), microbatch, sequences)),
     }
+
+
+def check_memory(config: Config, plan: MeshPlan) -> None:
+    """Refuse a model whose weights alone, or a batch whose tokens alone, are larger than the memory of a host.
+
+    On GPUs, whose memory is not known here, at least 1 TiB of weights a host is allowed.
+
+    Raises:
+        InputError: this cannot work.
+    """
+    hosts = Counter(name.partition("/device:")[0] for name in plan.devices)
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    room = there if all("CPU" in name for name in plan.devices) else max(there, 1 << 40)
+    weights = 4 * _cut(_weights(config), plan) * max(hosts.values())
+    if weights > room:
+        raise InputError(
+            f"{config.source}: n_embd = {config.model.n_embd}, n_vocab = {config.model.n_vocab}, n_layer = "
+            f"{config.model.n_layer}: the weights take {human_bytes(weights)}, more than the {human_bytes(room)} "
+            "of memory; make the model smaller, or use more hosts"
+        )
+    for name in ("train_batch_size", "eval_batch_size", "predict_batch_size"):
+        size = getattr(config.training, name)
+        if 4 * size * config.model.n_ctx > there:
+            raise InputError(f"{config.source}: {name} = {size}: its tokens do not fit into memory; make it smaller")
 
 
 def _activations(config: Config, plan: MeshPlan, description: Description, microbatch: int, sequences: int) -> float:

@@ -541,6 +541,14 @@ def test_dataset_beside_the_model_config_wins(own_directory: Path) -> None:
     assert parse(own_directory, {"datasets": ["pile"]}).data.datasets[0].dataset.n_vocab == 11
 
 
+def test_sizes_have_31_bits() -> None:
+    for name in ("n_vocab", "n_ctx", "n_embd", "n_head", "train_batch_size", "eval_batch_size", "predict_batch_size"):
+        with pytest.raises(InputError, match=f"{name} = {2**40}: must be at most {2**31 - 1}$"):
+            parse_config({**TOY, name: 2**40}, "model.json")
+    with pytest.raises(InputError, match="the stitch 2147483648 cannot work: must be at most"):
+        parse_config({**TOY, "datasets": [["toy", 2**31]]}, "model.json")
+
+
 def test_seeds_have_64_bits() -> None:
     for seed in (-(2**63), 2**63 - 1):
         assert generation_settings({"seed": seed}, "x").seed == seed

@@ -133,6 +133,7 @@ def _texts(folder: Path) -> None:
 BEFORE: Mapping[str, Callable[[Path], None]] = {
     "--steps_per_checkpoint 500 --experiment_name": lambda folder: _edit(folder, "my_model", train_steps=6),
     "--profile 100:110": lambda folder: _edit(folder, "my_model", train_steps=112),
+    "--replay_step 6": lambda folder: _edit(folder, "my_model", train_steps=6),
     "import gpt-neo-125m": _downloaded,
     "--model tuned --init_from": _tuned,
     "--cluster localhost": _two_hosts,

@@ -133,6 +133,22 @@ def test_an_interruption_is_in_the_record(track: Track, tmp_path: Path) -> None:
     check_series(read(record / "metrics.json"), last=12)
 
 
+def test_a_killed_run_does_not_stay_running(track: Track) -> None:
+    """The next start of the same run says how it ended; records of other runs stay as they are."""
+    for _ in range(3):
+        _, record = track(("end", 0))
+    ours, other, done = (record.with_name(number) for number in "123")
+    for folder in (ours, other):
+        values = read(folder / "run.json")
+        (folder / "run.json").write_text(json.dumps({**values, "status": "RUNNING", "stop_time": None}))
+    info = read(other / "info.json")
+    (other / "info.json").write_text(json.dumps({**info, "model_path": "/elsewhere"}))
+    track(("end", 0))
+    found = read(ours / "run.json")
+    assert (found["status"], found["stop_time"]) == ("INTERRUPTED", found["heartbeat"])
+    assert [read(folder / "run.json")["status"] for folder in (other, done)] == ["RUNNING", "COMPLETED"]
+
+
 def test_a_signal_while_the_record_is_begun_starts_nothing(track: Track, monkeypatch: pytest.MonkeyPatch) -> None:
     def signalled(path: Path) -> tuple[None, None, None]:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from gpt_mesh.config import load_config
+from gpt_mesh.errors import InputError
 from gpt_mesh.meshes.devices import MeshPlan
 from gpt_mesh.models.shapes import weight_count
 from gpt_mesh.planning import graph
-from gpt_mesh.planning.memory import training_memory
+from gpt_mesh.planning.memory import check_memory, training_memory
 from tests.support.models import is_weight, make_engine, tiny_config
 
 
@@ -175,3 +176,19 @@ def test_flash_attention_holds_no_weights_of_attention(monkeypatch):
     assert training_memory(config, gpu)["activations"] == plain - weights + sums
     with_dropout = training_memory(tiny_config(**keys, attn_dropout=0.1), gpu)["activations"]
     assert with_dropout == pytest.approx(plain, rel=0.25), "scores in float32 and weights in bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"n_vocab": 2**31 - 1}, "the weights take .* more than the .* of memory"),
+        ({"n_embd": 2**30}, "the weights take"),
+        ({"train_batch_size": 2**31 - 1}, "train_batch_size = 2147483647: its tokens do not fit into memory"),
+        ({"eval_batch_size": 2**31 - 1}, "eval_batch_size"),
+    ],
+)
+def test_what_no_machine_holds_is_refused(keys, said):
+    here = MeshPlan({}, {}, ("/device:CPU:0",))
+    check_memory(tiny_config(), here)
+    with pytest.raises(InputError, match=said):
+        check_memory(tiny_config(**keys), here)
