@@ -120,7 +120,7 @@ def test_wrong_flags_exit_with_2(flags: list[str], capsys: pytest.CaptureFixture
 
 
 def test_unexpected_errors_keep_their_traceback(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpt_mesh.commands.mode.find_config", lambda name: 1 / 0)
+    monkeypatch.setattr("gpt_mesh.commands.mode.find_config", lambda names, settings: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main.main(["--model", "x"])
 
