@@ -90,14 +90,9 @@ def test_several_files_are_laid_left_to_right(folder: Path) -> None:
     assert config.source.replace(f"{folder}/", "") == "toy.json + data/short.json + fast.yml + --set"
     line = origins_line(config.source)
     assert line is not None
-<<<<<<< HEAD
-    start = "train_steps from data/short.json; activation_function from fast.yml; lr, generation from "
-    assert line.replace(f"{folder}/", "").startswith(start)
-=======
     assert line.replace(f"{folder}/", "").startswith(
         "train_steps from data/short.json; activation_function from fast.yml; lr, generation from --set; "
     )
->>>>>>> F
 
 
 def test_refusals_name_the_layer_of_the_key(folder: Path) -> None:

@@ -88,7 +88,8 @@ def _alibi(given: Keys) -> Keys:
 
 def _share(given: Keys) -> Keys:
     """Two features of each head rotate."""
-    return {"pos_emb": "rotary", "rotary_pct": 2 * given["n_head"] / given["n_embd"], "rotary_emb_base": 100}
+    head_dim = given.get("head_dim", given["n_embd"] // given["n_head"])
+    return {"pos_emb": "rotary", "rotary_pct": 2 / head_dim, "rotary_emb_base": 100}
 
 
 def _off_or_on(name: str) -> list[Choice]:
