@@ -167,6 +167,7 @@ BEYOND: list[tuple[str, dict[str, Any]]] = [
     ("macaron", {"macaron": True}),
     ("share_parameters", {"share_parameters": True, "attention_types": [[["global"], 2]]}),
     ("num_mem_kv", {"num_mem_kv": 2}),
+    ("gpt_neo_original", {"gpt_neo_original": True}),
     ("num_kv_heads", {"num_kv_heads": 1}),
     ("head_dim", {"head_dim": 8}),
     ("use_bias_in_attn_linear", {"use_bias_in_attn_linear": True}),
