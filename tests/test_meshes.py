@@ -27,7 +27,10 @@ MODEL = {
     "res_dropout": 0.1,
     "recompute_grad": True,
 }
-LLAMA_KEYS = {**LLAMA, "num_kv_heads": 2, "n_ctx": 8, "train_batch_size": 8, "res_dropout": 0.1, "recompute_grad": True}
+LLAMA_KEYS = {
+    **LLAMA, "n_head": 8, "num_kv_heads": 4, "n_ctx": 8, "train_batch_size": 8, "res_dropout": 0.1,
+    "recompute_grad": True,
+}  # fmt: skip
 QUICK = [("a:2", "batch:a")]
 SLOW = [
     ("a:2", "memory_length:a"),
