@@ -175,6 +175,7 @@ BEYOND: list[tuple[str, dict[str, Any]]] = [
     ("qk_norm", {"qk_norm": True}),
     ("scale_attn_weights", {"scale_attn_weights": True}),
     ("norm", {"norm": "rmsnorm"}),
+    ("gpt_neo_original", {"gpt_neo_original": True}),
     ("norm_placement", {"norm_placement": "both"}),
     ("use_bias_in_norms", {"use_bias_in_norms": False}),
     ("use_bias_in_mlp", {"use_bias_in_mlp": False}),

@@ -149,9 +149,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, workspace: Workspace) -> d
     for family, shapes in FAMILIES.items():
         values = next(iter(shapes.values()))
         keys = ARCHITECTURES[family].read(values, family)
-        path = workspace.config(
-            f"trained_{family}", **keys, embed_dropout=0, attn_dropout=0, res_dropout=0, train_steps=100
-        )  # fmt: skip
+        training = {"embed_dropout": 0, "attn_dropout": 0, "res_dropout": 0, "train_steps": 100}
+        path = workspace.config(f"trained_{family}", **{"attention_types": None, **keys, **training})
         config = load_config(str(path))
         result = api.train(config)
         export_model(config, result.checkpoint, str(root / family), architecture=family)

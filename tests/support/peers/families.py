@@ -34,9 +34,11 @@ def made_up(job: dict[str, Any]) -> None:
 
 
 def loaded(folder: str) -> Any:
-    more = {}
-    if transformers.__version__ >= "5" and hasattr(AutoConfig.from_pretrained(folder), "num_local_experts"):
-        more = {"experts_implementation": "eager"}  # the usual one knows no float64
+    config, more = AutoConfig.from_pretrained(folder), {}
+    if transformers.__version__ >= "5" and hasattr(config, "num_local_experts"):
+        more["experts_implementation"] = "eager"  # the usual one knows no float64
+    if not getattr(config, "scale_attn_weights", True):
+        more["attn_implementation"] = "eager"  # the usual one of version 4 scales all the same
     model, loading = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, dtype=torch.float32, **more)
     left = {name: loading[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys") if loading[name]}
     assert not left, (folder, left)
