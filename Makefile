@@ -36,7 +36,7 @@ LINK = mkdir -p $(1)/src && ln -sfn "$(CURDIR)" $(1)/src/gpt_mesh && $(1)/bin/py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-slow test-all test-tpu test-peers test-beam test-browser test-loggers test-notebooks test-wheel tpu-env peers-env beam-env lint types docs docs-check lock clean
+.PHONY: help venv demo test test-slow test-all test-tpu test-peers test-beam test-browser test-loggers test-notebooks test-wheel tpu-env peers-env beam-env audit lint types docs docs-check lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -86,6 +86,9 @@ beam-env: $(BEAM)  ## make .venv-beam, where create_tfrecords.py --runner runs
 peers-env: $(PEERS)  ## make .venv-peers, where Hugging Face and PyTorch are (CPU)
 
 tpu-env: $(TPU)  ## make .venv-tpu, what --tpu runs in (Python 3.10 or 3.11)
+
+audit: $(DEV)  ## compare the locked versions with a file of OSV's advisories: make audit ADVISORIES=all.zip
+	$(BIN)/python -m tests.audit $(ADVISORIES)
 
 lint: $(DEV)  ## ruff: mistakes, style, import order
 	$(BIN)/ruff check .

@@ -13,8 +13,10 @@ class InputError(ValueError):
     """
 
     def __str__(self) -> str:
-        """One line even where it quotes a file name that has a line break in it."""
-        return super().__str__().replace("\r", "\\r").replace("\n", "\\n")
+        """One line of bounded length, even where it quotes a name with line breaks, or one of megabytes."""
+        text = super().__str__()
+        text = text if len(text) <= 4000 else f"{text[:2000]} … {text[-1000:]}"
+        return text.replace("\r", "\\r").replace("\n", "\\n")
 
 
 def shown(path: str | os.PathLike[str]) -> str:

@@ -291,6 +291,8 @@ def path_problem(path: str) -> str | None:
         return "must not hold characters that no file name can have"
     if "\0" in path:
         return "must not hold characters that no file name can have"
+    if not is_url(path) and max(map(len, os.fsencode(path).split(b"/"))) > 255:
+        return "must not have a name of more than 255 bytes in it"
     if is_url(path) and path.partition("://")[0] not in SCHEMES:
         return "must be a local path, or one in gs://"
     return None

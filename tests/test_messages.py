@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gpt_mesh.data import create_tfrecords, train_tokenizer
-from gpt_mesh.errors import shown
+from gpt_mesh.errors import InputError, shown
 from gpt_mesh.experiments.report import write_report
 from gpt_mesh.interop import huggingface
 from tests.support.runs import Run, Workspace
@@ -20,6 +20,7 @@ def test_one_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("gs://bucket/a", "ram://a", "-"):
         assert shown(name) == name
     assert shown("a\nb") == f"{tmp_path}/a\\nb"
+    assert len(str(InputError("x" * 10_000_000))) < 4000
 
 
 @pytest.mark.parametrize(
