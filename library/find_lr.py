@@ -17,7 +17,7 @@ from gpt_mesh.storage.progress import Progress
 LOWEST, HIGHEST = 1e-6, 1.0
 _SMOOTHING = 0.9  # weight of the past in the mean of the loss
 _DIVERGED = 1.5  # times the smallest loss: the search ends
-_SCHEDULE_STEPS = 10**6  # of the warm-up that gives every rate
+_SCHEDULE_STEPS = 10**9  # of the warm-up that gives every rate
 
 
 @dataclass(frozen=True)

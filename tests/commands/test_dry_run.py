@@ -42,7 +42,7 @@ def test_a_dry_run_of_a_run_counts_what_is_left(workspace: Workspace) -> None:
     [
         ({"datasets": ["none_such"]}, "no dataset config"),
         ({"eval_steps": 1, "datasets": [["tiny", 1, "chunks", 1.0]]}, "needs n_ctx + 1 = 33 in every record"),
-        ({"model_path": "/proc/nothing/here"}, "model_path = /proc/nothing/here: cannot be written to"),
+        ({"model_path": "/dev/null/run"}, "model_path = /dev/null/run: cannot be written to"),
         ({"mesh_shape": "x:2", "layout": "batch:x"}, "mesh_shape"),
     ],
 )
