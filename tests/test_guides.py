@@ -246,7 +246,8 @@ def test_the_guide_and_the_example(guided: Path) -> None:
     assert json.loads(rows[0])["step"] == 4
     in_memory, example = [block for block in to_run("README.md") if "gpt_mesh.train" in block.text]
     assert len(in_memory.text.splitlines()) <= 10
-    assert "at step 200, context 64: runs/characters/model.ckpt-200>" in follow(guided, in_memory).stdout
+    saved = guided / "runs" / "characters" / "model.ckpt-200"
+    assert f"at step 200, context 64: {saved}>" in follow(guided, in_memory).stdout
     n_vocab = json.loads((guided / "configs" / "my_model.json").read_text())["n_vocab"]
     assert f"(1, 3, {n_vocab})" in follow(guided, example).stdout
 

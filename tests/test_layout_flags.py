@@ -46,7 +46,7 @@ def test_auto_layout_prints_what_can_be_pasted(workspace: Workspace, run: Run) -
     [
         (("--devices", "4"), "--devices goes with --auto_layout or --auto_layout_and_mesh_shape only"),
         (("--apply",), "--apply goes with --auto_layout or --auto_layout_and_mesh_shape only"),
-        (("--fit_mesh", "--eval"), "--fit_mesh goes with training only"),
+        (("--fit_mesh", "--eval"), "--fit_mesh goes with training, --dry_run and --find_lr only"),
         (("--auto_layout", "--auto_layout_and_mesh_shape"), "not allowed with argument"),
         (("--auto_layout", "--devices", "0"), "'0' is not a whole number of at least 1"),
     ],

@@ -65,7 +65,7 @@ def test_the_slurm_script_starts_main_on_every_host(tmp_path):
     )
     calls = [main.parse_arguments(shlex.split(line)[1:]) for line in done.stdout.splitlines()]
     assert [call.worker for call in calls] == [0, 1]
-    assert all((call.model, call.cluster) == ("my_model", "node0:2222,node1:2222") for call in calls)
+    assert all((call.model, call.cluster) == (["my_model"], "node0:2222,node1:2222") for call in calls)
 
 
 def test_the_kubernetes_job_names_each_of_its_pods():

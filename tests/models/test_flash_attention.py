@@ -24,8 +24,14 @@ ON_GPU = have_tensor_cores(["/device:GPU:0"])
 needs_gpu = pytest.mark.skipif(not ON_GPU, reason="no NVIDIA GPU here")
 
 
+def by_query(x: tf.Tensor, q: tf.Tensor) -> tf.Tensor:
+    """Keys or values, once for each head of `q` that shares them."""
+    return tf.repeat(x, q.shape[2] // x.shape[2], axis=2)
+
+
 def scores_of(settings: dict[str, Any], q: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
     """float32 [batch, heads, queries, keys]."""
+    k = by_query(k, q)
     scores = tf.einsum("bqhf,bkhf->bhqk", tf.cast(q, tf.float32), tf.cast(k, tf.float32)) * settings["fmha_scale"]
     distance = tf.range(q.shape[1])[:, None] - tf.range(k.shape[1])[None, :]
     seen = tf.ones_like(distance, tf.bool)
@@ -65,7 +71,7 @@ class StandIn:
     def fmhaSoftmax(settings: dict[str, Any], q: tf.Tensor, k: tf.Tensor, v: tf.Tensor) -> list[tf.Tensor]:
         scores = scores_of(settings, q, k)
         weights = tf.nn.softmax(scores)
-        return [tf.einsum("bhqk,bkhf->bqhf", weights, tf.cast(v, tf.float32)), tf.reduce_logsumexp(scores, -1)]
+        return [tf.einsum("bhqk,bkhf->bqhf", weights, tf.cast(by_query(v, q), tf.float32)), tf.reduce_logsumexp(scores, -1)]
 
     @staticmethod
     def fmhaSoftmaxBackward(
@@ -80,13 +86,14 @@ class StandIn:
         """The formulas of the paper, from what the forward pass has kept."""
         q, k, v, upstream, attended = (tf.cast(x, tf.float32) for x in (q, k, v, upstream, attended))
         weights = tf.exp(scores_of(settings, q, k) - log_sums[..., None])
-        by_weight = tf.einsum("bqhf,bkhf->bhqk", upstream, v)
+        by_weight = tf.einsum("bqhf,bkhf->bhqk", upstream, by_query(v, q))
         share = tf.einsum("bqhf,bqhf->bhq", upstream, attended)
         by_score = weights * (by_weight - share[..., None]) * settings["fmha_scale"]
+        grouped = (*k.shape[:3], q.shape[2] // k.shape[2], k.shape[3])
         return [
-            tf.einsum("bhqk,bkhf->bqhf", by_score, k),
-            tf.einsum("bhqk,bqhf->bkhf", by_score, q),
-            tf.einsum("bhqk,bqhf->bkhf", weights, upstream),
+            tf.einsum("bhqk,bkhf->bqhf", by_score, by_query(k, q)),
+            tf.reduce_sum(tf.reshape(tf.einsum("bhqk,bqhf->bkhf", by_score, q), grouped), 3),
+            tf.reduce_sum(tf.reshape(tf.einsum("bhqk,bqhf->bkhf", weights, upstream), grouped), 3),
         ]
 
 

@@ -200,7 +200,7 @@ def test_the_command_gives_what_the_harness_gives(answer: dict, workspace: Works
 def test_mistakes_are_one_line(answer: dict) -> None:
     for said, wanted in zip(answer["mistakes"], (
         "model_args: name the model, such as config=demo",
-        "configs/nowhere.json: no such model config",
+        f"{REPOSITORY / 'configs' / 'nowhere.json'}: no such model config",
         "model_args dtype: unknown; use config and devices",
     ), strict=True):  # fmt: skip
         assert said.startswith(wanted) and "\n" not in said

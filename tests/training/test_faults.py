@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -55,7 +56,9 @@ def undisturbed(workspace: Workspace) -> Path:
 def test_of_a_file(
     workspace: Workspace, undisturbed: Path, library: Path, path: str, call: str, number: int, after: int
 ) -> None:
-    folder = workspace.root / f"fault_{path.replace('/', '_')}_{call}" / "run"
+    # Not with `path` in it: then the fault would hit whatever is done in the folder.
+    name = re.sub(r"\W", "_", path)
+    folder = workspace.root / f"fault_{name}_{call}" / "run"
     config = workspace.config("fault", train_steps=9, eval_steps=1, model_path=str(folder))
     faults = {"FAULT_PATH": path, "FAULT_CALL": call, "FAULT_ERRNO": str(number), "FAULT_AFTER": str(after)}
     command = [sys.executable, str(REPOSITORY / "main.py"), "--model", str(config), "--steps_per_checkpoint", "3"]
