@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import regex
 import sentencepiece
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -53,6 +52,8 @@ def ids_by_rank(text: str, ranks: Mapping[bytes, int], pattern: str) -> list[int
     """The ids of a text without special tokens, by tiktoken's rule: of each stretch that the pattern finds, merge the
     neighbours whose concatenation has the lowest rank, unless the whole stretch is a token.
     """
+    import regex  # not in TPUEstimator's environment, where other tests import this file
+
     found: list[int] = []
     for stretch in regex.findall(pattern, text):
         whole = stretch.encode()
