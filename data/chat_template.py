@@ -58,11 +58,13 @@ class ChatTemplate:
         text: the Jinja program.
         where: its source, for messages.
         special: `bos_token`, `eos_token` and so on, as the tokenizer's files name them.
+        chosen: it was named, and did not come with the tokenizer.
     """
 
     text: str
     where: str
     special: Mapping[str, str] = field(default_factory=dict)
+    chosen: bool = False
 
     @staticmethod
     def of(folder: str, encoder: Encoder) -> ChatTemplate | None:
@@ -86,11 +88,11 @@ class ChatTemplate:
         special = special_names(encoder.source, encoder)
         if name in NAMED:
             path = os.path.join(os.path.dirname(__file__), "chat_templates", f"{name}.jinja")
-            return ChatTemplate(read_text(path), f"chat template {name}", special).checked()
+            return ChatTemplate(read_text(path), f"chat template {name}", special, chosen=True).checked()
         if not storage.exists(name) or storage.is_folder(name):
             names = ", ".join(NAMED)
             raise InputError(f"--chat_template {name}: neither a file nor one of {names}; name one of these, or a file")
-        return ChatTemplate(read_text(name, LARGEST_TEXT), shown(name), special).checked()
+        return ChatTemplate(read_text(name, LARGEST_TEXT), shown(name), special, chosen=True).checked()
 
     def checked(self) -> ChatTemplate:
         """Itself, once it compiles. Raises InputError if it does not."""
@@ -126,6 +128,10 @@ class ChatTemplate:
         for i, (begin, end) in enumerate(encoding.offsets):
             learned[i] = any((first < end and begin < last) or first <= begin == end < last for first, last in spans)
         return Conversation(list(encoding.ids), learned)
+
+    def encode_text(self, encoder: Encoder, text: str) -> list[int]:
+        """The ids of a rendered text, special tokens included."""
+        return encoder.encode(text)
 
     def spans(self, messages: Sequence[Message], text: str) -> list[tuple[int, int]]:
         """What the assistant wrote in `text`, the rendered messages: (begin, end) in characters.
@@ -211,12 +217,8 @@ class ChatTemplate:
     def _tags(self) -> set[str]:
         return {"generation"} if "endgeneration" in self.text else set()
 
-    def __getstate__(self) -> tuple[str, str, dict[str, str]]:
-        return self.text, self.where, dict(self.special)  # without the compiled program
-
-    def __setstate__(self, state: tuple[str, str, dict[str, str]]) -> None:
-        for name, value in zip(("text", "where", "special"), state, strict=True):
-            object.__setattr__(self, name, value)
+    def __reduce__(self) -> tuple[type[ChatTemplate], tuple[Any, ...]]:
+        return ChatTemplate, (self.text, self.where, dict(self.special), self.chosen)  # without the compiled program
 
 
 def template_text(folder: str) -> str | None:

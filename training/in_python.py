@@ -119,7 +119,7 @@ def config_with_data(model: AnyModel | None, settings: Mapping[str, Any], given:
         "datasets": [[DATASET, 1, "chunks" if as_samples else "documents_random", 1.0]],
     }  # fmt: skip
     if in_memory.is_marked([*documents, *held_out]):
-        found["objective"] = "completion"
+        found["objective"] = "sft"
     if not evaluated and "eval_steps" not in settings:
         found["eval_steps"] = 0
     elif "eval_steps" not in values:

@@ -31,7 +31,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer: Tokenizer = byte_level()
     tokenizer.add_special_tokens(list(SPECIAL))
     tokenizer.save(str(path / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": {"__type": "AddedToken", "content": "</s>"}}
+    end = {"__type": "AddedToken", "content": "</s>"}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": end}
     (path / "tokenizer_config.json").write_text(json.dumps(settings))
     return path
 
