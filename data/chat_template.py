@@ -19,6 +19,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
+from gpt_mesh.config import DatasetConfig
 from gpt_mesh.data.encoders import Encoder
 from gpt_mesh.data.tokenizer_errors import library_errors
 from gpt_mesh.data.tokenizer_folders import read_object, read_text
@@ -91,8 +92,22 @@ class ChatTemplate:
             return ChatTemplate(read_text(path), f"chat template {name}", special, chosen=True).checked()
         if not storage.exists(name) or storage.is_folder(name):
             names = ", ".join(NAMED)
-            raise InputError(f"--chat_template {name}: neither a file nor one of {names}; name one of these, or a file")
+            raise InputError(f"{name}: neither a file nor one of {names}; name one of these, or a file")
         return ChatTemplate(read_text(name, LARGEST_TEXT), shown(name), special, chosen=True).checked()
+
+    @staticmethod
+    def of_dataset(dataset: DatasetConfig, encoder: Encoder) -> ChatTemplate | None:
+        """The template that a dataset config names, else that of the tokenizer's folder; None if there is neither.
+
+        Raises:
+            InputError: see `of` and `named`.
+        """
+        if dataset.chat_template is None:
+            return ChatTemplate.of(encoder.source, encoder)
+        try:
+            return ChatTemplate.named(dataset.resolve(dataset.chat_template), encoder)
+        except InputError as error:
+            raise InputError(f"{dataset.source}: chat_template: {error}") from None
 
     def checked(self) -> ChatTemplate:
         """Itself, once it compiles. Raises InputError if it does not."""
@@ -295,8 +310,9 @@ def _environment() -> Any:
     """The environment in which transformers renders chat templates, with multiplication bounded."""
     import jinja2
     from jinja2 import nodes
+    from jinja2.exceptions import SecurityError
     from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
         """`{% generation %} … {% endgeneration %}`: what the assistant writes."""

@@ -74,6 +74,7 @@ def create_tfrecords(flags: argparse.Namespace) -> None:
             *(flags.write_dataset_config, flags.output_dir, manifest, encoder),
             eos_id=flags.separator[-1] if flags.separator else None,
             pretrained=flags.use_gpt2_tokenizer,
+            chat_template=flags.chat_template,
         )
     for name, split in manifest.splits.items():
         print(f"files: {len(split.shards):,}, {os.path.join(flags.output_dir, shard_pattern(manifest.prefix(name)))}")
@@ -244,7 +245,10 @@ def _rendering(flags: argparse.Namespace, encoder: Encoder) -> Rendering | None:
         if given:
             raise InputError(f"--{name}: goes with --records text only; leave it out")
     named = flags.chat_template
-    template = ChatTemplate.of(encoder.source, encoder) if named is None else ChatTemplate.named(named, encoder)
+    try:
+        template = ChatTemplate.of(encoder.source, encoder) if named is None else ChatTemplate.named(named, encoder)
+    except InputError as error:
+        raise InputError(f"--chat_template: {error}" if named is not None else str(error)) from None
     return Rendering(flags.records, encoder, template, flags.maximum_size)
 
 

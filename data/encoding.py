@@ -109,7 +109,7 @@ def join(encoded_tasks: Iterable[tuple[Sequence[Origin | None], Encoded]]) -> It
     size = 0
     for origins, encoded in encoded_tasks:
         ids_of_texts = np.split(encoded.ids, np.cumsum(encoded.lengths)[:-1])
-        rendered = encoded.rendered or [None] * len(ids_of_texts)
+        rendered: Sequence[Rendered | None] = encoded.rendered or [None] * len(ids_of_texts)
         for origin, ids, bytes_of_text, one in zip(origins, ids_of_texts, encoded.bytes, rendered, strict=True):
             held.append(ids)
             size += bytes_of_text

@@ -73,7 +73,9 @@ class Rendering:
             return self._conversation(record["messages"])
         if "completion" in record:
             ids = self._sequence(record["prompt"], record["completion"])
-            parts = (ids,) if "label" not in record else (ids, _NOTHING) if record["label"] else (_NOTHING, ids)
+            parts: tuple[Ids, ...] = (ids,)
+            if "label" in record:
+                parts = (ids, _NOTHING) if record["label"] else (_NOTHING, ids)
         else:
             parts = tuple(self._sequence(record["prompt"], record[side]) for side in ("chosen", "rejected"))
         if self.maximum_size is not None and max(map(len, parts)) > self.maximum_size:

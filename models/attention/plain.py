@@ -79,7 +79,7 @@ def _mask(problem: Problem) -> mtf.Tensor:
     def mask(positions: tf.Tensor, keys: tf.Tensor, *operands: tf.Tensor) -> tf.Tensor:
         query, key, starts = positions[:, None], keys[None, :], None
         if packed:
-            first, *operands = operands
+            first, operands = operands[0], operands[1:]
             starts = first[:, None, :, None] if bias is not None else first[:, :, None]
         added = tf.cast(0.0 if bias is None else bias.function(query, key, *operands), dtype)
         return tf.where(problem.view.sees_inside(query, key, starts), added, tf.cast(MASKED, dtype))

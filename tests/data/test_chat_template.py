@@ -72,7 +72,8 @@ def test_named_templates_render_and_encode_as_transformers_does(name: str, folde
 )
 def test_answers_are_learned_with_their_end(name: str, learned: list[str], encoder: Encoder) -> None:
     found = ChatTemplate.named(name, encoder).encode(encoder, CONVERSATIONS[2])
-    parts, inside = [], False
+    parts: list[list[int]] = []
+    inside = False
     for token, marked in zip(found.ids, found.learned, strict=True):
         if marked:
             parts[len(parts) - inside :] = [[*(parts[-1] if inside else []), token]]
@@ -146,5 +147,5 @@ def test_a_template_that_is_none_names_the_line(encoder: Encoder, tmp_path: Path
     (tmp_path / "bad.jinja").write_text("{{ bos_token }}\n{% for %}")
     with pytest.raises(InputError, match=r"bad\.jinja: the chat template is no Jinja template \(line 2: "):
         ChatTemplate.named(str(tmp_path / "bad.jinja"), encoder)
-    with pytest.raises(InputError, match="--chat_template nothing: neither a file nor one of alpaca, chatml"):
+    with pytest.raises(InputError, match="nothing: neither a file nor one of alpaca, chatml"):
         ChatTemplate.named("nothing", encoder)

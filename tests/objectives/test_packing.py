@@ -12,7 +12,8 @@ from gpt_mesh.data.packing import one_each, packed
 from gpt_mesh.models.attention import streaming
 from tests.support.models import LLAMA, ONE_LAYER, enlarge_weights, make_engine, tiny_config
 
-SPLIT = {"mesh_shape": "x:2", "layout": "sequence:x", **ONE_LAYER}
+ALIBI: dict[str, Any] = {"pos_emb": "alibi", "attention_types": [[["global"], 2]]}
+SPLIT: dict[str, Any] = {"mesh_shape": "x:2", "layout": "sequence:x", **ONE_LAYER}
 LENGTHS = ((20, 7, 33), (64,), (31, 30), (2, 3, 50, 5))  # of the samples of four windows
 
 
@@ -55,11 +56,11 @@ def trained(keys: dict[str, Any], tokens: np.ndarray, *, compiled: bool = True) 
         {},
         {"fused_ops": False},
         {**LLAMA, "num_kv_heads": 2, "n_embd": 16},
-        {"pos_emb": "alibi", "attention_types": [[["global"], 2]]},
-        {"pos_emb": "alibi", "attention_types": [[["global"], 2]], "fused_ops": False},
-        {"num_mem_kv": 3},
-        {"recompute_grad": True, "tokens_per_mb_per_replica": 64},
-        {"mesh_shape": "x:2,y:2", "layout": "batch:x,heads:y"},
+        ALIBI,
+        pytest.param({**ALIBI, "fused_ops": False}, marks=pytest.mark.slow),
+        pytest.param({"num_mem_kv": 3}, marks=pytest.mark.slow),
+        pytest.param({"recompute_grad": True, "tokens_per_mb_per_replica": 64}, marks=pytest.mark.slow),
+        pytest.param({"mesh_shape": "x:2,y:2", "layout": "batch:x,heads:y"}, marks=pytest.mark.slow),
         {**LLAMA, "mesh_shape": "x:2,y:2", "layout": "batch:x,heads:y", "num_kv_heads": 2},
         {**SPLIT, "pos_emb": "rotary"},
         {**SPLIT, "pos_emb": "alibi"},
@@ -77,6 +78,7 @@ def test_packed_samples_are_learned_as_alone(keys: dict[str, Any]) -> None:
         np.testing.assert_allclose(value, others[name], rtol=2e-4, atol=2e-5, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", [{"attention_types": [[["global"], 2]]}, {**LLAMA, "num_kv_heads": 2, "n_embd": 16}])
 def test_in_streams(keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streaming, "MIN_POSITIONS", 16)
