@@ -39,11 +39,16 @@ class Serve(Mode):
             "--serve_hosts", nargs="+", metavar="NAME", heading=HEADING,
             help="with --serve: names that the server answers to, besides its address and the machine's name",
         ),
+        flag(
+            "--chat_template", metavar="NAME", heading=HEADING,
+            help="with --serve and --interactive: how conversations become text, instead of the model's own template",
+        ),
     )  # fmt: skip
 
     def run(self, config: Config, arguments: argparse.Namespace) -> int:
         key = api_key()
         with listen(arguments.serve) as bound:  # first, so that a taken address is reported before the model is built
+            from gpt_mesh.data.chat_template import ChatTemplate
             from gpt_mesh.serving.server import ServerSettings, default_batch, run
 
             hosts = (*(arguments.serve_hosts or ()), *filter(None, [host(arguments.serve)]))
@@ -51,5 +56,7 @@ class Serve(Mode):
             limits = {name: value for name, value in given.items() if value is not None}
             with load(config, arguments) as model:
                 batch = arguments.serve_batch or default_batch(model)
-                run(model, bound, ServerSettings(batch, **limits, api_key=key, hosts=hosts))
+                named = arguments.chat_template
+                template = None if named is None else ChatTemplate.named(named, model.encoder)
+                run(model, bound, ServerSettings(batch, **limits, api_key=key, hosts=hosts), template)
         return 0

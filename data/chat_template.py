@@ -144,6 +144,40 @@ class ChatTemplate:
             learned[i] = any((first < end and begin < last) or first <= begin == end < last for first, last in spans)
         return Conversation(list(encoding.ids), learned)
 
+    def prompt(self, encoder: Encoder, messages: Sequence[Message]) -> list[int]:
+        """The ids of a conversation, ready for the assistant's answer. Special tokens written out in the messages are
+        text here: who writes a message must not be able to begin another role's turn.
+
+        Raises:
+            InputError: see `render`; or the special tokens of a message cannot be told from the template's.
+        """
+        text = self.render(messages, add_generation_prompt=True)
+        special = [token.content for token in encoder.tokenizer.get_added_tokens_decoder().values()]
+        contents = [str(message["content"]) for message in messages]
+        if not any(token in content for token in special for content in contents):
+            return encoder.encode(text)
+        found: list[int] = []
+        at = 0
+        for content in filter(None, (content.strip() for content in contents)):
+            place = text.find(content, at)
+            if place < 0:
+                raise InputError(f"{self.where}: the template changes a message with a special token; leave that out")
+            found += encoder.encode(text[at:place]) + encoder.encode_documents([content])[0]
+            at = place + len(content)
+        return found + encoder.encode(text[at:])
+
+    def turn_end(self) -> str:
+        """The text that ends an assistant's message, without white space around it; may be empty.
+
+        Raises:
+            InputError: the template cannot render a question and its answer.
+        """
+        question, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+        before = self.render([question], add_generation_prompt=True)
+        after = self.render([question, answer])
+        rest = after[len(before) :] if after.startswith(before) else after.rpartition("b")[2]
+        return rest.strip().removeprefix("b").strip()
+
     def encode_text(self, encoder: Encoder, text: str) -> list[int]:
         """The ids of a rendered text, special tokens included."""
         return encoder.encode(text)

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from gpt_mesh.cluster.addresses import Cluster
 from gpt_mesh.config import Config, generation_settings
+from gpt_mesh.data.chat_template import ChatTemplate
 from gpt_mesh.data.encoders import Encoder
 from gpt_mesh.data.special_tokens import SpecialTokens, special_tokens
 from gpt_mesh.engine import checkpoints
@@ -81,6 +82,16 @@ class Model:
         if self._encoder is None:
             self._encoder = model_encoder(self.config)
         return self._encoder
+
+    @property
+    def chat_template(self) -> ChatTemplate | None:
+        """How conversations become text: as the config of the first dataset says, or else the tokenizer's folder; None
+        if neither does.
+
+        Raises:
+            InputError: the template cannot be read.
+        """
+        return ChatTemplate.of_dataset(self.config.data.datasets[0].dataset, self.encoder)
 
     @property
     def special_tokens(self) -> SpecialTokens:

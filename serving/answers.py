@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from gpt_mesh.evaluation.scoring import TokenScores
 from gpt_mesh.generation.requests import Event, TokenLogprob
@@ -73,6 +73,10 @@ def _number(logprob: float) -> float:
     return float(logprob) if math.isfinite(logprob) else -9999.0
 
 
+Place = Literal["whole", "first", "later"]
+"""Of a part in its text."""
+
+
 @dataclass
 class Text:
     """One completion, as it grows."""
@@ -96,16 +100,29 @@ class Text:
 
 
 class Answer:
-    """The fields that all parts of a response share."""
+    """A response in the form of completions: the fields that all of its parts share, and how a text is told."""
+
+    prefix, whole_object, part_object = "cmpl", "text_completion", "text_completion"
 
     def __init__(self, model: str, fingerprint: str) -> None:
         self._head = {
-            "id": f"cmpl-{uuid.uuid4().hex}",
-            "object": "text_completion",
+            "id": f"{self.prefix}-{uuid.uuid4().hex}",
+            "object": self.whole_object,
             "created": int(time.time()),
             "model": model,
             "system_fingerprint": fingerprint,
         }
+
+    def choice(
+        self, index: int, text: str, logprobs: dict[str, Any] | None, finish_reason: str | None, place: Place
+    ) -> dict[str, Any]:
+        """One text, or a part of it."""
+        del place
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
+
+    def logprobs(self, names: TokenText, top: int, before: int | None) -> Logprobs:
+        """See `Logprobs`."""
+        return Logprobs(names, top, before)
 
     def whole(self, choices: Sequence[dict[str, Any]], usage: dict[str, int]) -> dict[str, Any]:
         """The JSON of a complete response."""
@@ -113,12 +130,47 @@ class Answer:
 
     def part(self, choices: Sequence[dict[str, Any]], **more: Any) -> bytes:
         """One server-sent event of a stream."""
-        return sse({**self._head, "choices": list(choices), **more})
+        return sse({**self._head, "object": self.part_object, "choices": list(choices), **more})
 
 
-def choice(index: int, text: str, logprobs: dict[str, Any] | None, finish_reason: str | None) -> dict[str, Any]:
-    """One text, or a part of it."""
-    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
+class ChatAnswer(Answer):
+    """A response in the form of `/v1/chat/completions`."""
+
+    prefix, whole_object, part_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
+
+    def choice(
+        self, index: int, text: str, logprobs: dict[str, Any] | None, finish_reason: str | None, place: Place
+    ) -> dict[str, Any]:
+        found: dict[str, Any] = {"index": index, "logprobs": logprobs, "finish_reason": finish_reason}
+        if place == "whole":
+            return {**found, "message": {"role": "assistant", "content": text, "refusal": None}}
+        role = {"role": "assistant"} if place == "first" else {}
+        return {**found, "delta": {**role, "content": text}}
+
+    def logprobs(self, names: TokenText, top: int, before: int | None) -> ChatLogprobs:
+        return ChatLogprobs(names, top, before)
+
+
+class ChatLogprobs(Logprobs):
+    """The same as one entry a token, with its bytes."""
+
+    def __init__(self, names: TokenText, top: int, before: int | None = None) -> None:
+        super().__init__(names, top, before)
+        self._entries: list[dict[str, Any]] = []
+
+    def add(self, found: Sequence[TokenLogprob]) -> None:
+        for item in found:
+            top = [self._entry(token, value) for token, _, value in item.top[: self._top]]
+            self._entries.append({**self._entry(item.token, item.logprob), "top_logprobs": top})
+
+    def take(self) -> dict[str, Any]:
+        """The JSON of what was added since the last call."""
+        found, self._entries = self._entries, []
+        return {"content": found, "refusal": None}
+
+    def _entry(self, token: int, logprob: float) -> dict[str, Any]:
+        name = self._names.name(token)
+        return {"token": name, "logprob": _number(logprob), "bytes": list(self._names.data(token))}
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:

@@ -27,7 +27,9 @@ from gpt_mesh.config import GenerationSettings
 from gpt_mesh.data.encoders import Encoder
 from gpt_mesh.data.special_tokens import SpecialTokens
 from gpt_mesh.serving.access import AllowedHosts, is_key
-from gpt_mesh.serving.answers import Answer
+from gpt_mesh.serving.answers import Answer, ChatAnswer
+from gpt_mesh.serving.chat import NO_TEMPLATE, Chat
+from gpt_mesh.serving.chat import parse as parse_chat
 from gpt_mesh.serving.completions import CompletionRequest, PromptLimits, parse, read_json
 from gpt_mesh.serving.errors import ApiError, queue_full
 from gpt_mesh.serving.jobs import CompletionJob, Prompts
@@ -61,6 +63,7 @@ class Served:
         created: Unix time at which its weights were saved.
         step: training step of its weights. With the seed of a request it makes the response reproducible.
         defaults: settings that apply where a request has none.
+        chat: how conversations are answered; None: the model has no chat template.
     """
 
     name: str
@@ -71,6 +74,7 @@ class Served:
     encoder: Encoder
     special: SpecialTokens
     names: TokenText
+    chat: Chat | None = None
 
 
 class App:
@@ -129,6 +133,7 @@ class App:
             "model": self.served.name,
             "step": self.served.step,
             "context": self.served.limits.n_ctx,
+            "chat": self.served.chat is not None,
             "running": worker.running,
             "waiting": worker.waiting,
             "uptime_seconds": round(time.monotonic() - self._start, 1),
@@ -144,10 +149,21 @@ class App:
         self._check_model(request.path_params["name"])
         return JSONResponse(self._described())
 
-    async def chat(self, request: Request) -> Response:
-        raise ApiError(404, "this model continues text and knows no chat: use /v1/completions", code="not_found")
-
     async def completions(self, request: Request) -> Response:
+        return await self._respond(request, self._understand, Answer)
+
+    async def chat(self, request: Request) -> Response:
+        self._authorize(request)
+        if self.served.chat is None:
+            raise ApiError(400, NO_TEMPLATE, code="no_chat_template")
+        return await self._respond(request, self._understand_chat, ChatAnswer)
+
+    async def _respond(
+        self,
+        request: Request,
+        understand: Callable[[bytes], tuple[CompletionRequest, Prompts]],
+        make_answer: type[Answer],
+    ) -> Response:
         self._authorize(request)
         if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
             # Browsers let web pages of other origins send any other type without a CORS preflight.
@@ -158,9 +174,9 @@ class App:
             except asyncio.TimeoutError:
                 message = f"the body did not arrive in {self._body_seconds:.0f} s"
                 raise ApiError(408, message, code="timeout", headers={"connection": "close"}) from None
-            asked, prompts = await run_in_threadpool(self._understand, body)
+            asked, prompts = await run_in_threadpool(understand, body)
         job = CompletionJob(asked, prompts, self.worker, self.served.names)
-        answer = Answer(self.served.name, f"step-{self.served.step}")
+        answer = make_answer(self.served.name, f"step-{self.served.step}")
         job.start()
         request.state.job = job
         if asked.stream:
@@ -175,6 +191,14 @@ class App:
         if asked.model is not None:
             self._check_model(asked.model)
         return asked, Prompts(asked, self.served.limits, self.served.encoder, self.served.special)
+
+    def _understand_chat(self, body: bytes) -> tuple[CompletionRequest, Prompts]:
+        served, values = self.served, read_json(body)
+        assert served.chat is not None
+        asked = parse_chat(values, served.defaults, served.chat, served.encoder, served.limits)
+        if asked.model is not None:
+            self._check_model(asked.model)
+        return asked, Prompts(asked, served.limits, served.encoder, served.special)
 
     async def _read(self, request: Request, hold: Callable[[int], None]) -> bytes:
         """The body. The rest of one that is too long is read too, up to a point, but not kept: otherwise the client
@@ -290,7 +314,7 @@ async def _not_routed(request: Request, error: HTTPException) -> Response:
         message = f"{_path(request.scope)} does not accept {request.method}; use {allowed}"
         refusal = ApiError(405, message, code="method_not_allowed", headers={"allow": allowed})
     else:
-        message = f"{_path(request.scope)} does not exist; use /v1/completions or /v1/models"
+        message = f"{_path(request.scope)} does not exist; use /v1/completions, /v1/chat/completions or /v1/models"
         refusal = ApiError(error.status_code, message, code="not_found")
     return await _refused(request, refusal)
 

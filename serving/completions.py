@@ -109,7 +109,7 @@ def parse(values: Mapping[str, Any], defaults: GenerationSettings) -> Completion
     values = {name: value for name, value in values.items() if value is not None}
     for name in values:
         if name not in _Body.model_fields:
-            raise invalid(_shortened(name), f"unknown key{nearest(name, _Body.model_fields) or '; leave it out'}")
+            raise invalid(shortened(name), f"unknown key{nearest(name, _Body.model_fields) or '; leave it out'}")
     if "prompt" not in values:
         raise invalid("prompt", 'is missing; give a text such as "Once upon a time"', code="missing")
     try:
@@ -160,12 +160,12 @@ def _settings(body: _Body, defaults: GenerationSettings) -> GenerationSettings:
 def _prompts(value: Any) -> tuple[Prompt, ...]:
     """A string, a list of strings, a list of token ids, or a list of such lists."""
     if isinstance(value, str):
-        return (_unicode(value),)
+        return (unicode(value),)
     if isinstance(value, list) and value:
         if len(value) > MAX_SEQUENCES and isinstance(value[0], str | list):
             raise Refused(f"has {len(value)} prompts; the maximum for one request is {MAX_SEQUENCES}")
         if all(isinstance(item, str) for item in value):
-            return tuple(_unicode(item) for item in value)
+            return tuple(unicode(item) for item in value)
         if _are_ids(value):
             return (tuple(value),)
         if all(isinstance(item, list) and item and _are_ids(item) for item in value):
@@ -183,10 +183,10 @@ def _stop(value: Any) -> tuple[str, ...]:
     found = strings(value, problem)
     if len(found) > MAX_STOPS:
         raise Refused(problem)
-    return tuple(_unicode(item) for item in found)
+    return tuple(unicode(item) for item in found)
 
 
-def _unicode(text: str) -> str:
+def unicode(text: str) -> str:
     """The text, if it is valid Unicode: JSON can contain lone surrogates."""
     if (place := half_character(text)) is not None:
         raise Refused(f"{HALF} at character {place}; send whole characters")
@@ -202,7 +202,7 @@ def _between(value: Any, low: int, high: int) -> int:
     return value
 
 
-def _whole(low: int, high: int = ANY) -> BeforeValidator:
+def whole(low: int, high: int = ANY) -> BeforeValidator:
     return BeforeValidator(lambda value: _between(value, low, high))
 
 
@@ -210,11 +210,11 @@ def _best_of(value: Any, info: ValidationInfo) -> int:
     return _between(value, info.data.get("n", 1), MAX_SEQUENCES)
 
 
-def _only(harmless: Any) -> BeforeValidator:
+def only(harmless: Any, *, boolean: bool = False) -> BeforeValidator:
     """A key of OpenAI's API that is not supported: only the value that has no effect is accepted."""
 
     def check(value: Any) -> Any:
-        if isinstance(value, bool) or value != harmless:
+        if (isinstance(value, bool) and not boolean) or value != harmless:
             raise Refused("is not supported; leave it out")
         return value
 
@@ -228,19 +228,12 @@ class _StreamOptions(Group):
     include_obfuscation: Any = None
 
 
-class _Body(Group):
-    """The keys of a request, each validated on its own."""
+class Sampling(Group):
+    """The keys that requests for completions and for chat share, each validated on its own."""
 
     model: Annotated[str, Strict()] | None = None
-    prompt: Annotated[tuple[Prompt, ...], PlainValidator(_prompts)]
-    max_tokens: Annotated[int, _whole(0)] | None = None
-    min_tokens: Annotated[int, _whole(0)] = 0
-    n: Annotated[int, _whole(1, MAX_SEQUENCES)] = 1
-    best_of: Annotated[int, BeforeValidator(_best_of)] | None = None
     stream: Flag = False
     stream_options: _StreamOptions = _StreamOptions()
-    logprobs: Annotated[int, _whole(0, MAX_LOGPROBS)] | None = None
-    echo: Flag = False
     stop: Annotated[tuple[str, ...], PlainValidator(_stop)] = ()
     user: Annotated[str, Strict()] | None = None  # has no effect on the response
     temperature: Temperature = 0.0  # of these five, only values that the client sets are used
@@ -248,13 +241,25 @@ class _Body(Group):
     top_k: Natural = 0
     repetition_penalty: RepetitionPenalty = 1.0
     seed: Seed = 0
-    suffix: Annotated[Any, _only("")] = ""
-    presence_penalty: Annotated[Any, _only(0)] = 0
-    frequency_penalty: Annotated[Any, _only(0)] = 0
-    logit_bias: Annotated[Any, _only({})] = None
+    presence_penalty: Annotated[Any, only(0)] = 0
+    frequency_penalty: Annotated[Any, only(0)] = 0
+    logit_bias: Annotated[Any, only({})] = None
 
 
-def _shortened(name: str) -> str:
+class _Body(Sampling):
+    """The keys of a request for completions."""
+
+    prompt: Annotated[tuple[Prompt, ...], PlainValidator(_prompts)]
+    max_tokens: Annotated[int, whole(0)] | None = None
+    min_tokens: Annotated[int, whole(0)] = 0
+    n: Annotated[int, whole(1, MAX_SEQUENCES)] = 1
+    best_of: Annotated[int, BeforeValidator(_best_of)] | None = None
+    logprobs: Annotated[int, whole(0, MAX_LOGPROBS)] | None = None
+    echo: Flag = False
+    suffix: Annotated[Any, only("")] = ""
+
+
+def shortened(name: str) -> str:
     return name if len(name) <= 40 else name[:40] + "…"
 
 

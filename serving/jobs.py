@@ -11,7 +11,7 @@ from gpt_mesh.data.special_tokens import SpecialTokens
 from gpt_mesh.evaluation.scoring import TokenScores
 from gpt_mesh.generation.requests import GenerationRequest
 from gpt_mesh.serving import answers
-from gpt_mesh.serving.answers import Answer, Logprobs, Text
+from gpt_mesh.serving.answers import Answer, Place, Text
 from gpt_mesh.serving.completions import DEFAULT_MAX_TOKENS, CompletionRequest, PromptLimits, encode
 from gpt_mesh.serving.errors import ApiError, invalid
 from gpt_mesh.serving.token_text import TokenText
@@ -136,7 +136,7 @@ class CompletionJob:
             if self.request.best_of > self.request.n:
                 likeliest.sort(key=lambda index: -self.texts[index].likelihood)
             for index in likeliest[: self.request.n]:
-                choices.append(_Part(self, index).json(len(choices)))
+                choices.append(_Part(self, index, answer).json(len(choices)))
         return answer.whole(choices, self.usage())
 
     async def parts(self, answer: Answer) -> AsyncIterator[bytes]:
@@ -151,7 +151,7 @@ class CompletionJob:
 
     async def _parts(self, answer: Answer) -> AsyncIterator[bytes]:
         more: dict[str, Any] = {"usage": None} if self.request.include_usage else {}
-        parts = [_Part(self, index) for index in range(len(self.texts))]
+        parts = [_Part(self, index, answer) for index in range(len(self.texts))]
         for part in parts:
             if part.has_update:  # nothing has to be computed for it
                 yield answer.part([part.json()], **more)
@@ -171,12 +171,12 @@ class CompletionJob:
 class _Part:
     """The part of one text that has not been sent yet."""
 
-    def __init__(self, job: CompletionJob, index: int) -> None:
-        self._job, self._index, self._text = job, index, job.texts[index]
+    def __init__(self, job: CompletionJob, index: int, answer: Answer) -> None:
+        self._job, self._index, self._text, self._answer = job, index, job.texts[index], answer
         self._prompt = index // job.request.best_of
         self._begun, self._ended, self._sent, self._sent_logprobs = False, False, 0, 0
         top = job.request.logprobs
-        self._logprobs = None if top is None else Logprobs(job.names, top, job.prompts.last[self._prompt])
+        self._logprobs = None if top is None else answer.logprobs(job.names, top, job.prompts.last[self._prompt])
 
     @property
     def has_update(self) -> bool:
@@ -191,7 +191,8 @@ class _Part:
         )
 
     def json(self, index: int | None = None) -> dict[str, Any]:
-        """The JSON of this part; `index` replaces the number of the choice."""
+        """The JSON of this part; with `index`, of the whole text as the choice of that number."""
+        place: Place = "whole" if index is not None else "later" if self._begun else "first"
         text, prompt = self._text, self._job.prompts.texts[self._prompt]
         fresh = text.text[self._sent :]
         if self._job.request.echo and not self._begun:
@@ -204,4 +205,5 @@ class _Part:
         self._begun, self._ended = True, text.finish_reason is not None
         self._sent, self._sent_logprobs = len(text.text), len(text.logprobs)
         logprobs = None if self._logprobs is None else self._logprobs.take()
-        return answers.choice(self._index if index is None else index, fresh, logprobs, text.finish_reason)
+        number = self._index if index is None else index
+        return self._answer.choice(number, fresh, logprobs, text.finish_reason, place)

@@ -18,12 +18,14 @@ import tensorflow as tf
 
 from gpt_mesh import api
 from gpt_mesh.config import GenerationSettings
+from gpt_mesh.data.chat_template import ChatTemplate
 from gpt_mesh.errors import InputError
 from gpt_mesh.evaluation.scoring import Scorer
 from gpt_mesh.generation.generator import Generator
 from gpt_mesh.generation.requests import Event, GenerationRequest
 from gpt_mesh.serving.access import API_KEY, AllowedHosts
 from gpt_mesh.serving.address import is_loopback, url
+from gpt_mesh.serving.chat import Chat
 from gpt_mesh.serving.completions import MAX_LOGPROBS, PromptLimits
 from gpt_mesh.serving.token_text import TokenText
 from gpt_mesh.serving.worker import EventStream, Worker
@@ -83,9 +85,11 @@ def default_batch(model: api.Model) -> int:
     return 1 << (fitting.bit_length() - 1)
 
 
-def run(model: api.Model, bound: socket.socket, settings: ServerSettings) -> None:
-    """Serve a model until SIGINT or SIGTERM."""
-    server = WebServer(model, settings, bound)
+def run(
+    model: api.Model, bound: socket.socket, settings: ServerSettings, template: ChatTemplate | None = None
+) -> None:
+    """Serve a model until SIGINT or SIGTERM. `template`: of conversations, in place of the model's own."""
+    server = WebServer(model, settings, bound, template)
     with alive("compiling the model"):
         server.compile()
     if not is_loopback(bound):
@@ -127,12 +131,14 @@ class FilledStream:
 class WebServer(uvicorn.Server):
     """A model's web server. At shutdown it finishes the requests that it has accepted."""
 
-    def __init__(self, model: api.Model, settings: ServerSettings, bound: socket.socket) -> None:
+    def __init__(
+        self, model: api.Model, settings: ServerSettings, bound: socket.socket, template: ChatTemplate | None = None
+    ) -> None:
         grace = settings.grace_seconds
         batches = Batches(model.generator(), model.scorer(MAX_LOGPROBS), settings.max_batch)
         self.compile = batches.compile
         self._worker = Worker(batches, settings.max_batch, settings.max_waiting, settings.max_wait)
-        self._grace, self._served = grace, _served(model)
+        self._grace, self._served = grace, _served(model, template)
         hosts = AllowedHosts(bound, settings.hosts)
         app = App(self._served, self._worker, settings.body_bytes, settings.body_seconds, settings.api_key, hosts)
         each = settings.client_connections
@@ -178,8 +184,9 @@ class WebServer(uvicorn.Server):
         late.cancel()
 
 
-def _served(model: api.Model) -> Served:
+def _served(model: api.Model, template: ChatTemplate | None) -> Served:
     config, encoder = model.config, model.encoder
+    template = template or model.chat_template
     names = TokenText(encoder)
     return Served(
         name=os.path.splitext(os.path.basename(config.source))[0],
@@ -190,6 +197,7 @@ def _served(model: api.Model) -> Served:
         encoder=encoder,
         special=model.special_tokens,
         names=names,
+        chat=None if template is None else Chat.of(template),
     )
 
 
