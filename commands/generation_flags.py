@@ -9,6 +9,11 @@ from typing import Any
 from gpt_mesh.commands.mode import Flag, flag
 from gpt_mesh.config import Config, GenerationSettings, generation_settings, keys
 
+CHAT_TEMPLATE = flag(
+    "--chat_template", metavar="NAME", heading="conversations",
+    help="with --serve and --interactive: how messages become text, in place of the model's own template: alpaca, "
+    "chatml, llama3, mistral, zephyr, or a Jinja file",
+)  # fmt: skip
 OTHER_NAMES = {"entmax": "entmax_sampling"}  # a flag that is older than its key
 OF_SEVERAL_TEXTS = ("num_samples", "logprobs")
 

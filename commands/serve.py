@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from gpt_mesh.commands.generation_flags import CHAT_TEMPLATE
 from gpt_mesh.commands.mode import Mode, flag, positive
 from gpt_mesh.commands.trained import load
 from gpt_mesh.config import Config
@@ -39,10 +40,7 @@ class Serve(Mode):
             "--serve_hosts", nargs="+", metavar="NAME", heading=HEADING,
             help="with --serve: names that the server answers to, besides its address and the machine's name",
         ),
-        flag(
-            "--chat_template", metavar="NAME", heading=HEADING,
-            help="with --serve and --interactive: how conversations become text, instead of the model's own template",
-        ),
+        CHAT_TEMPLATE,
     )  # fmt: skip
 
     def run(self, config: Config, arguments: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TextIO
 
@@ -31,9 +32,11 @@ class Session:
         self._text = ""
         self._turns = 0
 
+    help = HELP
+
     def run(self) -> None:
         """Until the end of input, or `/quit`."""
-        self._say(HELP)
+        self._say(self.help)
         while (line := self._read()) is not None and line.strip() != "/quit":
             try:
                 self._obey(line)
@@ -68,7 +71,7 @@ class Session:
                 raise InputError("/more: there is no text yet; give a line first")
             self._continue()
         elif command.startswith("/"):
-            self._say(HELP)
+            self._say(self.help)
         elif line:
             self._text = line
             self._continue()
@@ -86,20 +89,24 @@ class Session:
 
     def _continue(self) -> None:
         """Write what follows the text so far, and remember it."""
-        settings = self._settings
+        self._text += self._write(self._text, self._settings)
+
+    def _write(self, prompt: str | Sequence[int], settings: GenerationSettings) -> str:
+        """Write what follows a prompt; returns it."""
         seed = settings.seed if settings.seed is not None else self._generator.defaults.seed
         settings = settings.model_copy(update={"seed": seed + self._turns})  # asked again, it says something else
         self._turns += 1
-        stream = self._generator.stream([GenerationRequest(self._text, settings)])
+        stream, written = self._generator.stream([GenerationRequest(prompt, settings)]), ""
         try:
             for event in stream:
                 self._out.write(event.text)
                 self._out.flush()
-                self._text += event.text
+                written += event.text
         except KeyboardInterrupt:
             stream.close()
         self._out.write("\n")
         self._out.flush()
+        return written
 
     def _say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)

@@ -13,8 +13,10 @@ import pytest
 
 from gpt_mesh import api
 from gpt_mesh.config import GenerationSettings
+from gpt_mesh.data.chat_template import ChatTemplate
 from gpt_mesh.data.encoders import load_encoder
 from gpt_mesh.data.special_tokens import SpecialTokens
+from gpt_mesh.generation.chat_session import ChatSession
 from gpt_mesh.generation.generator import Defaults, Generator
 from gpt_mesh.generation.requests import GenerationRequest
 from gpt_mesh.generation.session import Session
@@ -123,3 +125,33 @@ def test_lines_are_edited_and_come_back_on_a_terminal() -> None:
                 shown += part
     os.close(ours)
     assert b"['abc\\n']" in shown and b"['abcd\\n']" in shown and b"['']" in shown, shown
+
+
+def conversed(generator: Generator, *lines: str, **settings: object) -> str:
+    """What a conversation of these lines writes."""
+    out = io.StringIO()
+    given = GenerationSettings(**{"max_new_tokens": 6, "temperature": 0.0, **settings})  # type: ignore[arg-type]
+    template = ChatTemplate("{% for m in messages %}{{ m.role[0] }}{{ m.content }};{% endfor %}", "a template")
+    ChatSession(generator, given, template, io.StringIO("".join(f"{line}\n" for line in lines)), out).run()
+    return out.getvalue()
+
+
+def test_a_conversation_goes_on_from_its_messages(generator: Generator, capsys: pytest.CaptureFixture[str]) -> None:
+    first = continued(generator, "ua;", temperature=0.0, stop=(";",))
+    second = continued(generator, f"ua;a{first.strip()};ub;", temperature=0.0, stop=(";",))
+    assert conversed(generator, "a", "b") == f"{first}\n{second}\n"
+    assert conversed(generator, "a", "/new", "a", "/again", "/undo", "a") == f"{first}\n" * 4
+    told = continued(generator, "sx;ua;", temperature=0.0, stop=(";",))
+    assert conversed(generator, "/system x", "a", "/system", "a") == f"{told}\n{first}\n"
+    assert conversed(generator, "/again", "/nothing", "a") == f"{first}\n"
+    said = capsys.readouterr().err
+    assert "error: /again: there is no message yet" in said and "/undo" in said
+
+
+def test_a_long_conversation_loses_its_beginning(generator: Generator, capsys: pytest.CaptureFixture[str]) -> None:
+    messages = ["x" * 300, "y" * 300, "z" * 300]
+    written = conversed(generator, *messages)
+    assert len(written.splitlines()) == 3
+    assert "fills the context of 1024 tokens: its first 2 messages are gone)" in capsys.readouterr().err
+    conversed(generator, "x" * 2000)
+    assert "error: the message has 2002 tokens, and the context 1024; give a shorter one" in capsys.readouterr().err

@@ -92,3 +92,56 @@ def test_what_the_server_refuses_is_shown(page: Any) -> None:
     page.click("#generate")
     ended(page)
     assert "the context of this model is 4096 tokens" in page.text_content("#error")
+
+
+@pytest.fixture(scope="module")
+def talking(workspace: Workspace) -> Iterator[Server]:
+    config = random_model(workspace, "talking", n_ctx=N_CTX)
+    with serving(workspace, config, "--serve_batch", 1, "--chat_template", "chatml") as server:
+        yield server
+
+
+def test_a_person_can_converse(talking: Server) -> None:
+    from playwright.sync_api import sync_playwright
+
+    found = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+        browser = playwright.chromium.launch(executable_path=found, args=arguments)
+        page = browser.new_page()
+        wrong: list[str] = []
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.goto(talking.url)
+        page.wait_for_selector("#mode_field:not([hidden])")
+        page.fill("#max_tokens", "12")
+        page.fill("#prompt", "Hello <b>there</b>")
+        page.click("#generate")
+        page.wait_for_selector(".message.assistant")
+        ended(page)
+        messages = page.locator(".message .body").all_text_contents()
+        assert messages[0] == "Hello <b>there</b>" and len(messages) == 2
+        page.reload()
+        page.wait_for_selector(".message.assistant")
+        assert page.locator(".message .body").all_text_contents() == messages
+        page.click("text=again")
+        ended(page)
+        assert page.locator(".message").count() == 2
+        page.click("#fresh")
+        assert page.locator(".message").count() == 0
+        nodes = page.evaluate(MARKDOWN)
+        assert nodes == (
+            "<h3>T</h3><p>a <strong>b</strong> <code>c</code> &lt;img src=x&gt; [x](javascript:y) "
+            '<a href="https://x.org" rel="noopener noreferrer" target="_blank">d</a></p><ul><li>one</li><li>two</li></ul>'
+            "<pre><code>x = '&lt;b&gt;'</code></pre><p>end</p>"
+        )
+        browser.close()
+        assert not wrong
+
+
+MARKDOWN = r"""() => {
+  const text = "# T\n\na **b** `c` <img src=x> [x](javascript:y) [d](https://x.org)\n\n- one\n- two\n\n```py\nx = '<b>'\n```\nend";
+  const box = document.createElement("div");
+  box.append(...markdown(text));
+  for (const p of box.querySelectorAll("p")) p.removeAttribute("style");
+  return box.innerHTML;
+}"""

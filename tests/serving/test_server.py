@@ -269,7 +269,7 @@ def test_a_wrong_request_names_the_key(client: openai.OpenAI, keys: Any, param: 
 def test_other_ways_to_be_wrong(server: str, client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="there is no model 'davinci'"):
         complete(client, "x", model="davinci")
-    with pytest.raises(openai.NotFoundError, match="knows no chat"):
+    with pytest.raises(openai.BadRequestError, match="no chat template"):
         client.chat.completions.create(model="served", messages=[{"role": "user", "content": "hello"}])
     for method, path, headers, status in (
         ("GET", "/v1/completions", {}, 405),

@@ -18,6 +18,7 @@ import pytest
 
 from gpt_mesh import api
 from gpt_mesh.config import load_config
+from gpt_mesh.data.chat_template import ChatTemplate
 from gpt_mesh.engine.engine import DeviceEngine
 from gpt_mesh.serving.address import listen, url
 from gpt_mesh.serving.server import ServerSettings, WebServer
@@ -40,11 +41,11 @@ def random_model(workspace: Workspace, name: str, **keys: Any) -> Path:
 
 
 @contextmanager
-def serving_here(config: Path, settings: ServerSettings) -> Iterator[str]:
+def serving_here(config: Path, settings: ServerSettings, template: ChatTemplate | None = None) -> Iterator[str]:
     """A server in a thread of this process, uncompiled, which is ready in less time; its URL."""
     with pytest.MonkeyPatch.context() as patch, unoptimised_graphs(), listen("127.0.0.1:0") as bound:
         patch.setattr(DeviceEngine, "__init__", functools.partialmethod(DeviceEngine.__init__, compiled=False))
-        server = WebServer(api.load(str(config), devices=["device:CPU:0"]), settings, bound)
+        server = WebServer(api.load(str(config), devices=["device:CPU:0"]), settings, bound, template)
         where = url(bound)
         thread = threading.Thread(target=server.run, args=([bound],))
         thread.start()
