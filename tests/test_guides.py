@@ -261,13 +261,14 @@ def test_the_guide_and_the_example(guided: Path) -> None:
 def test_pages(guided: Path, page: str) -> None:
     """Blocks of the README's guide were run already."""
     _texts(guided)
-    port, first, second = _free_ports(3)
+    port, another, first, second = _free_ports(4)
     address = f"127.0.0.1:{port}"
     with ExitStack() as resources:
         mongo = resources.enter_context(MongoServer())
         given = {
             "--serve\n": f"--serve {address}\n",
             "127.0.0.1:8000": address,
+            "127.0.0.1:8001": f"127.0.0.1:{another}",
             "DIR": "runs/my_model/sacred",
             "URL": f"mongodb://127.0.0.1:{mongo.port}/sacred",
             "--maximum_size 2049": "--maximum_size 65",

@@ -131,7 +131,8 @@ def test_a_person_can_converse(talking: Server) -> None:
         nodes = page.evaluate(MARKDOWN)
         assert nodes == (
             "<h3>T</h3><p>a <strong>b</strong> <code>c</code> &lt;img src=x&gt; [x](javascript:y) "
-            '<a href="https://x.org" rel="noopener noreferrer" target="_blank">d</a></p><ul><li>one</li><li>two</li></ul>'
+            '<a href="https://x.org" rel="noopener noreferrer" target="_blank">d</a></p>'
+            "<ul><li>one</li><li>two</li></ul>"
             "<pre><code>x = '&lt;b&gt;'</code></pre><p>end</p>"
         )
         browser.close()
@@ -139,7 +140,8 @@ def test_a_person_can_converse(talking: Server) -> None:
 
 
 MARKDOWN = r"""() => {
-  const text = "# T\n\na **b** `c` <img src=x> [x](javascript:y) [d](https://x.org)\n\n- one\n- two\n\n```py\nx = '<b>'\n```\nend";
+  const text = "# T\n\na **b** `c` <img src=x> [x](javascript:y) [d](https://x.org)\n\n- one\n- two\n\n"
+    + "```py\nx = '<b>'\n```\nend";
   const box = document.createElement("div");
   box.append(...markdown(text));
   for (const p of box.querySelectorAll("p")) p.removeAttribute("style");
