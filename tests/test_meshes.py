@@ -110,9 +110,10 @@ def test_losses_of_a_llama_are_those_of_one_device(wanted_of_llama, mesh_shape, 
 
 
 MIXTRAL = {
+    **LLAMA_KEYS, "moe_layers": [0, 1],
     "moe_params": {"moe_num_experts": 4, "moe_gating": "top_k", "moe_glu": True, "moe_dropless": True},
     "moe_activation": "silu",
-}
+}  # fmt: skip
 
 
 @pytest.mark.slow
