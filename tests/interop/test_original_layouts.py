@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from gpt_mesh import api
 from gpt_mesh.config import load_config, parse_model
 from gpt_mesh.errors import InputError
-from gpt_mesh.interop.architectures import ARCHITECTURES
+from gpt_mesh.interop.architectures import ARCHITECTURES, of_config
 from gpt_mesh.interop.export_model import export_model
 from gpt_mesh.interop.huggingface import main
 from gpt_mesh.interop.import_model import Imported, import_model
@@ -229,6 +229,8 @@ def test_gpt_neox_beyond_transformers(workspace: Workspace, tmp_path: Path, devi
     found, wanted = api.load(done.config).logits(TOKENS), neox.logits(state, config, TOKENS)
     assert wanted.std() > 1
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
+    if "mlp_type" in keys:
+        assert of_config(load_config(done.config)).model_type == "llama"
 
 
 def yaml(**values: Any) -> Callable[[Path], None]:
