@@ -106,7 +106,7 @@ def test_their_models_run_here(
     grown = [[*prompt, *new] for prompt, new in zip(prompts, continued(model, prompts), strict=True)]
     assert grown[1][len(prompts[1]) :] == theirs.grown(family, shape)
     width = max(map(len, grown))
-    whole = model.logits(np.array([[*row, *TOKENS[0][len(row) : width]] for row in grown]))
+    whole = model.logits(np.array([[*row, *TOKENS[0][len(row) : width]] for row in grown])).copy()
     whole[..., 0] = -np.inf  # no end of text before NEW tokens
     for prompt, row, logits in zip(prompts, grown, whole, strict=True):
         assert logits.argmax(-1)[len(prompt) - 1 : len(row) - 1].tolist() == row[len(prompt) :]
