@@ -138,10 +138,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.job:
         return run_ours(json.loads(args.job))
+    of = "" if args.size == parser.get_default("size") else f", {args.size}"
     contests = {
-        "decoding, batch 1": {"batch": 1, "prompt": 32, "tokens": args.tokens},
-        "decoding, batch 8": {"batch": 8, "prompt": 32, "tokens": args.tokens},
-        "prompt of 512": {"batch": 1, "prompt": 512, "tokens": 1},
+        f"decoding{of}, batch 1": {"batch": 1, "prompt": 32, "tokens": args.tokens},
+        f"decoding{of}, batch 8": {"batch": 8, "prompt": 32, "tokens": args.tokens},
+        f"prompt of 512{of}": {"batch": 1, "prompt": 512, "tokens": 1},
     }
     results = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -321,7 +321,7 @@ class ModelConfig(Group):
     )
     intermediate_size: Size = key(
         "Features inside a feed-forward layer: with `mlp_glu`, of values and of gates each. This is Hugging Face's "
-        "meaning; GPT-NeoX divides the size of a gated layer by three and rounds it up.",
+        "meaning; GPT-NeoX divides the size of a gated layer by three and rounds it.",
         touches="shapes",
         derive=lambda values: 4 * values["n_embd"],
         default_text="4 x `n_embd`",

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_mesh.errors import InputError, shown
+from gpt_mesh.interop.architecture import Architecture
 from gpt_mesh.interop.shards import TensorFile
 
 
@@ -43,12 +44,14 @@ class ModelFolder:
         values: as of a `config.json`.
         tensors: those of its state dict.
         tokenizers: files and folders that may have its tokenizer, in order.
+        kind: the architecture; None: the one that `values` name.
     """
 
     source: str
     values: Mapping[str, Any]
     tensors: Tensors
     tokenizers: Sequence[str]
+    kind: Architecture | None = None
 
 
 @dataclass(frozen=True)

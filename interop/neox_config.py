@@ -19,6 +19,7 @@ from gpt_mesh.config import load_config
 from gpt_mesh.config.files import YAML_SUFFIXES, parse_json, parse_yaml
 from gpt_mesh.config.messages import nearest, refuse
 from gpt_mesh.errors import InputError
+from gpt_mesh.interop.neox_model import GATED, hidden_features
 from gpt_mesh.interop.neox_unused import UNUSED
 from gpt_mesh.storage import strict_json
 
@@ -26,7 +27,6 @@ _VOCABULARIES = {"GPT2BPETokenizer": 50257, "HFGPT2Tokenizer": 50257, "CharLevel
 _ACTIVATIONS = {
     "gelu": "gelu_exact", "relu": "relu", "swish": "silu", "silu": "silu", "mish": "mish", "softsign": "softsign",
 }  # fmt: skip
-_GATED = {"geglu": "gelu_exact", "swiglu": "silu", "reglu": "relu"}
 # Keys that change the model or its training in ways that are not known here: what they may be nevertheless.
 _ONLY: dict[str, tuple[Any, ...]] = {
     "soft_prompt_tuning": (), "train_label_data_paths": (), "valid_label_data_paths": (), "test_label_data_paths": (),
@@ -198,10 +198,9 @@ class _Conversion:
         width = self.take("intermediate_size")
         factor = self.take("expansion_factor", 4)
         inner = int(factor * values["n_embd"]) if width is None else width
-        if kind in _GATED:
-            # GPT-NeoX makes gated layers narrower, so that they have as many parameters as others.
-            values |= {"activation_function": _GATED[kind], "mlp_glu": True, "glu_columns": "separate"}
-            values["intermediate_size"] = int(inner * 2 / 3) // 2 if width is not None else int(inner * 2 / 3)
+        if kind in GATED:
+            values |= {"activation_function": GATED[kind], "mlp_glu": True, "glu_columns": "separate"}
+            values["intermediate_size"] = hidden_features(inner)
             self.out.notes.append(
                 f"activation = {kind}: intermediate_size = {values['intermediate_size']} of a gated layer was derived; "
                 "compare it with the shapes in a checkpoint, if there is one"
@@ -210,7 +209,7 @@ class _Conversion:
             values["activation_function"] = "gelu" if kind == "gelu" and fused else _ACTIVATIONS[kind]
             values["intermediate_size"] = inner
         else:
-            self._refuse("activation", kind, f"must be one of {', '.join([*_ACTIVATIONS, *_GATED])} here")
+            self._refuse("activation", kind, f"must be one of {', '.join([*_ACTIVATIONS, *GATED])} here")
         values["use_bias_in_mlp"] = bool(self.take("use_bias_in_mlp", True))
 
     def _optimizer(self) -> None:

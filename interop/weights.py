@@ -85,7 +85,7 @@ class HuggingFaceWeights:
         self.source = folder
         opened = open_model(folder)
         self.settings = opened.source
-        self.kind = architectures.of_values(opened.values, opened.source)
+        self.kind = opened.kind or architectures.of_values(opened.values, opened.source)
         self.keys = self.kind.read(opened.values, opened.source)
         self.architecture = parse_model(self.keys, opened.source)
         self.config: Mapping[str, Any] = values_of_causal_model(self.architecture)
@@ -135,7 +135,7 @@ class HuggingFaceWeights:
         """One weight, float32, in the form it has here."""
         exchange = self._exchanges[name]
         arrays = exchange.unpack(_Tensors([*map(self._name, exchange.theirs)], self._read))
-        return np.ascontiguousarray(arrays[exchange.ours.index(name)])
+        return np.asarray(arrays[exchange.ours.index(name)], order="C")
 
     def _read(self, theirs: str) -> NDArray[np.float32]:
         return _finite(self.source, theirs, self._shards.read(theirs))

@@ -10,18 +10,6 @@ from gpt_mesh.interop import rope
 from gpt_mesh.interop.architecture import THEIR_ACTIVATIONS, Architecture, activation
 from gpt_mesh.interop.exchange import Exchange, grouped_qkv, same, transposed
 
-_LAYER = [
-    (same, "input_layernorm.weight", "norm_1/g"),
-    (same, "input_layernorm.bias", "norm_1/b"),
-    (transposed, "attention.dense.weight", "attn/o"),
-    (same, "post_attention_layernorm.weight", "norm_2/g"),
-    (same, "post_attention_layernorm.bias", "norm_2/b"),
-    (transposed, "mlp.dense_h_to_4h.weight", "mlp/conv1d_main/c_fc/kernel"),
-    (same, "mlp.dense_h_to_4h.bias", "mlp/conv1d_main/c_fc/bias"),
-    (transposed, "mlp.dense_4h_to_h.weight", "mlp/conv1d_main/c_proj/kernel"),
-    (same, "mlp.dense_4h_to_h.bias", "mlp/conv1d_main/c_proj/bias"),
-]
-
 
 class GPTNeoX(Architecture):
     """EleutherAI's GPT-NeoX: two norms before parallel (or sequential) attention and feed-forward, and partly rotary
@@ -87,21 +75,37 @@ class GPTNeoX(Architecture):
         found = [same("gpt_neox.embed_in.weight", "gpt2/wte")]
         for i in range(model.n_layer):
             theirs, ours = f"gpt_neox.layers.{i}", f"gpt2/h{i}"
-            for part, suffix in (
-                (("weight", ""), ("bias", "_b")) if model.use_bias_in_attn_linear else (("weight", ""),)
-            ):
-                qkv = [f"{ours}/attn/{letter}{suffix}" for letter in "qkv"]
-                name = f"{theirs}.attention.query_key_value.{part}"
-                found.append(grouped_qkv(name, qkv, model.n_head, model.head_dim))
-            if model.use_bias_in_attn_linear:
-                found.append(same(f"{theirs}.attention.dense.bias", f"{ours}/attn/compute_output_bias/o_b"))
-            found += [how(f"{theirs}.{there}", f"{ours}/{here}") for how, there, here in _LAYER]
-        found += [
-            same("gpt_neox.final_layer_norm.weight", "gpt2/ln_f/g"),
-            same("gpt_neox.final_layer_norm.bias", "gpt2/ln_f/b"),
-        ]
+            found += self._norm(model, f"{theirs}.input_layernorm", f"{ours}/norm_1")
+            found += self._attention(model, f"{theirs}.attention", f"{ours}/attn")
+            if not model.gpt_j_tied:
+                found += self._norm(model, f"{theirs}.post_attention_layernorm", f"{ours}/norm_2")
+            found += self._feed_forward(model, f"{theirs}.mlp", f"{ours}/mlp/conv1d_main")
+        found += self._norm(model, "gpt_neox.final_layer_norm", "gpt2/ln_f")
         if model.no_weight_tie:
             found.append(transposed("embed_out.weight", "gpt2/linear_out/kernel"))
+        return found
+
+    def _norm(self, model: ModelConfig, theirs: str, ours: str) -> list[Exchange]:
+        return [same(f"{theirs}.weight", f"{ours}/g"), same(f"{theirs}.bias", f"{ours}/b")]
+
+    def _attention(self, model: ModelConfig, theirs: str, ours: str) -> list[Exchange]:
+        found, biased = [], model.use_bias_in_attn_linear
+        for part, suffix in (("weight", ""), ("bias", "_b")) if biased else (("weight", ""),):
+            qkv = [f"{ours}/{letter}{suffix}" for letter in "qkv"]
+            found.append(self._qkv(model, f"{theirs}.query_key_value.{part}", qkv))
+        found.append(transposed(f"{theirs}.dense.weight", f"{ours}/o"))
+        if biased:
+            found.append(same(f"{theirs}.dense.bias", f"{ours}/compute_output_bias/o_b"))
+        return found
+
+    def _qkv(self, model: ModelConfig, theirs: str, ours: list[str]) -> Exchange:
+        return grouped_qkv(theirs, ours, model.n_head, model.head_dim)
+
+    def _feed_forward(self, model: ModelConfig, theirs: str, ours: str) -> list[Exchange]:
+        found = []
+        for name, here in (("dense_h_to_4h", "c_fc"), ("dense_4h_to_h", "c_proj")):
+            found.append(transposed(f"{theirs}.{name}.weight", f"{ours}/{here}/kernel"))
+            found.append(same(f"{theirs}.{name}.bias", f"{ours}/{here}/bias"))
         return found
 
     def is_buffer(self, name: str) -> bool:

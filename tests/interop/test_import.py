@@ -199,6 +199,7 @@ def test_a_tokenizer_with_more_tokens_is_refused(workspace: Workspace, tmp_path:
     folder = write_folder(tmp_path / "theirs", workspace.tokenizer, vocab_size=256)
     with pytest.raises(InputError, match=r"320 tokens, but .* says vocab_size = 256"):
         import_model(str(folder), "neo", config_dir=str(tmp_path), model_path=str(tmp_path / "run"))
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
 
 
 def test_nothing_is_replaced_unasked(workspace: Workspace, tmp_path: Path, command: Command) -> None:
@@ -288,6 +289,17 @@ def test_a_pickle_of_anything_else_is_never_run(tmp_path: Path) -> None:
         pickle.loads(pickled)
         assert made.exists(), "what was refused does nothing"
         made.unlink()
+
+
+def test_an_import_of_a_pickle_of_anything_else_leaves_nothing(
+    workspace: Workspace, tmp_path: Path, command: Command
+) -> None:
+    folder, made = write_folder(tmp_path / "theirs", workspace.tokenizer, form="bin"), tmp_path / "was-run"
+    with zipfile.ZipFile(folder / "pytorch_model.bin", "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"transformer.wte.weight": _Evil(made)}))
+    status, line = command("import", folder, "--name", "neo", "--config_dir", tmp_path, "--model_path", tmp_path / "r")
+    assert status == 1 and "pytorch_model.bin: not a file of weights alone" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
 
 
 def _nested_key() -> bytes:

@@ -80,7 +80,7 @@ def test_what_is_written_are_our_keys(tmp_path: Path) -> None:
     [
         ({"norm": "rmsnorm", "rms_norm_epsilon": 1e-5}, {"norm": "rmsnorm", "norm_epsilon": 1e-5}),
         ({"activation": "gelu", "bias_gelu_fusion": False}, {"activation_function": "gelu_exact"}),
-        ({"activation": "swiglu"}, {"activation_function": "silu", "mlp_glu": True, "intermediate_size": 1365}),
+        ({"activation": "swiglu"}, {"activation_function": "silu", "mlp_glu": True, "intermediate_size": 682}),
         ({"num_kv_heads": 2}, {"num_kv_heads": 2}),
         ({"lr_decay_style": "constant"}, {"lr_decay": "none"}),
         ({"precision": "fp32"}, {"precision": "float32"}),

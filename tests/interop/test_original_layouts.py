@@ -17,13 +17,14 @@ from safetensors.numpy import load_file, save_file
 from gpt_mesh import api
 from gpt_mesh.config import load_config, parse_model
 from gpt_mesh.errors import InputError
-from gpt_mesh.interop.architectures import ARCHITECTURES
+from gpt_mesh.interop.architectures import ARCHITECTURES, of_config
 from gpt_mesh.interop.export_model import export_model
 from gpt_mesh.interop.huggingface import main
 from gpt_mesh.interop.import_model import Imported, import_model
 from gpt_mesh.interop.model_folders import Joined, Part
 from gpt_mesh.interop.torch_files import TorchFile
 from gpt_mesh.interop.weights import HuggingFaceWeights, open_weights, weight_sizes
+from tests.support import neox
 from tests.support.hugging_face import write_torch
 from tests.support.layouts import LLAMA, NEOX, llama_logits, llama_state, write_meta, write_neox
 from tests.support.model_files import train_pieces
@@ -208,6 +209,30 @@ def test_a_tied_gpt_neox(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.read("gpt2/wte"), state["gpt_neox.embed_in.weight"])
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"pos_emb": "learned", "activation": "relu"},
+        {"pos_emb": "alibi", "activation": "swiglu", "norm": "rmsnorm", "use_bias_in_mlp": False},
+        {"pos_emb": "rotary", "mlp_type": "llama", "activation": "silu", "norm": "rmsnorm", "rms_norm_epsilon": 1e-6},
+        {"pos_emb": "none", "activation": "swiglu", "num_kv_heads": 2, "norm": "scalenorm"},
+        {"pos_emb": "rotary", "rotary_pct": 0.5, "activation": "swiglu", "gpt_j_residual": True, "gpt_j_tied": True},
+    ],
+    ids=["learned", "alibi, gated", "as Llama", "shared heads", "one norm"],
+)
+def test_gpt_neox_beyond_transformers(workspace: Workspace, tmp_path: Path, devices: int, keys: dict[str, Any]) -> None:
+    config = neox.BASE | keys
+    state = neox.random_weights(config)
+    run = neox.write(tmp_path / "theirs", state, config, devices)
+    done = imported(run, tmp_path, workspace.tokenizer)
+    found, wanted = api.load(done.config).logits(TOKENS), neox.logits(state, config, TOKENS)
+    assert wanted.std() > 1
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
+    if "mlp_type" in keys:
+        assert of_config(load_config(done.config)).model_type == "llama"
+
+
 def yaml(**values: Any) -> Callable[[Path], None]:
     def write(run: Path) -> None:
         path = run / "global_step7" / "configs" / "model.yml"
@@ -225,17 +250,19 @@ def remove(name: str) -> Callable[[Path], None]:
     ("damage", "problem"),
     [
         (remove("configs/model.yml"), r"has no configs/\*\.yml"),
-        (yaml(**{"pos-emb": "learned"}), "pos_emb = 'learned': only 'rotary' can be read"),
-        (yaml(norm="rmsnorm"), "norm = 'rmsnorm'"),
-        (yaml(gpt_j_tied=True), "gpt_j_tied = True"),
+        (yaml(**{"pos-emb": "rpe"}), "pos_emb = 'rpe': only 'rotary' or 'learned' or 'alibi' or 'none' can be read"),
+        (yaml(use_qk_layernorm=True), "use_qk_layernorm = True"),
+        (yaml(use_bias_in_mlp=False), "use_bias_in_mlp = False: with gpt_j_residual, GPT-NeoX leaves attention out"),
+        (yaml(num_kv_heads=3), "num_kv_heads = 3: must be a whole number that model_parallel_size divides"),
         (yaml(**{"attention-config": [[["local"], 2]]}), "attention_config: local"),
-        (yaml(activation="geglu"), "activation = 'geglu'"),
+        (yaml(activation="bilinear"), "activation = 'bilinear': only these can be read: gelu, "),
+        (yaml(activation="geglu"), "dense_h_to_4h.weight has shape"),
         (yaml(**{"num-layers": 3}), "has no tensor gpt_neox"),
         (yaml(**{"num-layers": "x"}), "num_layers = 'x'"),
         (yaml(**{"hidden-size": 64}), "has shape"),
         (yaml(**{"model-parallel-size": 3}), r"model(_02-model)?_states\.pt is missing, as .*model_parallel_size = 3"),
     ],
-    ids=range(10),
+    ids=range(12),
 )
 def test_damaged_gpt_neox(tmp_path: Path, layers: bool, damage: Callable[[Path], object], problem: str) -> None:
     run = write_neox(tmp_path / "theirs", neox_state(), NEOX, 2, layers=layers)

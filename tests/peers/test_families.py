@@ -102,13 +102,21 @@ def test_their_models_run_here(
     np.testing.assert_allclose(model.logits(np.array(TOKENS)), logits, rtol=0, atol=LARGE_TOLERANCE)
     if version == 5:  # the same model, from another form of config.json
         return
+    prompts = [TOKENS[1][:5], QUESTION["prompt"], TOKENS[1][:30]]  # one batch, in which rows are padded
+    grown = [[*prompt, *new] for prompt, new in zip(prompts, continued(model, prompts), strict=True)]
+    assert grown[1][len(prompts[1]) :] == theirs.grown(family, shape)
+    width = max(map(len, grown))
+    whole = model.logits(np.array([[*row, *TOKENS[0][len(row) : width]] for row in grown])).copy()
+    whole[..., 0] = -np.inf  # no end of text before NEW tokens
+    for prompt, row, logits in zip(prompts, grown, whole, strict=True):
+        assert logits.argmax(-1)[len(prompt) - 1 : len(row) - 1].tolist() == row[len(prompt) :]
+
+
+def continued(model: api.Model, prompts: list[list[int]]) -> list[list[int]]:
+    """The tokens that follow prompts greedily, all in one batch."""
     settings = GenerationSettings(temperature=0, max_new_tokens=NEW, min_new_tokens=NEW)
-    [found] = model.generator().generate([GenerationRequest(QUESTION["prompt"], settings)])
-    assert list(found.tokens) == theirs.grown(family, shape)
-    grown = [*QUESTION["prompt"], *found.tokens]
-    whole = model.logits(np.array([[*grown, *TOKENS[0][len(grown) :]], TOKENS[1]]))[0].copy()
-    whole[:, 0] = -np.inf  # no end of text before NEW tokens
-    assert whole.argmax(-1)[len(QUESTION["prompt"]) - 1 : len(grown) - 1].tolist() == list(found.tokens)
+    found = model.generator().generate([GenerationRequest(prompt, settings) for prompt in prompts])
+    return [list(one.tokens) for one in found]
 
 
 @pytest.fixture(scope="module")
@@ -141,31 +149,58 @@ def test_they_go_back_as_they_came(theirs: Models, back: Models, family: str, sh
     assert back.grown(family, shape) == theirs.grown(family, shape)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, workspace: Workspace) -> dict[str, Any]:
-    """One model of each family after 100 steps of training here, exported."""
-    root = tmp_path_factory.mktemp("trained")
-    found = {}
-    for family, shapes in FAMILIES.items():
-        values = next(iter(shapes.values()))
-        keys = ARCHITECTURES[family].read(values, family)
+FIRST = [(family, next(iter(shapes))) for family, shapes in FAMILIES.items()]
+
+
+def train_and_export(rows: list[tuple[str, str]], workspace: Workspace, root: Path) -> list[api.Model]:
+    """Models after 100 steps of training here, exported to folders `family-shape`."""
+    found = []
+    for family, shape in rows:
+        keys = ARCHITECTURES[family].read(FAMILIES[family][shape], family)
         training = {"embed_dropout": 0, "attn_dropout": 0, "res_dropout": 0, "train_steps": 100}
-        path = workspace.config(f"trained_{family}", **{"attention_types": None, **keys, **training})
+        path = workspace.config(f"trained_{family}_{shape}", **{"attention_types": None, **keys, **training})
         config = load_config(str(path))
         result = api.train(config)
-        export_model(config, result.checkpoint, str(root / family), architecture=family)
-        found[family] = api.Model(config, checkpoint=result.checkpoint).logits(np.array(TOKENS))
-    return {"root": root, "logits": found}
+        export_model(config, result.checkpoint, str(root / f"{family}-{shape}"), architecture=family)
+        found.append(api.Model(config, checkpoint=result.checkpoint))
+    return found
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, workspace: Workspace) -> tuple[Path, list[api.Model]]:
+    """The first shape of each family."""
+    root = tmp_path_factory.mktemp("trained")
+    return root, train_and_export(FIRST, workspace, root)
+
+
+def compare_trained(
+    root: Path, rows: list[tuple[str, str]], models: list[api.Model], place: Path, version: int
+) -> Answers:
+    """The same logits, of models that have learned something."""
+    jobs = [{"folder": str(root / f"{family}-{shape}"), **QUESTION} for family, shape in rows]
+    answers = ask("families", {"models": jobs}, place, site=SITES[version], timeout=600)
+    for number, ((family, shape), model) in enumerate(zip(rows, models, strict=True)):
+        ours, wanted = model.logits(np.array(TOKENS)), answers[f"{number}/logits"]
+        np.testing.assert_allclose(ours, wanted, rtol=0, atol=TRAINED_TOLERANCE, err_msg=f"{family} {shape}")
+        assert ours.std() > 1, f"{family} {shape} learned nothing"
+    return answers
 
 
 @pytest.mark.slow
-def test_trained_models_run_there(trained: dict[str, Any], tmp_path: Path, version: int) -> None:
-    jobs = [{"folder": str(trained["root"] / family), **QUESTION} for family in FAMILIES]
-    answers = ask("families", {"models": jobs}, tmp_path, site=SITES[version], timeout=600)
-    for number, family in enumerate(FAMILIES):
-        ours = trained["logits"][family]
-        np.testing.assert_allclose(ours, answers[f"{number}/logits"], rtol=0, atol=TRAINED_TOLERANCE, err_msg=family)
-        assert ours.std() > 1, f"{family} learned nothing"
+def test_trained_models_run_there(trained: tuple[Path, list[api.Model]], tmp_path: Path, version: int) -> None:
+    root, models = trained
+    compare_trained(root, FIRST, models, tmp_path, version)
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_other_trained_shapes_run_and_continue_texts_there(workspace: Workspace, tmp_path: Path) -> None:
+    rows = [row for row in SHAPES if row not in FIRST]
+    models = train_and_export(rows, workspace, tmp_path)
+    answers = compare_trained(tmp_path, rows, models, tmp_path, 4)
+    for number, (row, model) in enumerate(zip(rows, models, strict=True)):
+        [new] = continued(model, [QUESTION["prompt"]])
+        assert new == answers[f"{number}/grown"].tolist(), row
 
 
 def test_missing_keys_have_their_defaults(tmp_path: Path, version: int) -> None:

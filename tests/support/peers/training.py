@@ -1,8 +1,9 @@
 """Training in PyTorch, by hand: python -m tests.support.peers.training JOB.json OUT.npz
 
-JOB.json: "checkpoint" to begin from, "model": keys of GPTNeoConfig, "optimizer": keys of this project's config, and
-"batches": a .npy file [steps, batch, n_ctx + 1]. OUT.npz has `loss`, `nll`, `grad_norm` and `lr` [steps], and
-each weight at the end under its name in torch.
+JOB.json: "folder", a model's in Hugging Face's form to begin from, or "checkpoint", a TensorFlow checkpoint of a
+GPT-Neo, with "model": keys of GPTNeoConfig; "optimizer": keys of this project's config; and "batches": a .npy file
+[steps, batch, n_ctx + 1]. OUT.npz has `loss`, `nll`, `grad_norm` and `lr` [steps], and each weight at the end under its
+name in torch.
 """
 
 from __future__ import annotations
@@ -15,8 +16,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import AutoModelForCausalLM
 
 from tests.support.peers.gpt_neo import load
+
+
+def initial_model(job: dict[str, Any]) -> Any:
+    """The model with its weights, in float32 and with nothing dropped."""
+    if "folder" in job:
+        return AutoModelForCausalLM.from_pretrained(job["folder"], dtype=torch.float32).eval()
+    return load(job["checkpoint"], job["model"])
 
 
 def learning_rate(o: dict[str, Any], step: int) -> float:
@@ -39,8 +48,7 @@ def step(
     norm = float(torch.nn.utils.clip_grad_norm_(weights, math.inf))
     scale = o["gradient_clipping"] / max(norm, o["gradient_clipping"])
     for weight, (m, v) in zip(weights, state, strict=True):
-        assert weight.grad is not None
-        gradient = weight.grad * scale
+        gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad * scale  # an expert without tokens
         m.mul_(o["beta1"]).add_(gradient, alpha=1 - o["beta1"])
         v.mul_(o["beta2"]).addcmul_(gradient, gradient, value=1 - o["beta2"])
         change = m / (v.sqrt() + o["epsilon"])
@@ -55,7 +63,7 @@ def main() -> None:
     job_file, out = sys.argv[1:]
     job = json.loads(Path(job_file).read_text())
     o, batches = job["optimizer"], torch.from_numpy(np.load(job["batches"]).astype(np.int64))
-    model = load(job["checkpoint"], job["model"])
+    model = initial_model(job)
     weights = list(model.parameters())
     state = [(torch.zeros_like(w), torch.zeros_like(w)) for w in weights]
     rows: dict[str, list[float]] = {name: [] for name in ("loss", "nll", "grad_norm", "lr")}
