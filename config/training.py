@@ -137,3 +137,8 @@ class TrainingConfig(Group):
     )
     log_grads: Flag = key("Log gradient norms by variable.", default=False)
     remove_partial_sequences: Flag = key("Leave the prompt out of generated text.", default=False)
+
+    @property
+    def learns_pairs(self) -> bool:
+        """Whether the objective learns from preferences, and examples are pairs of texts."""
+        return self.objective in ("dpo", "kto", "reward")

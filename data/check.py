@@ -48,6 +48,8 @@ def misfits(config: Config, use: DatasetUse, corpus: Corpus, *, held_out: bool =
         return
     yield from unlike_manifests(corpus.sizes_of_files())
     yield from _id_misfits(config, use, corpus)
+    if config.training.learns_pairs:
+        return
     if use.sampling_mode == "chunks":
         yield from _chunk_misfits(config, use, corpus)
         return
@@ -59,7 +61,8 @@ def misfits(config: Config, use: DatasetUse, corpus: Corpus, *, held_out: bool =
 
 def _id_misfits(config: Config, use: DatasetUse, corpus: Corpus) -> Iterator[str]:
     n_vocab = config.model.n_vocab
-    lowest = -n_vocab if config.training.objective == "completion" else 0
+    marked = config.training.objective == "completion" or config.training.learns_pairs
+    lowest = -n_vocab if marked else 0
     for path, (least, greatest) in zip(corpus.paths, corpus.id_ranges, strict=True):
         if least < lowest:
             yield f"{shown(path)}: holds token id {least}; ids are {lowest} to n_vocab - 1: write the file again"

@@ -181,8 +181,8 @@ class DeviceEngine:
         """
         known = set(self.store.masters)
         self._compare.traced(tf.TensorSpec(tokens.shape, tf.int32))
-        if self._restored is not None and (new := {*self.store.masters} - known):  # weights of the reference
-            self._fill({name: self.store.masters[name] for name in new}, self._restored, finite=True)
+        if self._restored is not None and self.store.masters.keys() - known:  # the reference's weights are new
+            self.restore(self._restored, finite=True)
         return list(self._compare(tokens))
 
     def rewards(self, tokens: np.ndarray) -> tf.Tensor:
@@ -328,10 +328,7 @@ class DeviceEngine:
         `finite`: refuse one with weights that are not finite numbers.
         """
         self._restored = checkpoint
-        return self._fill(self.store.masters, checkpoint, finite=finite)
-
-    def _fill(self, variables: Mapping[str, tf.Variable], checkpoint: str, *, finite: bool) -> list[str]:
-        missing = checkpoints.restore(checkpoint, variables, self.config.source, finite=finite)
+        missing = checkpoints.restore(checkpoint, self.store.masters, self.config.source, finite=finite)
         self.store.scatter()
         return missing
 

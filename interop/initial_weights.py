@@ -112,6 +112,8 @@ class InitialWeights:
         if POSITIONS in self.weights.shapes and (old := self._size(POSITIONS)) != new.n_ctx:
             more = f"; positions from {old} on begin as those before them, repeated" if new.n_ctx > old else ""
             lines.append(f"context of {new.n_ctx} for {old}{more}")
+        if self.config.model.reward_head and self._begins_at_random(REWARD):
+            lines.append("the head of rewards begins at random")
         for change in self._changed_keys():
             was, now = _short(change.was), _short(change.now)
             lines.append(f"{change.key} was {was} and is {now} now: the same weights in another model")

@@ -73,6 +73,14 @@ class TpuEngine:
         nll, correct, weight = self._call("eval_step", build, [tokens, weights], tokens.shape[1] - 1)
         return nll, correct, weight
 
+    def compare(self, tokens: np.ndarray) -> Sequence[Any]:
+        """Not on a TPU."""
+        raise InputError(f"{self.config.source}: preferences are not evaluated on a TPU; use CPUs or GPUs")
+
+    def rewards(self, tokens: np.ndarray) -> Any:
+        """Not on a TPU."""
+        raise InputError(f"{self.config.source}: rewards are not computed on a TPU; use CPUs or GPUs")
+
     def score(self, tokens: np.ndarray) -> tuple[Any, Any]:
         """See `Engine`."""
 
