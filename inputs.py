@@ -270,8 +270,8 @@ class TrainingData:
         shares = self._mixture.quotas / self._mixture.block
         if self._pairs:
             return [
-                f"{use.id}: {len(source.corpus.paths):,} files, {source.per_epoch:,} examples ({source.records.n_cut:,} "
-                f"texts are cut to {self.width} tokens), {share:.2%} of the samples"
+                f"{use.id}: {len(source.corpus.paths):,} files, {source.per_epoch:,} examples, "
+                f"{source.records.n_cut:,} texts cut to {self.width} tokens, {share:.2%} of the samples"
                 for use, source, share in zip(self._uses, self._pairs, shares, strict=True)
             ]
         return [

@@ -206,7 +206,10 @@ def build_eval(
 def build_comparison(
     features: Mapping[str, tf.Tensor], config: Config, mesh_impl: Any, dtype: tf.DType | None = None
 ) -> list[tf.Tensor]:
-    """`objectives.objective.Comparison` of a batch of pairs, lowered: [batch] each. `features`: as for `build_train`."""
+    """`objectives.objective.Comparison` of a batch of pairs, lowered: [batch] each.
+
+    `features`: as for `build_train`.
+    """
     ctx, tensors = import_features(features, config, mesh_impl, dtype)
     found = objective_of(config).compare(ctx, tensors)
     lowering = _lower(ctx.mesh, mesh_impl)

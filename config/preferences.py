@@ -17,8 +17,8 @@ class PreferenceConfig(Group):
     """Learning from preferences: the objectives `dpo`, `kto` and `reward`."""
 
     dpo_beta: Positive = key(
-        "How strongly `dpo` holds the model to its reference: a reward is this times the log-ratio of the two (Rafailov "
-        "et al. 2023, arXiv:2305.18290). In `ipo`, half of its inverse is the margin that is aimed at.",
+        "How strongly `dpo` holds the model to its reference: a reward is this times the log-ratio of the two "
+        "(Rafailov et al. 2023, arXiv:2305.18290). In `ipo`, half of its inverse is the margin that is aimed at.",
         default=0.1,
     )
     dpo_loss: DpoLoss = key(

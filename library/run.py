@@ -71,7 +71,8 @@ def run(
             raise InputError("init_from does not go with a TPU: begin the run elsewhere, and go on there")
         if objective_of(config).pairs:
             raise InputError(
-                f"{config.source}: objective = {config.training.objective}: does not go with a TPU; train on CPUs or GPUs"
+                f"{config.source}: objective = {config.training.objective}: does not go with a TPU; train on CPUs or "
+                "GPUs"
             )
         if watch is not None:
             raise InputError("watch does not go with a TPU, whose steps run in a loop of their own: read metrics.jsonl")

@@ -12,7 +12,13 @@ import tensorflow as tf
 from gpt_mesh.models.context import Context
 from gpt_mesh.models.kernels import kernel
 from gpt_mesh.objectives.objective import PARTS, Comparison, Tensors
-from gpt_mesh.objectives.preference import Judged, Preference, log_probabilities, reference_log_probabilities
+from gpt_mesh.objectives.preference import (
+    Judged,
+    Preference,
+    log_probabilities,
+    reference_log_probabilities,
+    text_features,
+)
 from gpt_mesh.steps import microbatches
 
 
@@ -48,8 +54,8 @@ class Kto(Preference):
         """
         desirable = tf.reduce_any(tokens[:, 0] >= 0, axis=-1)
         own = tf.where(desirable[:, None], tokens[:, 0], tokens[:, 1])
-        found = super().pair_features(own)
-        found |= {f"other_{name}": x for name, x in super().pair_features(_exchanged(own)).items()}
+        found = text_features(own)
+        found |= {f"other_{name}": x for name, x in text_features(_exchanged(own)).items()}
         return {**found, "desirable": tf.cast(desirable, tf.float32)}
 
     def total(self, ctx: Context, features: Tensors, count: int = 1) -> Whole:

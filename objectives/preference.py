@@ -16,8 +16,7 @@ from gpt_mesh.models import gpt, losses
 from gpt_mesh.models.context import Context
 from gpt_mesh.models.experts.mixture import Balance
 from gpt_mesh.models.kernels import kernel
-from gpt_mesh.objectives.completion import Completion
-from gpt_mesh.objectives.objective import Comparison, Loss, Tensors
+from gpt_mesh.objectives.objective import Comparison, Loss, Objective, Tensors
 from gpt_mesh.objectives.reference import reference_context
 
 
@@ -47,11 +46,11 @@ class LogProbabilities:
     balance: Mapping[str, Balance]
 
 
-class Preference(Completion):
+class Preference(Objective):
     """An objective of examples of two texts, int32 [2, n + 1]: the chosen one and the rejected one.
 
     What both have in common, the prompt, and what follows them, is marked as not learned (`data.marks`). A window,
-    [n + 1], is text as for `completion`: such a model still generates and scores it.
+    [n + 1], is text whose learned tokens are predicted: such a model still generates and scores text.
     """
 
     pairs: ClassVar[bool] = True
@@ -59,16 +58,14 @@ class Preference(Completion):
     def features(
         self, tokens: tf.Tensor, seed: tf.Tensor | int | None = None, weights: tf.Tensor | None = None
     ) -> dict[str, tf.Tensor]:
-        if tokens.shape.rank == 2:
-            return super().features(tokens, seed, weights)
-        assert weights is None, "texts have marks"
-        return self.pair_features(tokens)
+        if tokens.shape.rank == 3:
+            return self.pair_features(tokens)
+        found = text_features(tokens)
+        return found if weights is None else {**found, "weights": found["weights"] * weights}
 
     def pair_features(self, tokens: tf.Tensor) -> dict[str, tf.Tensor]:
         """The features of int32 [batch, 2, n + 1]: [batch, 2, n] each."""
-        ids = tf.maximum(tokens, -1 - tokens)
-        learned = tf.cast(tokens[..., 1:] >= 0, tf.float32)
-        return {"inputs": ids[..., :-1], "labels": ids[..., 1:], "weights": learned}
+        return text_features(tokens)
 
     def total(self, ctx: Context, features: Tensors, count: int = 1) -> mtf.Tensor:
         """The number of examples, a scalar."""
@@ -97,6 +94,13 @@ class Preference(Completion):
     @abc.abstractmethod
     def judge(self, ctx: Context, features: Tensors, total: mtf.Tensor) -> Judged:
         """The losses, rewards and metrics of a batch or a microbatch. `total`: of the whole batch."""
+
+
+def text_features(tokens: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Inputs, labels, and 1.0 for labels that are learned, [..., n] each, of marked ids [..., n + 1]."""
+    ids = tf.maximum(tokens, -1 - tokens)
+    learned = tf.cast(tokens[..., 1:] >= 0, tf.float32)
+    return {"inputs": ids[..., :-1], "labels": ids[..., 1:], "weights": learned}
 
 
 def log_probabilities(

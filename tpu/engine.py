@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from gpt_mesh import model_fns, sample
 from gpt_mesh.config import Config
 from gpt_mesh.engine import checkpoints
+from gpt_mesh.errors import InputError
 from gpt_mesh.inputs import TrainingData
 from gpt_mesh.meshes.devices import MeshPlan
 from gpt_mesh.objectives.registry import objective_of
