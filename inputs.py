@@ -23,7 +23,9 @@ from gpt_mesh.data.check import as_sampled, misfits
 from gpt_mesh.data.corpus import Corpus, Ints, Pieces, copy_pieces, data_files, load_corpus
 from gpt_mesh.data.encoders import Encoder
 from gpt_mesh.data.manifest import text_bytes
+from gpt_mesh.data.marks import beginning
 from gpt_mesh.data.mixture import Mixture
+from gpt_mesh.data.packing import Packing, one_each, packed
 from gpt_mesh.data.pairs import PairRecords
 from gpt_mesh.data.permutation import derive_key, keyed_uint64, permute
 from gpt_mesh.data.prefetch import Prefetcher
@@ -104,7 +106,38 @@ class _Samples:
         return (keyed_uint64(keys, numbers) % choices).astype(np.int64)
 
 
-def _training_samples(config: Config, number: int, progress: bool) -> _Samples:
+@dataclass(frozen=True)
+class _WholeSamples:
+    """One dataset as an endless sequence of windows of whole documents, each of which is a sample of its own."""
+
+    corpus: Corpus
+    mode: str  # documents_packed or documents_padded
+    packing: Packing
+    name: str
+    seed: int
+    stitch: int = 1
+    shuffled: bool = True
+    bos_id: int | None = None
+    eos_id: int = 0
+
+    @property
+    def per_epoch(self) -> int:
+        """Windows in one pass over the records."""
+        return self.packing.n_windows
+
+    def pieces(self, ranks: Ints) -> Pieces:
+        """What to read for the windows of these ranks (row r of the result is for ranks[r]): a sample a piece."""
+        epochs, numbers = np.divmod(ranks, self.per_epoch)
+        windows = permute(numbers, self.per_epoch, keyed_uint64(derive_key("order", self.seed, self.name), epochs))
+        firsts, counts = self.packing.first[windows], np.diff(self.packing.first)[windows]
+        rows = np.repeat(np.arange(len(ranks)), counts)
+        places = np.arange(len(rows)) + np.repeat(firsts - (np.cumsum(counts) - counts), counts)
+        documents, columns = self.packing.documents[places], self.packing.columns[places]
+        lengths = self.corpus.lengths[documents].astype(np.int64)
+        return Pieces(documents, np.zeros_like(documents), rows, columns, lengths)
+
+
+def _training_samples(config: Config, number: int, progress: bool) -> _Samples | _WholeSamples:
     """The samples of entry `number` of `datasets`; raises InputError if its data cannot be used that way."""
     use = config.data.datasets[number]
     corpus = _fitting_corpus(config, use, "path", progress)
@@ -112,15 +145,20 @@ def _training_samples(config: Config, number: int, progress: bool) -> _Samples:
     stitch = 1 if chunks else use.stitch
     # The entries of a dataset that is listed twice have different orders.
     listed_before = sum(other.id == use.id for other in config.data.datasets[:number])
+    name, width = f"{use.id} {listed_before}", config.model.n_ctx + 1
+    if use.whole_documents:
+        lengths, packs = corpus.lengths.astype(np.int64), use.sampling_mode == "documents_packed"
+        packing = packed(lengths, width, name, config.training.seed) if packs else one_each(lengths)
+        return _WholeSamples(corpus, use.sampling_mode, packing, name, config.training.seed)
     return _Samples(
         corpus=corpus,
         mode=use.sampling_mode,
         stitch=stitch,
         shuffled=config.data.shuffle_input_filenames or not chunks,
-        width=config.model.n_ctx + 1,
+        width=width,
         bos_id=None if chunks else use.dataset.bos_id,
         eos_id=(end_of_text(use.dataset) or 0) if stitch > 1 else 0,
-        name=f"{use.id} {listed_before}",
+        name=name,
         seed=config.training.seed,
     )
 
@@ -222,16 +260,27 @@ class TrainingData:
         if self._pairs:
             return self._pairs_of(datasets, ranks)
         tokens = np.empty((size, self.width), np.int32)
-        parts = []
+        parts, whole = [], []
         for number in np.unique(datasets):
             source = self._sources[number]
             rows = np.flatnonzero(datasets == number)
+            if isinstance(source, _WholeSamples):
+                tokens[rows] = ~PAD_ID
+                pieces = source.pieces(ranks[rows]).moved_to(rows)
+                # The first token of each sample, and what follows it: another sample, or padding.
+                whole += [(pieces.rows, pieces.columns), (pieces.rows, pieces.columns + pieces.lengths)]
+                parts.append((source.corpus, pieces))
+                continue
             pieces, begun = source.pieces(ranks[rows])
             tokens[rows] = source.eos_id  # pieces leave only the places between documents
             if source.bos_id is not None:
                 tokens[rows[begun[0]], begun[1]] = source.bos_id
             parts.append((source.corpus, pieces.moved_to(rows)))
         copy_pieces(parts, tokens)
+        for rows, columns in whole:
+            inside = columns < self.width
+            place = rows[inside], columns[inside]
+            tokens[place] = beginning(tokens[place])
         return tokens
 
     def _pairs_of(self, datasets: Ints, ranks: Ints) -> Tokens:
@@ -470,7 +519,7 @@ def _held_out_windows(
 ) -> DocumentWindows | PackedWindows:
     corpus = _fitting_corpus(config, use, "eval_path", progress)
     width = config.model.n_ctx + 1
-    if use.sampling_mode == "chunks":
+    if use.sampling_mode == "chunks" or use.whole_documents:
         return DocumentWindows(corpus, width, None, stride)
     bos_id, eos_id = use.dataset.bos_id, end_of_text(use.dataset)
     if packed is None:

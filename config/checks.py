@@ -7,6 +7,7 @@ import functools
 import math
 
 from gpt_mesh.config.config import Config
+from gpt_mesh.config.data import DatasetUse
 from gpt_mesh.config.dataset import DatasetConfig
 from gpt_mesh.config.fields import Group, keys
 from gpt_mesh.config.mesh import MeshConfig
@@ -227,10 +228,22 @@ def _check_mesh(source: str, mesh: MeshConfig) -> None:
             )  # fmt: skip
 
 
+def _check_whole_documents(config: Config, use: DatasetUse) -> None:
+    """Windows of whole samples carry marks that `sft` alone understands, and attention has to keep samples apart."""
+    if not use.whole_documents:
+        return
+    refused = functools.partial(refuse, config.source, "datasets", use.sampling_mode)
+    if config.training.objective != "sft":
+        refused(f'of dataset {use.id}: needs "objective": "sft"; add it, or use documents_random')
+    if use.sampling_mode == "documents_packed" and "linear" in config.model.attention_types:
+        refused(f"of dataset {use.id}: linear attention cannot keep samples apart; use documents_padded")
+
+
 def _check_datasets(config: Config) -> None:
     """The model's vocabulary covers each dataset's, and its special ids."""
     n_vocab = config.model.n_vocab
     for use in config.data.datasets:
+        _check_whole_documents(config, use)
         dataset = use.dataset
         if n_vocab < dataset.n_vocab:
             file = one_line(dataset.source)

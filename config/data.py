@@ -10,7 +10,7 @@ from gpt_mesh.config.dataset import DatasetConfig
 from gpt_mesh.config.fields import Flag, Group, Natural, Positive, Size, Text, key
 from gpt_mesh.config.messages import Refused
 
-SamplingMode = Literal["documents_random", "documents_fixed", "chunks"]
+SamplingMode = Literal["documents_random", "documents_fixed", "chunks", "documents_packed", "documents_padded"]
 SAMPLING_MODES: tuple[SamplingMode, ...] = get_args(SamplingMode)
 SAMPLING_MODE_ALIASES = {"random_sample": "documents_random"}
 
@@ -31,6 +31,11 @@ class DatasetUse(Group):
     sampling_mode: Annotated[SamplingMode, BeforeValidator(_mode)] = "documents_random"
     weight: Positive = 1.0
     dataset: DatasetConfig = _UNREAD
+
+    @property
+    def whole_documents(self) -> bool:
+        """Whether a sample is one whole document, and windows hold whole samples."""
+        return self.sampling_mode in ("documents_packed", "documents_padded")
 
     @model_serializer
     def _as_list(self) -> list[Any]:

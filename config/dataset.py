@@ -54,6 +54,11 @@ class DatasetConfig(Group):
         type_text="list of integers or null",
     )
     padding_id: Natural | None = key("Id that pads; null: the tokenizer's.", default=None)
+    chat_template: OptionalText = key(
+        "How conversations become text: `alpaca`, `chatml`, `llama3`, `mistral`, `zephyr` or a Jinja file; null: the "
+        "tokenizer's own, if it has one.",
+        default=None,
+    )
     lambada_tokens_path: OptionalText = key(
         "LAMBADA's passages, for that task: `lambada_test.jsonl`, or a `.json` of token ids.", default=None
     )

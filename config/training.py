@@ -17,7 +17,7 @@ from gpt_mesh.storage.files import SCHEMES, path_problem
 EvalTask = Literal["lambada", "wikitext"]
 EVAL_TASKS: tuple[EvalTask, ...] = get_args(EvalTask)
 # Objectives by the names that a config gives them: files of objectives/.
-Objective = Literal["next_token", "completion", "masked", "dpo", "kto", "reward"]
+Objective = Literal["next_token", "sft", "masked", "dpo", "kto", "reward"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
 # A local path, or a URL with one of the schemes that files.py knows.
@@ -63,7 +63,7 @@ class TrainingConfig(Group):
         "Directory of the run: everything it writes goes there; local (`~`: your home directory) or `gs://`."
     )
     objective: Objective = key(
-        "What the model learns: the next token; `completion`: the next token where the data says that it is learned "
+        "What the model learns: the next token; `sft`: the next token where the data says that it is learned "
         "(its other ids have inverted bits); with `mlm_training`, masked tokens; or preferences: `dpo`, `kto`, or a "
         "`reward` for each text.",
         touches="function",

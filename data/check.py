@@ -34,6 +34,8 @@ def as_sampled(use: DatasetUse, corpus: Corpus) -> Corpus:
     """The documents as samples are made of them. Raises InputError when a tokenizer that must be known is not there."""
     if use.sampling_mode == "chunks" or not any(corpus.dtypes):
         return corpus
+    if use.whole_documents:  # they end with what the model is to end its answers with
+        return corpus.without_empty()
     eos_id = end_of_text(use.dataset)
     return (corpus if eos_id is None else corpus.without_final(eos_id)).without_empty()
 
@@ -53,6 +55,9 @@ def misfits(config: Config, use: DatasetUse, corpus: Corpus, *, held_out: bool =
     if use.sampling_mode == "chunks":
         yield from _chunk_misfits(config, use, corpus)
         return
+    if use.whole_documents:
+        yield from _size_misfits(config, use, corpus, held_out)
+        return
     if not held_out:
         yield from _stitch_misfits(config, use, corpus)
     if held_out or use.stitch > 1:
@@ -61,7 +66,7 @@ def misfits(config: Config, use: DatasetUse, corpus: Corpus, *, held_out: bool =
 
 def _id_misfits(config: Config, use: DatasetUse, corpus: Corpus) -> Iterator[str]:
     n_vocab = config.model.n_vocab
-    marked = config.training.objective == "completion" or config.training.learns_pairs
+    marked = config.training.objective == "sft" or config.training.learns_pairs
     lowest = -n_vocab if marked else 0
     for path, (least, greatest) in zip(corpus.paths, corpus.id_ranges, strict=True):
         if least < lowest:
@@ -82,6 +87,19 @@ def _chunk_misfits(config: Config, use: DatasetUse, corpus: Corpus) -> Iterator[
             f"dataset {use.id} needs n_ctx + 1 = {width} in every record ({wrong.size:,} of {len(corpus):,} differ); "
             f"write chunks of {width} tokens, or use documents_random in {config.source}"
         )
+
+
+def _size_misfits(config: Config, use: DatasetUse, corpus: Corpus, held_out: bool) -> Iterator[str]:
+    width = config.model.n_ctx + 1
+    longest = int(corpus.lengths.argmax())
+    if corpus.lengths[longest] > width and not held_out:
+        yield (
+            f"{corpus.where(longest)}: is {corpus.lengths[longest]} tokens long, and sampling mode {use.sampling_mode} "
+            f"of dataset {use.id} keeps documents whole, which n_ctx + 1 = {width} ({config.source}) has no room for; "
+            f"write the data again with --maximum_size {width}, or raise n_ctx"
+        )
+    if not corpus.lengths.all():
+        yield f"{corpus.where(int(corpus.lengths.argmin()))}: holds no token; write the data again"
 
 
 def sufficient_stitch(corpus: Corpus, width: int) -> int | None:
@@ -221,7 +239,7 @@ def _facts(config: Config, use: DatasetUse, corpus: Corpus, held_out: bool) -> I
     yield f"token ids {least} to {greatest}; n_vocab of the model is {config.model.n_vocab}"
     for word, record in (("shortest", int(corpus.lengths.argmin())), ("longest", int(corpus.lengths.argmax()))):
         yield f"{word} {corpus.lengths[record]:,} tokens ({corpus.where(record)})"
-    if unit == "documents" and not held_out:
+    if unit == "documents" and not held_out and not use.whole_documents:
         enough = sufficient_stitch(corpus, width)
         need = "no stitch suffices" if enough is None else f"{enough} is the least that suffices"
         yield f"stitch {use.stitch}; for n_ctx + 1 = {width} tokens, {need}"

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from gpt_mesh.data.account import nothing_written
 from gpt_mesh.data.bytes import byte_lengths
+from gpt_mesh.data.chat_template import NAMED, ChatTemplate
 from gpt_mesh.data.cleaning import Cleaning
 from gpt_mesh.data.dataset_file import files_glob, write_dataset_config
 from gpt_mesh.data.encoders import GPT2, Encoder, load_encoder
@@ -38,8 +39,9 @@ from gpt_mesh.data.encoding import Recipe, encode_pieces
 from gpt_mesh.data.manifest import InputFacts, Manifest, SplitState, TokenizerFacts, shard_pattern
 from gpt_mesh.data.output import Output, check_free
 from gpt_mesh.data.reading import Selection, read_corpus
+from gpt_mesh.data.rendering import Rendering
 from gpt_mesh.data.shards import Chunks, Documents, Packer, Split
-from gpt_mesh.data.sources import Source, add_source_flags, open_sources
+from gpt_mesh.data.sources import Source, add_records_flags, add_source_flags, open_sources
 from gpt_mesh.errors import InputError, shown
 from gpt_mesh.storage import files as storage
 from gpt_mesh.storage.lease import lease
@@ -51,7 +53,7 @@ def create_tfrecords(flags: argparse.Namespace) -> None:
     _check_runner(flags)
     encoder = load_encoder(GPT2, pretrained=True) if flags.use_gpt2_tokenizer else load_encoder(flags.encoder_path)
     separator = _separator(flags, encoder)
-    recipe = Recipe(encoder, _cleaning(flags))
+    recipe = Recipe(encoder, _cleaning(flags), _rendering(flags, encoder))
     sources = open_sources(flags.input_dir, flags)
     wanted = _manifest(flags, encoder, separator, sources)
     _check_output(flags, wanted)
@@ -72,6 +74,7 @@ def create_tfrecords(flags: argparse.Namespace) -> None:
             *(flags.write_dataset_config, flags.output_dir, manifest, encoder),
             eos_id=flags.separator[-1] if flags.separator else None,
             pretrained=flags.use_gpt2_tokenizer,
+            chat_template=flags.chat_template,
         )
     for name, split in manifest.splits.items():
         print(f"files: {len(split.shards):,}, {os.path.join(flags.output_dir, shard_pattern(manifest.prefix(name)))}")
@@ -87,6 +90,8 @@ def _write(
     size = sum(source.size for source in sources)
     where = f"by {flags.runner}" if flags.runner else f"in {flags.processes} processes"
     print(f"files to encode: {len(sources):,}, {size:,} bytes, {where}", flush=True)
+    if recipe.rendering is not None:
+        _show_example(sources, recipe.rendering)
     output.save()
     try:
         if flags.runner:
@@ -101,6 +106,17 @@ def _write(
     except BaseException:
         output.stop()
         raise
+
+
+def _show_example(sources: Sequence[Source], rendering: Rendering) -> None:
+    """Print the first usable record on standard error, with what is learned marked."""
+    for text in (text for source in sources for text in source.documents()):
+        if not rendering(text).dropped:
+            in_colour = sys.stderr.isatty()
+            marks = "in green" if in_colour else "between « and »"
+            example = rendering.shown(text, colour=in_colour)
+            print(f"the first record, what is learned {marks}:\n{example}", file=sys.stderr)
+            return
 
 
 def _write_here(
@@ -170,7 +186,10 @@ def _manifest(
     chunks = {"chunk_size": flags.chunk_size, "separator": list(separator)} if flags.mode == "chunks" else {}
     names = ("mode", "minimum_size", "records_per_file", "text_key", "errors", "ftfy", "wikitext_detokenize")
     settings = {name: getattr(flags, name) for name in (*names, "eval_fraction", "deduplicate")}
-    settings |= {name: getattr(flags, name) for name in ("format", "skip_null") if getattr(flags, name)}
+    roles = ("skip_unusable", "chat_template", "maximum_size")
+    settings |= {name: getattr(flags, name) for name in ("format", "skip_null", *roles) if getattr(flags, name)}
+    if flags.records != "text":
+        settings["records"] = flags.records
     return Manifest(
         name=flags.name,
         tokenizer=TokenizerFacts(encoder.source, encoder.fingerprint, encoder.n_vocab),
@@ -212,6 +231,25 @@ def _cleaning(flags: argparse.Namespace) -> Cleaning:
     if flags.ftfy and importlib.util.find_spec("ftfy") is None:
         raise InputError("--ftfy: the package ftfy is not installed; pip install ftfy, or --no-ftfy")
     return Cleaning(ftfy=flags.ftfy, wikitext=flags.wikitext_detokenize)
+
+
+def _rendering(flags: argparse.Namespace, encoder: Encoder) -> Rendering | None:
+    """How records with roles become tokens; None: records are texts."""
+    if flags.records == "text":
+        for name in ("chat_template", "maximum_size", "skip_unusable"):
+            if getattr(flags, name):
+                raise InputError(f"--{name}: goes with --records of another kind than text")
+        return None
+    for name, given in (("mode chunks", flags.mode == "chunks"), ("ftfy", flags.ftfy),
+                        ("wikitext_detokenize", flags.wikitext_detokenize)):  # fmt: skip
+        if given:
+            raise InputError(f"--{name}: goes with --records text only; leave it out")
+    named = flags.chat_template
+    try:
+        template = ChatTemplate.of(encoder.source, encoder) if named is None else ChatTemplate.named(named, encoder)
+    except InputError as error:
+        raise InputError(f"--chat_template: {error}" if named is not None else str(error)) from None
+    return Rendering(flags.records, encoder, template, flags.maximum_size)
 
 
 def _separator(flags: argparse.Namespace, encoder: Encoder) -> list[int]:
@@ -288,6 +326,18 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--mode", choices=("documents", "chunks"), default="documents", help="what a record is (default: %(default)s)")
     add_source_flags(parser, "--input_dir")
+    add_records_flags(parser)
+    add(
+        "--chat_template",
+        metavar="NAME",
+        help=f"how messages become text, instead of the tokenizer's own template: {', '.join(NAMED)}, or a Jinja file",
+    )
+    add(
+        "--maximum_size",
+        type=_at_least(2),
+        metavar="N",
+        help="tokens of a record with roles, n_ctx + 1: longer conversations are cut after an answer, others left out",
+    )
     add("--name", required=True, help="files are called NAME_<index>_<records>.tfrecords")
     add("--output_dir", required=True, help="where they go")
     tokenizer = parser.add_mutually_exclusive_group(required=True)

@@ -6,6 +6,7 @@ import glob
 import json
 import os
 
+from gpt_mesh.data.chat_template import NAMED
 from gpt_mesh.data.encoders import Encoder
 from gpt_mesh.data.manifest import Manifest, shard_pattern
 from gpt_mesh.errors import InputError, shown
@@ -19,10 +20,11 @@ def files_glob(folder: str, prefix: str) -> str:
 
 
 def write_dataset_config(
-    path: str, folder: str, manifest: Manifest, encoder: Encoder, *, eos_id: int | None, pretrained: bool
-) -> None:
+    path: str, folder: str, manifest: Manifest, encoder: Encoder, *, eos_id: int | None, pretrained: bool,
+    chat_template: str | None = None,
+) -> None:  # fmt: skip
     """Write a dataset config for the files in `folder`. eos_id: None is the tokenizer's, with all of its other ends of
-    text. pretrained: the tokenizer is named as on the Hugging Face hub.
+    text. pretrained: the tokenizer is named as on the Hugging Face hub. chat_template: as its flag names it.
 
     Raises InputError, with what it would hold, when it cannot be written.
     """
@@ -37,6 +39,7 @@ def write_dataset_config(
         "eos_id": encoder.eos_id if eos_id is None else eos_id,
         "stop_token_ids": list(encoder.eos_ids[1:]) or None if eos_id is None else None,
         "padding_id": encoder.padding_id,
+        "chat_template": _template(chat_template, path),
     }
     content = {key: value for key, value in config.items() if value is not None}
     try:
@@ -45,6 +48,11 @@ def write_dataset_config(
         by_hand = f"write it by hand: {json.dumps(content)}"
         raise InputError(f"{shown(path)}: cannot be written: {storage.reason(error)}; {by_hand}") from error
     print(f"dataset config: {shown(path)}")
+
+
+def _template(name: str | None, config_path: str) -> str | None:
+    """A template as the config is to name it: a name, or a file as seen from the config."""
+    return name if name is None or name in NAMED else relative_to_config(name, config_path)
 
 
 def relative_to_config(path: str, config_path: str) -> str:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from gpt_mesh.data.cleaning import Cleaning
 from gpt_mesh.data.encoders import Encoder
 from gpt_mesh.data.reading import Origin, Piece
+from gpt_mesh.data.rendering import Rendered, Rendering
 from gpt_mesh.errors import InputError
 
 Ids = npt.NDArray[np.int32]
@@ -30,35 +31,60 @@ _TASKS_AHEAD = 2  # for each process, so that none waits for the reader
 
 
 class Document(NamedTuple):
-    """An encoded document. bytes: of its text in UTF-8, as it was encoded."""
+    """An encoded document.
+
+    Attributes:
+        ids: of its sequences, one after the other; those that are not learned are marked (`data.marks`).
+        bytes: of its text in UTF-8, as it was encoded.
+        lengths: of its sequences, if there are several.
+        dropped: why it is left out; empty: it is not.
+        cut: tokens that were cut off its end.
+    """
 
     origin: Origin
     ids: Ids
     bytes: int
+    lengths: tuple[int, ...] = ()
+    dropped: str = ""
+    cut: int = 0
 
 
 class Recipe(NamedTuple):
-    """How text becomes ids. Special tokens that are written out in it are text."""
+    """How text becomes ids. Special tokens that are written out in it are text.
+
+    Attributes:
+        rendering: of records with roles, which need no cleaning; None: documents are texts.
+    """
 
     encoder: Encoder
     cleaning: Cleaning = Cleaning()
+    rendering: Rendering | None = None
 
     @property
     def piece_size(self) -> int | None:
         """Characters of the pieces that documents may come in; None when each must come whole."""
-        return TASK_CHARACTERS if self.encoder.splittable and not self.cleaning else None
+        whole = self.cleaning or self.rendering or not self.encoder.splittable
+        return None if whole else TASK_CHARACTERS
 
 
 class Encoded(NamedTuple):
-    """ids: of all texts of a task, one after the other. lengths, bytes: how many of either each text has."""
+    """ids: of all texts of a task, one after the other. lengths, bytes: how many of either each text has. rendered: of
+    each text, if they are records with roles.
+    """
 
     ids: Ids
     lengths: npt.NDArray[np.int64]
     bytes: list[int]
+    rendered: list[Rendered] | None = None
 
 
 def encode(recipe: Recipe, texts: list[str]) -> Encoded:
     """The one place where text becomes ids."""
+    if recipe.rendering is not None:
+        rendered = [recipe.rendering(text) for text in texts]
+        lengths = np.array([len(one.ids) for one in rendered], np.int64)
+        ids = np.concatenate([one.ids for one in rendered]) if rendered else np.empty(0, np.int32)
+        return Encoded(ids, lengths, [len(text.encode()) for text in texts], rendered)
     if recipe.cleaning:
         texts = [recipe.cleaning(text) for text in texts]
     encoded = recipe.encoder.encode_documents(texts)
@@ -83,11 +109,14 @@ def join(encoded_tasks: Iterable[tuple[Sequence[Origin | None], Encoded]]) -> It
     size = 0
     for origins, encoded in encoded_tasks:
         ids_of_texts = np.split(encoded.ids, np.cumsum(encoded.lengths)[:-1])
-        for origin, ids, bytes_of_text in zip(origins, ids_of_texts, encoded.bytes, strict=True):
+        rendered: Sequence[Rendered | None] = encoded.rendered or [None] * len(ids_of_texts)
+        for origin, ids, bytes_of_text, one in zip(origins, ids_of_texts, encoded.bytes, rendered, strict=True):
             held.append(ids)
             size += bytes_of_text
             if origin is not None:
-                yield Document(origin, held[0] if len(held) == 1 else np.concatenate(held), size)
+                whole = held[0] if len(held) == 1 else np.concatenate(held)
+                facts = () if one is None else (tuple(map(len, one.parts)), one.dropped, one.cut)
+                yield Document(origin, whole, size, *facts)
                 held, size = [], 0
 
 

@@ -1,9 +1,15 @@
-"""Tokens that are read and not learned: their ids are stored with inverted bits, as negative numbers."""
+"""Marks on token ids, which leave room for ids below 2^24.
+
+* Tokens that are read and not learned are stored with inverted bits, as negative numbers.
+* In a window that holds several samples, bit 30 is set in the first token of each (before its bits are inverted).
+"""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+BEGINS = 1 << 30
 
 
 def marked(ids: ArrayLike, learned: ArrayLike) -> NDArray[np.int32]:
@@ -14,4 +20,9 @@ def marked(ids: ArrayLike, learned: ArrayLike) -> NDArray[np.int32]:
 
 def unmarked(ids: NDArray[np.integer]) -> NDArray[np.integer]:
     """The ids themselves, of the same shape and type."""
-    return np.maximum(ids, -1 - ids)
+    return np.maximum(ids, -1 - ids) & (BEGINS - 1)
+
+
+def beginning(ids: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Tokens as the first ones of samples, which nothing predicts: not learned."""
+    return ~(unmarked(ids) | np.int32(BEGINS))

@@ -55,20 +55,27 @@ class Packer(Protocol):
 
 
 class Documents:
-    """A record for each document."""
+    """A record for each document, or for each of its sequences if there are several."""
 
     record_extent = 1
 
     def extent(self, document: Document) -> int:
-        return 1
+        return len(document.lengths) or 1
 
     def add(self, document: Document, account: Account) -> Iterator[Record]:
-        place, length = document.origin.place, len(document.ids)
-        yield Record(document.ids, 1, document.bytes, Position(place, 0), Position(place, length))
+        return self._records(document, 0)
 
     def resume(self, document: Document, token: int) -> Iterator[Record]:
-        assert token == len(document.ids), "a record is a whole document"
-        return iter(())
+        return self._records(document, token)
+
+    def _records(self, document: Document, written: int) -> Iterator[Record]:
+        """The records of a document's sequences that begin at token `written` or after it."""
+        place, begin = document.origin.place, 0
+        for number, length in enumerate(document.lengths or (len(document.ids),)):
+            ids, end = document.ids[begin : begin + length], begin + length
+            if begin >= written:
+                yield Record(ids, int(number == 0), document.bytes, Position(place, begin), Position(place, end))
+            begin = end
 
     def finish(self, account: Account) -> None:
         pass
@@ -137,11 +144,15 @@ class Chunks:
 def admit(document: Document, minimum_size: int, account: Account) -> bool:
     """Whether a document is to be written. It is counted as read, and, if it is not, as dropped."""
     length = len(document.ids)
-    account.read(length, document.bytes)
+    account.read(length + document.cut, document.bytes)
+    if document.cut:
+        account.drop("cut off after an answer (--maximum_size)", document.cut, 0)
     if document.origin.null:
         account.drop("null texts (--skip_null)", length, 1)
     elif document.origin.duplicate:
         account.drop("duplicates", length, 1)
+    elif document.dropped:
+        account.drop(document.dropped, length, 1)
     elif length == 0:
         account.drop("empty", length, 1)
     elif length < minimum_size:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from gpt_mesh.data.documents import in_pieces, read_documents, read_pieces
 from gpt_mesh.data.files import FILE_TYPES, find_files
 from gpt_mesh.data.readers.reader import AS_IT_STANDS, Progress, Reading
+from gpt_mesh.data.readers.roles import RECORD_KINDS
 from gpt_mesh.data.readers.table import FORMATS
 from gpt_mesh.data.readers.tfds import check_name, tfds_documents, tfds_size
 from gpt_mesh.errors import InputError, shown
@@ -123,12 +124,37 @@ def add_source_flags(parser: argparse.ArgumentParser, folder_flag: str) -> None:
     )
 
 
+def add_records_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for records with roles to a script's parser; `open_sources` takes their values."""
+    parser.add_argument(
+        "--records",
+        choices=RECORD_KINDS,
+        default="text",
+        help="what the records of JSON, Parquet and tensorflow-datasets are: a text; messages with roles; a prompt and "
+        "a completion; an instruction and its output; or preferences: chosen and rejected, or a label (kto) "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--skip_unusable",
+        action="store_true",
+        help="leave out records with roles that cannot be learned from: without an answer, with an empty one, or with "
+        "equal halves (default: stop at the first)",
+    )
+
+
+def _records(flags: argparse.Namespace) -> tuple[str, bool]:
+    """The values of those flags, where a script has them."""
+    return getattr(flags, "records", "text"), getattr(flags, "skip_unusable", False)
+
+
 def open_sources(folder: str | None, flags: argparse.Namespace) -> list[Source]:
     """The sources that the flags of add_source_flags() name; `folder` is the value of its `folder_flag`.
 
     Raises InputError when there are none.
     """
-    reading = Reading(flags.text_key, flags.errors, flags.skip_null, flags.format, by_flags=True)
+    reading = Reading(
+        flags.text_key, flags.errors, flags.skip_null, flags.format, *_records(flags), by_flags=True
+    )
     if folder is not None:
         if flags.tfds_dir is not None:
             raise InputError("--tfds_dir: goes with --tfds, which is not given")

@@ -63,7 +63,7 @@ class RecordIndex:
 
 
 def write_records(path: str | os.PathLike[str], records: Iterable[Ids]) -> int:
-    """Write one record for each sequence of ids (none is negative). The file appears when it is complete.
+    """Write one record for each sequence of ids . The file appears when it is complete.
 
     Returns how many records it has.
     """
@@ -107,14 +107,13 @@ def _field(number: int, content: bytes) -> bytes:
 
 
 def _varints(values: Int64s) -> bytes:
-    """Base-128 varints of non-negative values, lowest seven bits first. values: [n]."""
+    """Base-128 varints, lowest seven bits first; of negative values, of their 64 bits. values: [n]."""
     if values.size > _VARINT_BLOCK:
         blocks = range(0, values.size, _VARINT_BLOCK)
         return b"".join(_varints(values[start : start + _VARINT_BLOCK]) for start in blocks)
     if values.size == 0:
         return b""
-    if values.min() < 0:
-        raise ValueError(f"token ids cannot be negative: {values.min()}")
+    values = values.view(np.uint64)
     width = max(1, -(-int(values.max()).bit_length() // 7))
     digits = np.empty((values.size, width), np.uint8)
     used = np.ones((values.size, width), np.bool_)

@@ -1,4 +1,4 @@
-"""Tasks that lie in a file: found, checked and encoded once."""
+"""Tasks whose data is one file, which is found, checked and encoded once."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from gpt_mesh.storage import files as storage
 
 
 class FileTask(ABC):
-    """A task in a file, whose items are encoded once and kept."""
+    """A task whose data is one file. The encoded items are cached."""
 
     name: ClassVar[str]
     published: ClassVar[sources.Published]
     slides: ClassVar[bool]
-    form: ClassVar[int]  # of `load`'s items: a new number where they change
+    form: ClassVar[int]  # version of what `load` returns, part of the cache's key
 
     @classmethod
     def make(cls, config: Config, file: str | None, *, stride: int | None, download: bool) -> FileTask:
-        """The task for a config. The arguments are those of the class."""
+        """The task for a config. See `__init__` for the arguments."""
         return cls(config, file, stride=stride, download=download)
 
     def __init__(
@@ -36,14 +36,13 @@ class FileTask(ABC):
     ) -> None:
         """
         Args:
-            config: whose tokenizer and context the task is for.
-            file: default: the one that the config names, or that lies in `sources.folder()`.
-            stride: labels that a window scores, where windows slide; default: n_ctx.
-            download: fetch the file if it is not there.
+            config: gives the tokenizer and the context length.
+            file: default: the file that the config names, else the one in `sources.folder()`.
+            stride: labels scored per sliding window; default: n_ctx.
+            download: fetch the file if it is missing.
 
         Raises:
-            InputError: the file, the tokenizer or the stride cannot be used, or the model does not predict what comes
-                next.
+            InputError: unusable file, tokenizer or stride, or a model that does not predict the next token.
         """
         objective = objective_of(config)
         if not objective.predicts_next:
@@ -75,7 +74,7 @@ class FileTask(ABC):
             self.facts["stride"] = stride
 
     def _configured(self) -> str | None:
-        """The file that the config names for this task."""
+        """The file that the config names for this task, if any."""
         return None
 
     def _remedy(self) -> str:
@@ -83,15 +82,15 @@ class FileTask(ABC):
 
     @property
     def special(self) -> SpecialTokens:
-        """What begins and what ends a text."""
+        """The tokens that begin and end a text."""
         return special_tokens(self.config.data.datasets[0].dataset, self.encoder)
 
     @abstractmethod
     def load(self, path: str, encoder: Encoder) -> list[Any]:
-        """The items of a file, encoded and JSON-ready.
+        """The encoded items of a file, JSON-serialisable.
 
         Raises:
-            InputError: there is something in it that is none.
+            InputError: it holds something that is not an item.
         """
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""LAMBADA in OpenAI's form: is the last word of a passage what the model expects?"""
+"""LAMBADA in OpenAI's form: predict the last word of a passage."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ ENDINGS = (".jsonl", ".ndjson", ".json", ".parquet")
 
 
 class Lambada(FileTask):
-    """Passages whose last word follows from all of the passage, and not from the last sentence alone (Paperno et al.,
-    2016, arXiv:1606.06031), in the form of Radford et al. (2019): the text as it is written, from `{"text": …}` lines.
+    """Passages whose last word can be guessed from the whole passage but not from its last sentence alone (Paperno et
+    al., 2016, arXiv:1606.06031), in the form of Radford et al. (2019): raw text in `{"text": …}` lines.
 
-    The last word is what follows the last space, with that space. It counts as right when each of its tokens is the
-    likeliest one, given the passage and those of its tokens that come before.
+    The last word starts at the last space, which belongs to it. It is correct if each of its tokens is the most likely
+    one given the passage and the word's earlier tokens.
     """
 
     name: ClassVar[str] = "lambada"
@@ -59,17 +59,16 @@ class Lambada(FileTask):
     def load(self, path: str, encoder: Encoder) -> list[Any]:
         """`[tokens before the last word, tokens of the last word, bytes of the last word]` of each passage.
 
-        Reads `.jsonl`, `.json` and Parquet files with the passage under `text`, which may be compressed, and the
-        `.json` files of token ids that the reference keeps under `lambada_tokens_path`.
+        Reads `.jsonl`, `.json` and Parquet files, possibly compressed, with the passage under `text`; and `.json` files
+        of token ids, to which the original's `lambada_tokens_path` points.
         """
         name = path.lower()
         while name.endswith(compressed.ENDINGS):
             name = name[: name.rindex(".")]
-        if not name.endswith(ENDINGS):  # any other file is one document, and so would be one passage
+        if not name.endswith(ENDINGS):  # any other file would be read as one passage
             raise InputError(
                 f"{shown(path)}: passages are read from {', '.join(ENDINGS)} files, which may be compressed; write "
-                "each as a "
-                'line {"text": "…"} of a .jsonl file'
+                'each as a line {"text": "…"} of a .jsonl file'
             )
         texts = [text.rstrip() for text in _token_texts(path, encoder) or read_documents(path)]
         if not texts:
@@ -81,7 +80,7 @@ class Lambada(FileTask):
                 raise InputError(
                     f"{shown(path)}: passage {number} ({text[:40]!r}) is one word; bring the published file"
                 )
-        # The last space belongs to the word, so that byte-level BPE gives it the tokens it has in running text.
+        # The space belongs to the word, so that byte-level BPE tokenizes it as in running text.
         contexts = [text[: text.rindex(" ")] for text in texts]
         items = []
         encoded = zip(encoder.encode_documents(texts), encoder.encode_documents(contexts), strict=True)
@@ -90,9 +89,8 @@ class Lambada(FileTask):
         return items
 
     def run(self, engine: Engine) -> Metrics:
-        """`accuracy`, `nll` (nats a word) and `perplexity` = exp(nll) of the last words, each with its standard error;
-        `passages`, `truncated` (of them, those longer than the context, which lost their beginning), `tokens` and
-        `bytes` of the last words.
+        """`accuracy`, `nll` (nats per word) and `perplexity` = exp(nll) of the last words, with standard errors;
+        `passages`, `truncated` (those cut on the left to fit the context), `tokens` and `bytes` of the last words.
         """
         n_ctx = self.config.model.n_ctx
         spans, cut = [], 0
@@ -115,13 +113,13 @@ class Lambada(FileTask):
         }
 
     def _begin(self) -> list[int]:
-        """What a word is predicted from that has nothing before it."""
-        assert self.special.prefix is not None  # a passage has two words, and each word has a token
+        """The context of a word that has nothing before it."""
+        assert self.special.prefix is not None  # each passage has at least two words, each of at least one token
         return [self.special.prefix]
 
 
 def _token_texts(path: str, encoder: Encoder) -> list[str] | None:
-    """The passages of a file of token ids, an array for each passage; None if it is no such file."""
+    """The passages of a file with one array of token ids per passage; None if the file has another form."""
     if not path.endswith(".json"):
         return None
     with storage.open_binary(path) as file:

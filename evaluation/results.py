@@ -1,4 +1,4 @@
-"""What becomes of an evaluation: a row of `eval.jsonl`, and a table."""
+"""Results of evaluations as rows of `eval.jsonl` and as a table."""
 
 from __future__ import annotations
 
@@ -14,21 +14,18 @@ ERROR = "_stderr"
 
 
 def result_row(step: int, task: EvaluationTask, metrics: Metrics, config: Config) -> dict[str, Any]:
-    """A line of `eval.jsonl`: `step`, `task`, the metrics, and the digests of what they belong to, such as
-    `config_sha256` and `tokenizer_sha256`."""
+    """A row of `eval.jsonl`: step, task, metrics, and digests such as `config_sha256` and `tokenizer_sha256`."""
     return {"step": step, "task": task.name, **metrics, "config_sha256": config_digest(config), **task.facts}
 
 
 def config_digest(config: Config) -> str:
-    """SHA-256, in hex, of the effective config wherever its run lies: every key but `model_path`, in the order of the
-    alphabet, as JSON.
-    """
+    """SHA-256, in hexadecimal, of the effective config without `model_path`, as JSON with sorted keys."""
     values = {name: value for name, value in config.to_json().items() if name != "model_path"}
     return checksums.of_json(values)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The numbers of rows of `eval.jsonl` as a table for a terminal, one metric a line."""
+    """Rows of `eval.jsonl` as a table for a terminal, one metric per line."""
     lines = [("step", "task", "metric", "value", "standard error")]
     for row in rows:
         where = (f"{row['step']:,}", str(row["task"]))

@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens and texts, with the likeliest alternatives at each place."""
+"""Log-probabilities of given tokens and texts, with the top alternatives at each position."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from gpt_mesh.engine.interface import Engine
 from gpt_mesh.errors import InputError
 from gpt_mesh.sample import padded_width
 
-# Most that the logits of one call may take, [batch, positions, n_vocab] in float32, where the batch can be smaller.
+# Upper bound on the float32 logits [batch, positions, n_vocab] of one call; a batch of one row may exceed it.
 LOGITS_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
 class Score:
-    """How likely a model finds a document.
+    """The log-likelihood of a document under a model.
 
     Attributes:
         tokens: ids of the document.
-        logprobs: natural log-probability of each token given those before it; None for the first where no token comes
-            before it.
+        logprobs: natural log-probability of each token given its prefix; None for the first token if nothing precedes
+            it.
         sum: of the log-probabilities, in nats.
         bytes: length of the document in UTF-8.
     """
@@ -38,8 +38,11 @@ class Score:
 
 
 def score_document(engine: Engine, tokens: list[int], text: str, bos_id: int | None = None) -> Score:
-    """Score a text that has these tokens, in windows of the context's length. Each token is scored once; a window
-    begins with the last token of the one before. `bos_id`: the token before the text, if there is one.
+    """Score a document in windows of n_ctx tokens. Each token is scored once; consecutive windows overlap by one token.
+
+    Args:
+        tokens: ids of `text`.
+        bos_id: the token that precedes the document, if any.
     """
     n_ctx = engine.config.model.n_ctx
     led = tokens if bos_id is None or not tokens else [bos_id, *tokens]
@@ -51,10 +54,10 @@ def score_document(engine: Engine, tokens: list[int], text: str, bos_id: int | N
 
 
 def table(scores: Sequence[Score], encoder: Encoder) -> list[str]:
-    """The scores of documents as a table for a terminal: a line for each, and one for all of them together.
+    """Scores as a table for a terminal: one line per document, and a line of totals.
 
-    Tokens that are not predicted do not count, nor do their bytes. Bits per byte are left out if the tokenizer does not
-    tell how many bytes a token has.
+    Tokens without a prediction are not counted, nor are their bytes. Bits per byte are omitted if the tokenizer does
+    not define the byte length of each token.
     """
     try:
         lengths = byte_lengths(encoder)
@@ -83,7 +86,7 @@ def _cells(name: str, sums: NDArray[np.float64], with_bytes: bool) -> tuple[str,
 
 
 def _score_window(engine: Engine, tokens: list[int]) -> list[float]:
-    """Log-probabilities of all but the first of at most n_ctx + 1 tokens. Padded, so that few lengths are compiled."""
+    """Log-probabilities of all but the first of at most n_ctx + 1 tokens, padded to limit the compiled shapes."""
     labels = len(tokens) - 1
     padded = np.zeros((1, padded_width(labels, engine.config.model.n_ctx) + 1), np.int32)
     padded[0, : labels + 1] = tokens
@@ -92,10 +95,10 @@ def _score_window(engine: Engine, tokens: list[int]) -> list[float]:
 
 
 def checked_tokens(tokens: ArrayLike, model: ModelConfig) -> NDArray[np.int32]:
-    """Token ids that a model can take, as an array [batch, n] or [n].
+    """Validated token ids: int32 [batch, n] or [n].
 
     Raises:
-        InputError: another shape, longer than n_ctx, or an id outside the vocabulary.
+        InputError: wrong shape, longer than n_ctx, or an id outside the vocabulary.
     """
     try:
         ids = np.asarray(tokens)
@@ -116,12 +119,12 @@ def checked_tokens(tokens: ArrayLike, model: ModelConfig) -> NDArray[np.int32]:
 
 @dataclass(frozen=True)
 class TokenScores:
-    """Of the n tokens of a row, the n - 1 that others stand before.
+    """Scores of all but the first of the n tokens of a row.
 
     Attributes:
         logprobs: natural log-probability of each, float32 [n - 1].
-        top_tokens: ids of the likeliest tokens at its place, likeliest first, int32 [n - 1, k].
-        top_logprobs: theirs, float32 [n - 1, k].
+        top_tokens: ids of the k most likely tokens at each position, most likely first, int32 [n - 1, k].
+        top_logprobs: their log-probabilities, float32 [n - 1, k].
     """
 
     logprobs: NDArray[np.float32]
@@ -130,19 +133,17 @@ class TokenScores:
 
 
 class Scorer:
-    """Scores rows of token ids with an engine's weights. Compiled once for each power of two of their length and of
-    their number.
+    """Scores rows of token ids with an engine's weights. Lengths and batch sizes are padded to powers of two, each
+    combination of which is compiled once.
     """
 
     def __init__(self, engine: Engine, top: int, max_batch: int = 8) -> None:
-        """`top`: how many alternatives there are at each place."""
+        """`top`: number of alternatives per position."""
         self._engine, self._max_batch = engine, max_batch
         self._top = min(top, engine.config.model.n_vocab)
 
     def score(self, rows: Sequence[Sequence[int]]) -> Iterator[TokenScores]:
-        """The scores of each row, in order, as they are computed. A row has from 1 to n_ctx + 1 ids, each of them in
-        the vocabulary.
-        """
+        """The scores of each row, in order, as they are computed. A row has 1 to n_ctx + 1 valid token ids."""
         batch: list[Sequence[int]] = []
         for row in rows:
             if batch and len(batch) >= self._room(max(map(len, [*batch, row]))):
@@ -153,7 +154,7 @@ class Scorer:
             yield from self._score(batch)
 
     def _room(self, longest: int) -> int:
-        """How many rows of that length are scored at once: a power of two."""
+        """The batch size for rows of that length: a power of two."""
         one = self._width(longest) * self._engine.config.model.n_vocab * 4
         fitting = max(1, min(self._max_batch, LOGITS_BYTES // one))
         return 1 << (fitting.bit_length() - 1)

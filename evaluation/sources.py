@@ -1,4 +1,4 @@
-"""Finds, downloads and caches the files of evaluation tasks."""
+"""Find, download and cache the files of evaluation tasks."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from gpt_mesh.storage import checksums, strict_json
 from gpt_mesh.storage import files as storage
 from gpt_mesh.storage.progress import BYTES, Progress, log
 
-_SECONDS = 10.0  # without an answer
+_SECONDS = 10.0  # timeout of a connection
 _BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
 class Published:
-    """A file as its makers published it.
+    """A published data file.
 
     Attributes:
-        names: file names to look for, best first; the first is the one to download.
-        urls: of the first, tried in turn.
-        size, sha256: of the first, in bytes and in hex.
+        names: file names to look for, in order of preference; the first is the one to download.
+        urls: addresses of the first, tried in turn.
+        size, sha256: of the first, in bytes and in hexadecimal.
     """
 
     names: tuple[str, ...]
@@ -41,7 +41,7 @@ class Published:
 
 
 def folder() -> str:
-    """Where files of tasks are looked for, and kept unless `GPT_MESH_CACHE` is "off"."""
+    """The folder in which files of tasks are looked up, and cached unless `GPT_MESH_CACHE` is "off"."""
     return cache_root(os.environ)
 
 
@@ -49,12 +49,12 @@ def find(task: str, published: Published, *, download: bool) -> str:
     """The path of a task's file in `folder()`.
 
     Args:
-        task: its name, for messages.
-        published: what to look for.
-        download: fetch it if it is not there.
+        task: name of the task, for messages.
+        published: the file.
+        download: fetch it if it is missing.
 
     Raises:
-        InputError: it is not there, or cannot be fetched; says what to bring, and where to put it.
+        InputError: it is missing or cannot be fetched; the message says what to bring and where to put it.
     """
     for name in published.names:
         if os.path.exists(path := os.path.join(folder(), name)):
@@ -75,7 +75,7 @@ def _download(task: str, published: Published, target: str) -> str:
         try:
             _fetch(url, published, target)
             return target
-        except (OSError, ValueError, http.client.HTTPException) as error:  # URLError and time-outs are OSErrors
+        except (OSError, ValueError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
             reasons.append(f"{url}: {storage.reason(getattr(error, 'reason', None) or error)}")
     raise InputError(
         f"task {task}: could not be downloaded ({'; '.join(reasons)}); bring {published.names[0]} "
@@ -87,8 +87,8 @@ def _fetch(url: str, published: Published, target: str) -> None:
     """Download, verify, and move into place.
 
     Raises:
-        OSError: no answer, or no room.
-        ValueError: it is another file than the published one.
+        OSError: no answer, or no space left.
+        ValueError: size or checksum differ from the published file.
     """
     digest, size = hashlib.sha256(), 0
     log.info("downloading %s (%s bytes) to %s", url, f"{published.size:,}", shown(target))
@@ -104,7 +104,7 @@ def _fetch(url: str, published: Published, target: str) -> None:
 
 
 def digest(path: str) -> str:
-    """SHA-256 of a file, in hex.
+    """SHA-256 of a file, in hexadecimal.
 
     Raises:
         InputError: it cannot be read.
@@ -116,10 +116,10 @@ def digest(path: str) -> str:
 
 
 def encoded(form: str, content: str, encoder: Encoder, make: Callable[[], list[Any]]) -> list[Any]:
-    """What `make` gives, kept in `folder()` under a key of the file's content and the tokenizer.
+    """The result of `make`, cached in `folder()` by content and tokenizer.
 
     Args:
-        form: the task's name and the version of what `make` gives, JSON-ready.
+        form: the task's name and the version of `make`'s result, which must be JSON-serialisable.
         content: `digest` of the file.
     """
     if os.environ.get("GPT_MESH_CACHE") == "off":
@@ -131,7 +131,7 @@ def encoded(form: str, content: str, encoder: Encoder, make: Callable[[], list[A
         if isinstance(kept, list):
             return kept
     found = make()
-    with suppress(OSError):  # a cache that cannot be written to costs a second or two, and nothing else
+    with suppress(OSError):  # without a cache, encoding takes a second or two each time
         os.makedirs(os.path.dirname(path), exist_ok=True)
         strict_json.write(path, found, indent=None)
     return found

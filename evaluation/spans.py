@@ -1,4 +1,4 @@
-"""Scoring the ends of token sequences, many at a time, in few compiled shapes."""
+"""Scores the last tokens of many sequences in batches of few compiled shapes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STEP = 16  # widths are multiples of it
 
 @dataclass(frozen=True)
 class Span:
-    """Tokens, of which the last `scored` are scored, each given all before it: at most n_ctx + 1, fewer scored."""
+    """A sequence of at most n_ctx + 1 tokens. The last `scored` of them, never all, are scored given their prefix."""
 
     tokens: Sequence[int]
     scored: int
@@ -24,8 +24,8 @@ class Span:
 
 @dataclass(frozen=True)
 class SpanScores:
-    """Of each span: the sum of the log-probabilities of its scored tokens (nats), and how many of them were the
-    likeliest token of their place. Shape [spans] both.
+    """For each span, the summed log-probability of its scored tokens in nats, and how many of them were the model's
+    top choice. Both have shape [spans].
     """
 
     logprobs: NDArray[np.float64]
@@ -36,15 +36,15 @@ class SpanScorer:
     """Scores spans with an engine's weights."""
 
     def __init__(self, engine: Engine, batch_size: int | None = None) -> None:
-        """`batch_size`: spans at a time; default: the config's `eval_batch_size`."""
+        """`batch_size`: spans per batch; default: the config's `eval_batch_size`."""
         self._engine = engine
         self.batch_size = batch_size or engine.config.training.eval_batch_size
 
     def score(self, spans: Sequence[Span], what: str = "scoring") -> SpanScores:
-        """The scores, in the order of the spans. `what`: for the progress bar.
+        """The scores, in the order of the spans. `what` labels the progress bar.
 
-        Longer spans go first, with others of about their length, padded at the end, which a causal model does not see.
-        All batches have one size, and at most three widths, so that no more than three forms are compiled.
+        Spans are sorted by length, longest first, and padded on the right, which a causal model cannot see. All batches
+        have the same size and one of three widths, so at most three shapes are compiled.
         """
         found = SpanScores(np.zeros(len(spans)), np.zeros(len(spans), np.int64))
         order = sorted((i for i, span in enumerate(spans) if span.scored), key=lambda i: -len(spans[i].tokens))
@@ -61,13 +61,13 @@ class SpanScorer:
         return found
 
     def _widths(self, longest: int) -> set[int]:
-        """The widths that batches may have, in labels: that of the longest, a half and a quarter of it, rounded up."""
+        """Possible widths of a batch, in labels: the longest, and a half and a quarter of it, rounded up."""
         n_ctx = self._engine.config.model.n_ctx
         assert 0 < longest <= n_ctx, (longest, n_ctx)
         return {min(n_ctx, -(-longest // (part * STEP)) * STEP) for part in (1, 2, 4)}
 
     def _batch(self, spans: Sequence[Span], size: int, width: int) -> Iterator[tuple[int, float, int]]:
-        """Place, log-probability and right predictions of each span."""
+        """(row, log-probability, number of correct predictions) of each span."""
         tokens = np.zeros((size, width + 1), np.int32)
         counted = np.zeros((size, width), np.bool_)
         for row, span in enumerate(spans):
@@ -76,21 +76,21 @@ class SpanScorer:
             tokens[row, : labels + 1] = span.tokens
             counted[row, labels - span.scored : labels] = True
         logprobs, correct = (np.asarray(x, np.float64) for x in self._engine.score(tokens))
-        # What is not counted may be anything, NaN too.
+        # Positions that are not counted may hold anything, even NaN.
         logprobs, correct = (np.where(counted, x, 0.0).sum(1) for x in (logprobs, correct))
         yield from ((row, float(logprobs[row]), round(correct[row])) for row in range(len(spans)))
 
 
 def rolling(tokens: Sequence[int], prefix: int | None, n_ctx: int, stride: int | None = None) -> list[Span]:
-    """A text of any length as spans that score each of its tokens once.
+    """Split a text of any length into spans that score each token once.
 
-    The first span scores up to n_ctx tokens; each further one the next `stride` (default: n_ctx), and reaches back as
-    far as the context goes, so that a token in it has at least n_ctx - stride + 1 tokens of context.
+    The first span scores up to n_ctx tokens, each later one the next `stride` (default: n_ctx). A span starts as early
+    as the context allows, so its scored tokens have at least n_ctx - stride + 1 tokens of context.
 
     Args:
         tokens: of the text.
-        prefix: what stands before it, so that the first token is scored too; None: nothing, and it is not.
-        n_ctx: the context.
+        prefix: token before the text, from which the first token is predicted; None: the first token is not scored.
+        n_ctx: context length.
         stride: from 1 to n_ctx.
     """
     led = [*([] if prefix is None else [prefix]), *tokens]
@@ -104,7 +104,7 @@ def rolling(tokens: Sequence[int], prefix: int | None, n_ctx: int, stride: int |
 
 
 def ending(context: Sequence[int], continuation: Sequence[int], n_ctx: int) -> tuple[Span, bool]:
-    """A continuation to be scored after its context, and whether tokens were cut from the start to fit n_ctx."""
+    """A span that scores a continuation given its context, and whether it was truncated on the left to fit n_ctx."""
     tokens = [*context, *continuation]
     kept = tokens[-(n_ctx + 1) :]
     return Span(kept, min(len(continuation), len(kept) - 1)), len(kept) < len(tokens)

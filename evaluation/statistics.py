@@ -1,4 +1,4 @@
-"""Means over tokens or passages, with their standard errors."""
+"""Means over tokens or passages, with standard errors."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Metrics = dict[str, float | None]  # a metric `m` may have its standard error be
 
 
 def ratio(sums: ArrayLike, sizes: ArrayLike) -> tuple[float, float | None]:
-    """The sum of `sums` over the sum of `sizes`, and its standard error: each unit (a window, a document, a passage) is
-    one draw, for the tokens inside it depend on each other.
+    """The sum of `sums` divided by the sum of `sizes`, and its standard error.
 
-    The error of a ratio estimator (Cochran, Sampling Techniques, 1977, section 6.4); with all sizes equal it is that of
-    a mean. None with fewer than two units.
+    The sampling unit is a window, document or passage, since tokens inside one are not independent. The error is that
+    of a ratio estimator (Cochran, Sampling Techniques, 1977, section 6.4), which for equal sizes is the error of the
+    mean. None with fewer than two units.
     """
     values, weights = np.asarray(sums, np.float64), np.asarray(sizes, np.float64)
     total, units = weights.sum(), int((weights > 0).sum())
@@ -28,28 +28,28 @@ def ratio(sums: ArrayLike, sizes: ArrayLike) -> tuple[float, float | None]:
 
 
 def with_error(name: str, found: tuple[float, float | None]) -> Metrics:
-    """A metric and its standard error, as entries."""
+    """A metric and its standard error as dictionary entries."""
     return {name: found[0], f"{name}_stderr": found[1]}
 
 
 def scaled(found: tuple[float, float | None], factor: float) -> tuple[float, float | None]:
-    """A value and its error, times a constant."""
+    """A value and its error, multiplied by a constant."""
     return found[0] * factor, None if found[1] is None else found[1] * factor
 
 
 def exponential(found: tuple[float, float | None]) -> tuple[float, float | None]:
-    """exp of a value; the error by the delta method. Infinite where a float holds no such number."""
+    """exp of a value, with its error by the delta method. Infinite on overflow."""
     value = math.exp(found[0]) if found[0] < 700 else math.inf
     return value, None if found[1] is None else value * found[1]
 
 
 def token_metrics(nll: ArrayLike, correct: ArrayLike, tokens: ArrayLike, text_bytes: int | None) -> Metrics:
-    """`nll` (nats a token), `perplexity`, `bits_per_byte` (None where the bytes are not known) and `accuracy`, each
-    with its standard error, `tokens` and `bytes`.
+    """`nll` (nats per token), `perplexity`, `bits_per_byte` (None if the size is unknown) and `accuracy`, with
+    standard errors; `tokens` and `bytes`.
 
     Args:
-        nll, correct, tokens: sums over each unit: of nll, of right predictions, and of the tokens scored.
-        text_bytes: UTF-8 bytes of the text that was scored. How many of them a token has is taken as given.
+        nll, correct, tokens: sums over each unit of nll, correct predictions and scored tokens.
+        text_bytes: UTF-8 length of the scored text. The number of bytes per token is treated as a constant.
     """
     count = float(np.asarray(tokens).sum())
     mean = ratio(nll, tokens)

@@ -1,4 +1,4 @@
-"""Text coloured by how unlikely a model finds each token, as a page of its own."""
+"""Text coloured by the surprisal of each token, as a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from gpt_mesh.data.encoders import Encoder
 from gpt_mesh.evaluation.scoring import Score
 
 _UNKNOWN = "\N{REPLACEMENT CHARACTER}"
-_LONGEST = 8  # tokens that one character may be spread over
-_STRONGEST = 12.0  # bits of the strongest colour
+_LONGEST = 8  # maximum number of tokens per character
+_STRONGEST = 12.0  # bits at which the colour saturates
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -48,7 +48,7 @@ def page(title: str, scores: Sequence[Score], encoder: Encoder) -> str:
 
 
 def pieces(score: Score, encoder: Encoder) -> Iterator[tuple[str, float | None]]:
-    """The text in order, token by token, with the bits of each; tokens that share a character stand together."""
+    """(text, bits) of each token in order. Tokens that share a character are merged."""
     before: list[int] = []
     pending: list[int] = []
     bits: float | None = None
@@ -56,7 +56,7 @@ def pieces(score: Score, encoder: Encoder) -> Iterator[tuple[str, float | None]]
         pending.append(token)
         if logprob is not None:
             bits = (bits or 0.0) - logprob / math.log(2)
-        # After its predecessor: some tokenizers leave out a space at the beginning.
+        # Decoded after its predecessor, since some tokenizers drop a leading space.
         text = encoder.decode([*before, *pending])[len(encoder.decode(before)) :]
         if text.endswith(_UNKNOWN) and len(pending) < _LONGEST and number < len(score.tokens):
             continue

@@ -15,7 +15,7 @@ from gpt_mesh.evaluation.wikitext import WikiText
 
 
 class EvaluationTask(Protocol):
-    """What a model is scored on. It is loaded once and can be run often."""
+    """Something that a model is scored on. Loaded once, it can be run many times."""
 
     @property
     def name(self) -> str:
@@ -23,14 +23,14 @@ class EvaluationTask(Protocol):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What its rows in `eval.jsonl` say beside the metrics: `tokenizer_sha256`, perhaps `data_sha256`, `stride`."""
+        """What its rows in `eval.jsonl` have beside metrics: `tokenizer_sha256`, perhaps `data_sha256`, `stride`."""
 
     def run(self, engine: Engine) -> Metrics:
-        """The metrics of a model, each with its standard error, and the number of tokens and bytes that were scored."""
+        """The metrics of a model with their standard errors, and the number of scored tokens and bytes."""
 
 
 class TaskType(Protocol):
-    """A class of tasks. `slides`: it has windows that slide, whose stride can be set."""
+    """A class of tasks. `slides`: it uses sliding windows, so a stride can be set."""
 
     @property
     def name(self) -> str: ...
@@ -55,11 +55,11 @@ def make_task(
         config: the task uses its tokenizer, context and held-out data.
         name: one of `TASKS`.
         file: the file of a task that has one; default: see `FileTask`.
-        stride: labels that each window after the first scores, where windows slide.
+        stride: labels scored by each sliding window after the first.
         download: fetch the file if it is missing.
 
     Raises:
-        InputError: there is no such task, or it cannot be loaded.
+        InputError: no such task, or its data cannot be loaded.
     """
     if name not in TASKS:
         raise InputError(f"task {name}: there is no such task; there are {', '.join(TASKS)}")
@@ -71,7 +71,7 @@ def make_task(
 def tasks_of(
     config: Config, *, validation: bool, stride: int | None = None, download: bool = False
 ) -> list[EvaluationTask]:
-    """The tasks of a config: `validation` if asked for, then its `eval_tasks`. `stride`: of those that slide.
+    """The tasks of a config: `validation` if requested, then its `eval_tasks`. `stride` applies to those that slide.
 
     Raises:
         InputError: one of them cannot be loaded.

@@ -1,4 +1,4 @@
-"""The held-out score of a model."""
+"""Evaluation on held-out data."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from gpt_mesh.storage.progress import log, track
 
 
 class Validation:
-    """A config's held-out set, ready to be scored as often as wanted.
+    """The held-out set of a config.
 
-    `eval_steps` limits it to so many batches of `eval_batch_size`, the same ones each time; 0: the whole set.
+    `eval_steps` limits it to that many batches of `eval_batch_size`, the same ones every time; 0: the whole set.
     """
 
     name: ClassVar[str] = "validation"
@@ -34,16 +34,16 @@ class Validation:
 
     @classmethod
     def make(cls, config: Config, file: str | None, *, stride: int | None, download: bool) -> Validation:
-        """The task of a config. Raises InputError when a file is named, or there is no held-out data."""
+        """The task of a config. Raises InputError if a file is given or there is no held-out data."""
         if file is not None:
             raise InputError(f"file {file}: task validation scores eval_path of the config's datasets; leave it out")
         return cls(config, stride=stride)
 
     def __init__(self, config: Config, *, stride: int | None = None) -> None:
-        """`stride`: labels that each window after a document's first scores; None: windows side by side.
+        """`stride`: labels scored by each window of a document after the first; None: windows do not overlap.
 
         Raises:
-            InputError: no held-out data, or a stride that its windows cannot have.
+            InputError: no held-out data, or a stride that its windows do not allow.
         """
         self.config, self.stride = config, stride
         self._objective = objective_of(config)
@@ -57,15 +57,15 @@ class Validation:
                 f"{self._limit * config.training.eval_batch_size:,}",
                 f"{self.data.n_windows:,}",
             )
-        # A tokenizer that is not byte-level has no bytes for each token, but all of the text may be counted already.
+        # Without a byte length per token, the manifest may still have the size of the whole text.
         self._all_bytes = self.data.manifest_bytes() if self._objective.predicts_next and not self._limit else None
         self._byte_lengths = None if self._all_bytes is not None else _byte_lengths(config)
         self._scored_bytes = 0
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """`tokenizer_sha256`: of the tokenizer that made the held-out data, as far as it is known; `stride`, if any."""
-        made = tokenizers_of(self.config.data.datasets, ["eval_path"])  # the rest may be out of reach
+        """`tokenizer_sha256` of the tokenizer that encoded the held-out data, if known; `stride`, if any."""
+        made = tokenizers_of(self.config.data.datasets, ["eval_path"])  # other data may be unreachable
         found = {one.facts.fingerprint for one in made if one.facts is not None}
         if not found:
             with suppress(InputError):
@@ -74,11 +74,11 @@ class Validation:
         return known if self.stride is None else {**known, "stride": self.stride}
 
     def run(self, engine: Engine) -> Metrics:
-        """`nll` (nats a token), `perplexity`, `bits_per_byte` (None without a tokenizer or with `mlm_training`) and
-        `accuracy`, each with its standard error (as `nll_stderr`), `tokens`, `bytes`.
+        """`nll` (nats per token), `perplexity`, `bits_per_byte` (None without a tokenizer or with `mlm_training`) and
+        `accuracy`, each with its standard error (such as `nll_stderr`); `tokens` and `bytes`.
 
         Raises:
-            InputError: masks hide none of the tokens.
+            InputError: no token is masked.
         """
         found: list[list[np.ndarray]] = []
         for tokens, weights in track(self.batches(), self.n_batches, self.name, "batches"):
@@ -87,12 +87,12 @@ class Validation:
 
     @property
     def n_batches(self) -> int:
-        """How many batches `batches` gives."""
+        """The number of batches that `batches` yields."""
         total = -(-self.data.n_windows // self.config.training.eval_batch_size)
         return min(total, self._limit or total)
 
     def batches(self) -> Iterator[tuple[Tokens, Weights]]:
-        """Tokens [eval_batch_size, n_ctx + 1] and weights of the labels; `metrics` is told how many bytes they were."""
+        """Tokens [eval_batch_size, n_ctx + 1] and label weights. Counts the scored bytes, which `metrics` uses."""
         self._scored_bytes = 0
         for tokens, weights in self.data.batches(self.config.training.eval_batch_size, limit=self._limit):
             if self._byte_lengths is not None:
@@ -100,19 +100,18 @@ class Validation:
             yield tokens, weights
 
     def metrics(self, nll: ArrayLike, correct: ArrayLike, weight: ArrayLike) -> Metrics:
-        """What `run` returns, from sums over each window of all `batches`; or over all of them together, which leaves
-        no standard error.
+        """What `run` returns, from sums over each window of all `batches`. A single sum over all windows leaves no
+        standard error.
         """
-        if not np.asarray(weight).any():  # of windows of padding alone there are none: only masks can be
+        if not np.asarray(weight).any():  # there are no windows of padding only, so this is masking
             raise InputError(f"{self.config.source}: {self._objective.nothing_chosen}")
         return token_metrics(nll, correct, weight, self._all_bytes or self._scored_bytes or None)
 
 
 def _byte_lengths(config: Config) -> Ints | None:
-    """UTF-8 bytes of each token; None, with a line that says why, where they cannot be known.
+    """UTF-8 length of each token. If unknown, None, and the reason is logged.
 
-    None for masked language modelling too: hidden tokens, told from the text on both sides of them, are no measure of
-    how far the text could be compressed.
+    Also None for masked language modelling: predicting masked tokens from both sides does not measure compression.
     """
     if not objective_of(config).predicts_next:
         return None
@@ -124,10 +123,10 @@ def _byte_lengths(config: Config) -> Ints | None:
 
 
 def common_encoder(config: Config) -> Encoder:
-    """The tokenizer that all datasets of a config share.
+    """The tokenizer shared by all datasets of a config.
 
     Raises:
-        InputError: they name none, several, or one that is not there.
+        InputError: there is none, more than one, or it does not exist.
     """
     paths = sorted({str(use.dataset.tokenizer_path) for use in config.data.datasets})
     if len(paths) > 1:
@@ -141,7 +140,7 @@ def required_encoder(config: Config) -> Encoder:
     """The tokenizer of a config's first dataset.
 
     Raises:
-        InputError: it names none, or the one named is not there.
+        InputError: it names none, or the file does not exist.
     """
     dataset = config.data.datasets[0].dataset
     if dataset.tokenizer_path is None:
@@ -153,10 +152,10 @@ def required_encoder(config: Config) -> Encoder:
 
 
 def model_encoder(config: Config) -> Encoder:
-    """`required_encoder`, whose ids the model has rows for.
+    """`required_encoder`, if its vocabulary fits the model.
 
     Raises:
-        InputError: see `required_encoder`; or the vocabulary is larger than the model's.
+        InputError: see `required_encoder`; or its vocabulary is larger than the model's.
     """
     encoder = required_encoder(config)
     if encoder.n_vocab > config.model.n_vocab:

@@ -1,4 +1,4 @@
-"""WikiText: the perplexity of Wikipedia articles by words and bytes, whatever the tokenizer."""
+"""WikiText: word and byte perplexity of Wikipedia articles, comparable across tokenizers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gpt_mesh.evaluation.spans import SpanScorer, rolling
 from gpt_mesh.evaluation.statistics import Metrics, exponential, ratio, scaled, token_metrics, with_error
 from gpt_mesh.storage import files as storage
 
-# WikiText-2 and WikiText-103 have the same test text.
+# WikiText-2 and WikiText-103 share the test set.
 WIKITEXT = sources.Published(
     names=("wikitext-103-raw-v1.zip", "wikitext-2-raw-v1.zip", "wiki.test.raw", "wiki.test.tokens"),
     urls=(
@@ -36,11 +36,11 @@ TEST_FILE = re.compile(r"(^|/)wiki\.test\.(raw|tokens)$")
 
 
 class WikiText(FileTask):
-    """The test articles of WikiText (Merity et al., 2016, arXiv:1609.07843), each scored by itself from the end of text
-    on, in sliding windows.
+    """The test articles of WikiText (Merity et al., 2016, arXiv:1609.07843), each scored on its own in sliding windows,
+    starting from the end-of-text token.
 
-    As in the published evaluations, the model reads the text detokenised, and the total is divided by the words and
-    the bytes of the text as it stands in the file.
+    As in the published evaluations, the model reads detokenised text, and the total is divided by the number of words
+    and bytes of the original text.
     """
 
     name: ClassVar[str] = "wikitext"
@@ -49,7 +49,7 @@ class WikiText(FileTask):
     form: ClassVar[int] = 1
 
     def load(self, path: str, encoder: Encoder) -> list[Any]:
-        """`[tokens, words, bytes, bytes after detokenising]` of each article."""
+        """`[tokens, words, bytes, bytes after detokenisation]` of each article."""
         pages = list(articles(_text(path)) if not _holds_pages(path) else _pages(path))
         if not any(page.strip() for page in pages):
             raise InputError(
@@ -63,9 +63,9 @@ class WikiText(FileTask):
         ]
 
     def run(self, engine: Engine) -> Metrics:
-        """`word_perplexity`, `byte_perplexity` and `bits_per_byte` by the words and bytes of the file; `nll`,
-        `perplexity` and `accuracy` by tokens; each with its standard error; `articles`, `words`, `tokens`, `bytes`, and
-        `detokenized_bytes`, those of the text that the model reads.
+        """`word_perplexity`, `byte_perplexity` and `bits_per_byte` per word and byte of the file; `nll`, `perplexity`
+        and `accuracy` per token, with standard errors; `articles`, `words`, `tokens`, `bytes`, and
+        `detokenized_bytes`, the size of the text that the model reads.
         """
         n_ctx = self.config.model.n_ctx
         parts = [rolling(tokens, self.special.prefix, n_ctx, self.stride) for tokens, *_ in self.items]
@@ -94,7 +94,7 @@ class WikiText(FileTask):
 
 
 def _holds_pages(path: str) -> bool:
-    """Whether a file has an article a record, under `page`, as Hugging Face exports it."""
+    """Whether each record of the file is an article under `page`, as in Hugging Face's export."""
     if not path.endswith((".jsonl", ".parquet")):
         return False
     try:
@@ -109,8 +109,8 @@ def _pages(path: str) -> Iterator[str]:
 
 
 def _text(path: str) -> str:
-    """The whole of a file: `wiki.test.raw` or `wiki.test.tokens`, the .zip that holds one, or a record a line."""
-    if path.endswith((".jsonl", ".parquet")):  # an export by lines, which leaves the empty ones' white space out
+    """The text of `wiki.test.raw`, `wiki.test.tokens`, a .zip with one of them, or of a file of one-line records."""
+    if path.endswith((".jsonl", ".parquet")):  # exported line by line, without the white space of empty lines
         lines = [line.rstrip("\n") for line in read_documents(path)]
         return "\n".join(line or " " for line in lines) + "\n"
     if not path.endswith(".zip"):
@@ -128,7 +128,7 @@ def _text(path: str) -> str:
 
 
 def articles(text: str) -> Iterator[str]:
-    """The articles of a WikiText file, each from its heading ` = Title = ` on; what stands before the first one too,
+    """Split a WikiText file at headings of the form ` = Title = `. Text before the first heading is an article too,
     unless it is white space.
     """
     held: list[str] = []
@@ -142,10 +142,10 @@ def articles(text: str) -> Iterator[str]:
     yield "\n".join(held)
 
 
-# The published rules, in order (lm-evaluation-harness, task wikitext, after Megatron-LM): what is replaced, and by
-# what. `data.cleaning.detokenize` is kinder to text; these take " N " for a number, as it is one in Penn Treebank, and
-# close up what stands between two apostrophes. But figures can only be compared under the same rules. Left out is one
-# that asks for slashes around an apostrophe and a digit, and writes its own pattern into the text.
+# The published replacement rules, in order (lm-evaluation-harness, task wikitext, after Megatron-LM). They are cruder
+# than `data.cleaning.detokenize`: " N " becomes a number, as in Penn Treebank, and spaces inside single quotes are
+# removed. Published figures assume them. One rule is omitted: it matches slashes around an apostrophe and a digit, and
+# would write its own pattern into the text.
 _RULES = (
     *[(re.compile(re.escape(old)), new) for old, new in (
         ("s '", "s'"), (" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", "."),
@@ -161,7 +161,7 @@ _RULES = (
 
 
 def detokenize(page: str) -> str:
-    """An article as the published evaluations give it to a model."""
+    """An article as published evaluations present it to the model."""
     for pattern, new in _RULES:
         page = pattern.sub(new, page)
     return page

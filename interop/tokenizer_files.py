@@ -12,20 +12,20 @@ from typing import Any
 from tokenizers import models
 
 from gpt_mesh.config import DatasetConfig
+from gpt_mesh.data.chat_template import SETTINGS_FILE, TEMPLATE_FILE, template_text
 from gpt_mesh.data.encoders import PADDING, Encoder, holds_tokenizer, load_encoder
 from gpt_mesh.data.special_tokens import special_tokens
-from gpt_mesh.data.tokenizer_folders import read_object, read_text
 from gpt_mesh.errors import InputError
 
-WHOLE, SETTINGS, CHAT_TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+WHOLE = "tokenizer.json"
 # What a folder may hold beside it, for other programs.
 EXTRAS = (
     "vocab.json",
     "merges.txt",
     "added_tokens.json",
     "special_tokens_map.json",
-    SETTINGS,
-    CHAT_TEMPLATE,
+    SETTINGS_FILE,
+    TEMPLATE_FILE,
 )
 
 
@@ -94,27 +94,11 @@ def write(encoder: Encoder, folder: str, *, ids: TokenIds, n_ctx: int) -> None:
         "clean_up_tokenization_spaces": False,
         **special,
     }
-    write_json(os.path.join(folder, SETTINGS), settings)
+    write_json(os.path.join(folder, SETTINGS_FILE), settings)
     write_json(os.path.join(folder, "special_tokens_map.json"), special)
-    if template := chat_template(encoder.source):
-        with open(os.path.join(folder, CHAT_TEMPLATE), "w", encoding="utf-8") as file:
+    if template := template_text(encoder.source):
+        with open(os.path.join(folder, TEMPLATE_FILE), "w", encoding="utf-8") as file:
             file.write(template)
-
-
-def chat_template(folder: str) -> str | None:
-    """The template of conversations in a folder with a tokenizer; None: there is none, or no folder.
-
-    Raises:
-        InputError: a file is damaged.
-    """
-    whole, settings = os.path.join(folder, CHAT_TEMPLATE), os.path.join(folder, SETTINGS)
-    if os.path.isfile(whole):
-        return read_text(whole)
-    found = read_object(settings).get("chat_template") if os.path.isfile(settings) else None
-    if isinstance(found, list):  # several, with their names
-        named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
-        found = named.get("default")
-    return found if isinstance(found, str) else None
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,8 @@ class _Table(PositionEmbedding):
 
     def embed(self, ctx: Context, positions: mtf.Tensor) -> mtf.Tensor:
         dims, table = ctx.dims, self.table(ctx)
-        if dims.sequence.size == dims.embed_sequence.size:
+        whole_rows = positions.shape.dims == [dims.sequence]  # not where rows are packed with several samples
+        if whole_rows and dims.sequence.size == dims.embed_sequence.size:
             return ctx.rename_positions(table, dims.embed_sequence, dims.sequence)
         return embedding_lookup(table, positions, dims.embed_sequence)
 

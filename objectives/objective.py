@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from gpt_mesh.config import Config
 from gpt_mesh.models import gpt, losses
+from gpt_mesh.models.attention.cache import Cache
 from gpt_mesh.models.context import Context
 from gpt_mesh.models.experts.mixture import Balance
 from gpt_mesh.objectives import token_loss
@@ -136,6 +137,11 @@ class Objective(abc.ABC):
         """Why held-out text may have no label at all: key, value, problem and remedy."""
         raise AssertionError(f"{self.name}: every window has labels")
 
+    def cache(self, features: Tensors) -> Cache | None:
+        """What the layers of a pass know of other positions; None: all positions of a row are one sample."""
+        del features
+        return None
+
     def total(self, ctx: Context, features: Tensors, count: int = 1) -> mtf.Tensor:
         """The divisor of sums over a whole batch: the number of its labels, a scalar. An objective may return more that
         its `loss` must know of the whole batch.
@@ -157,7 +163,7 @@ class Objective(abc.ABC):
             features: of the microbatch.
             total: of the batch (`total`).
         """
-        out = gpt.forward(ctx, features["inputs"], recompute=self.config.training.recompute_grad)
+        out = gpt.forward(ctx, features["inputs"], self.cache(features), recompute=self.config.training.recompute_grad)
         labels, shares = features["labels"], features.get("weights")
         shares = mtf.ones(ctx.mesh, labels.shape, ctx.statistics_dtype) if shares is None else shares
         shares = mtf.cast(shares, ctx.statistics_dtype) / total
@@ -179,6 +185,6 @@ class Objective(abc.ABC):
         """The negative log-likelihood of each label, and 1.0 where it is the likeliest token, else 0.0:
         [batch, sequence].
         """
-        logits = gpt.logits(ctx, features["inputs"])
+        logits = gpt.logits(ctx, features["inputs"], self.cache(features))
         nll, _ = losses.cross_entropy(ctx, logits, features["labels"])
         return nll, losses.correct(ctx, logits, features["labels"])

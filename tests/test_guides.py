@@ -125,6 +125,9 @@ def _texts(folder: Path) -> None:
     (folder / "wiki.test.raw").write_text(" = Title = \n \n A line of an article .\n")
     for name in ("story.txt", "prompt.txt"):
         (folder / name).write_text("import os\n")
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    chats = [{"messages": [messages[0] | {"content": f"Hi {n}"}, messages[1]]} for n in range(40)]
+    (folder / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
     (prompts,) = [block.text for block in blocks("docs/generation.md") if block.language == "jsonl"]
     (folder / "prompts.jsonl").write_text(prompts)
 
@@ -267,6 +270,8 @@ def test_pages(guided: Path, page: str) -> None:
             "127.0.0.1:8000": address,
             "DIR": "runs/my_model/sacred",
             "URL": f"mongodb://127.0.0.1:{mongo.port}/sacred",
+            "--maximum_size 2049": "--maximum_size 65",
+            "train_steps=500": "train_steps=3",
             "localhost:2222": f"localhost:{first}",
             "localhost:2223": f"localhost:{second}",
         }

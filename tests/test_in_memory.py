@@ -70,7 +70,7 @@ def test_token_ids(tmp_path: Path, data: Any, mode: str, vocabulary: int) -> Non
 def test_pairs_are_learned_in_part(tmp_path: Path) -> None:
     pairs = [(f"{a}+{b}=", f"{a + b}") for a in range(5) for b in range(5)]
     result = gpt_mesh.train(SMALL, data=pairs, eval_data=pairs[:9], train_steps=2, model_path=tmp_path / "run")
-    assert result.config.training.objective == "completion"
+    assert result.config.training.objective == "sft"
     assert result.evaluation is not None
     answers = "".join(answer for _, answer in pairs[:9])
     assert result.evaluation["tokens"] == len(answers) + 8  # each with an end of text, but the last one's

@@ -127,7 +127,7 @@ def config_with_data(model: AnyModel | None, settings: Mapping[str, Any], given:
     if training.learns_pairs:
         found["datasets"] = [[DATASET, 1, "documents_random", 1.0]]
     elif in_memory.is_marked([*documents, *held_out]):
-        found["objective"] = "completion"
+        found["objective"] = "sft"
     if not evaluated and "eval_steps" not in settings:
         found["eval_steps"] = 0
     elif "eval_steps" not in values:

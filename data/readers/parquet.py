@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from gpt_mesh.data.readers.reader import Content, Documents, ReadContent, Reader, Reading
+from gpt_mesh.data.readers.roles import columns_of
 from gpt_mesh.data.readers.values import document_of, utf8
 from gpt_mesh.errors import InputError
 from gpt_mesh.storage import files as storage
@@ -38,12 +39,12 @@ class ParquetReader(Reader):
             raise InputError(f"{where}: Parquet files need pyarrow; {remedy}") from error
         try:
             table = parquet.ParquetFile(file)
-            column = _column(where, table, reading)
+            columns = _columns(where, table, reading)
             row = 0
             for group in range(table.num_row_groups):
                 metadata = table.metadata.row_group(group)
-                share = Share(_bytes(metadata, column), metadata.num_rows)
-                for batch in table.iter_batches(_ROWS, row_groups=[group], columns=[column]):
+                share = Share(_bytes(metadata, columns), metadata.num_rows)
+                for batch in table.iter_batches(_ROWS, row_groups=[group], columns=columns):
                     content.progress(share.of(batch.num_rows))
                     for record in _records(pyarrow, batch):
                         place = f"{where}: row {row}"
@@ -52,6 +53,13 @@ class ParquetReader(Reader):
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of names in its metadata
             reason = f"is no Parquet file, or damaged or cut off ({storage.reason(error)})"
             raise InputError(f"{where}: {reason}; get the file again") from error
+
+
+def _columns(name: str, table: Any, reading: Reading) -> list[str]:
+    """The paths of the columns to read, checked."""
+    if reading.records == "text":
+        return [_column(name, table, reading)]
+    return columns_of(reading.records, list(table.schema_arrow.names), name)
 
 
 def _column(name: str, table: Any, reading: Reading) -> str:
@@ -109,7 +117,7 @@ def _binary_type(pyarrow: Any, kind: Any) -> Any:
     return pyarrow.large_binary() if types.is_string(kind) or types.is_large_string(kind) else kind
 
 
-def _bytes(group: Any, column: str) -> int:
-    """Compressed bytes of a column in a row group."""
+def _bytes(group: Any, columns: list[str]) -> int:
+    """Compressed bytes of columns in a row group."""
     parts = [group.column(i) for i in range(group.num_columns)]
-    return sum(part.total_compressed_size for part in parts if part.path_in_schema.startswith(column))
+    return sum(part.total_compressed_size for part in parts if part.path_in_schema.startswith(tuple(columns)))

@@ -28,6 +28,8 @@ class Reading:
         skip_null: leave out records whose text is null, instead of raising.
         format: name of the reader of everything that is neither compressed nor an archive, whatever its ending; None:
             the ending decides, or the content.
+        records: the kind of the records, of `roles.RECORD_KINDS`: texts, or records with roles, which become JSON.
+        skip_unusable: hand on records with roles that cannot be learned from as ones to be left out.
         by_flags: the user has flags for all this, which messages may recommend.
     """
 
@@ -35,6 +37,8 @@ class Reading:
     errors: Errors = "strict"
     skip_null: bool = False
     format: str | None = None
+    records: str = "text"
+    skip_unusable: bool = False
     by_flags: bool = False
 
     def recommend(self, flag: str) -> str:

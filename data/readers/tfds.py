@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gpt_mesh.data.readers.reader import Progress, Reading
+from gpt_mesh.data.readers.roles import columns_of
 from gpt_mesh.data.readers.values import text_of, utf8
 from gpt_mesh.errors import InputError
 from gpt_mesh.storage import files as storage
@@ -81,7 +82,9 @@ def _library(name: str) -> Any:
 
 
 def _wanted(where: str, features: Any, reading: Reading) -> dict[str, Any]:
-    """The one feature to be decoded, as {a: {b: True}}."""
+    """The features to be decoded, as {a: {b: True}}."""
+    if reading.records != "text":
+        return dict.fromkeys(columns_of(reading.records, sorted(features), where), True)
     wanted: Any = True
     for part in reversed(reading.text_key.split(".")):
         wanted = {part: wanted}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from gpt_mesh.data.readers.reader import Reading
+from gpt_mesh.data.readers.roles import FIELDS, record_text
 from gpt_mesh.errors import InputError
 
 _PARAGRAPH_BREAK = "\n\n"  # lm_dataformat joins paragraphs with it
@@ -39,6 +41,8 @@ def text_of(record: Any, where: str, reading: Reading) -> str | None:
     Raises:
         InputError: there is no such text; `where` names the record.
     """
+    if reading.records != "text":
+        return record_text(record, reading.records, where, skip_unusable=reading.skip_unusable)
     value = record if isinstance(record, str) or record is None else _field(record, where, reading)
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
         value = _PARAGRAPH_BREAK.join(value)
@@ -64,7 +68,7 @@ def _field(record: Any, where: str, reading: Reading) -> Any:
         if value is None:
             return None
         if not isinstance(value, dict) or part not in value:
-            raise InputError(f"{where}: has no field {key}, but {_names(record)}{_or_text_key(reading)}")
+            raise InputError(f"{where}: has no field {key}, but {_names(record)}{_or_text_key(reading, record)}")
         value = value[part]
     return value
 
@@ -74,8 +78,14 @@ def _names(record: dict[str, Any]) -> str:
     return (shown if len(shown) < 200 else f"{shown[:200]}…") or "no field at all"
 
 
-def _or_text_key(reading: Reading) -> str:
-    return "; name the field with --text_key" if reading.by_flags else ""
+def _or_text_key(reading: Reading, names: Iterable[str] = ()) -> str:
+    if not reading.by_flags:
+        return ""
+    there = set(names)
+    for kind, forms in FIELDS.items():
+        if any(there >= {name for name in form if not name.endswith("?")} for form in forms):
+            return f"; name the field with --text_key, or give --records {kind}"
+    return "; name the field with --text_key"
 
 
 def _skip_null(reading: Reading) -> str:

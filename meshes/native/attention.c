@@ -6,7 +6,8 @@
  * arXiv:2205.14135).
  *
  * Keys and values may have fewer heads than queries: each is read by a group of consecutive query heads. With slopes
- * (ALiBi), a logit falls by its head's slope times the distance of query and key.
+ * (ALiBi), a logit falls by its head's slope times the distance of query and key. With starts (packed samples), a query
+ * sees no key before the first position of its own sample.
  */
 #include <math.h>
 #include <stdatomic.h>
@@ -28,7 +29,7 @@
 struct attention {
   long batch, positions, heads, kv_heads, shared, features, window, block, groups;
   bool causal;
-  const float *q, *k, *v, *slopes, *attended_before, *log_sums_before, *upstream;
+  const float *q, *k, *v, *slopes, *starts, *attended_before, *log_sums_before, *upstream;
   float *attended, *log_sums, *dq, *dk, *dv;
   long parts;      /* of the query heads that share keys, in the backward pass */
   float *sums[2]; /* dk and dv of the parts after the first, [batch, positions, kv_heads, features] each */
@@ -41,9 +42,15 @@ struct block {
   long first, queries, first_key, keys, width, apart;
 };
 
-static struct block block_at(const struct attention *p, long first) {
+/* The first key that a query of an entry sees; it does not fall from one query to the next. */
+static long first_seen(const struct attention *p, long entry, long query) {
+  const long start = p->starts ? (long)p->starts[entry / p->heads * p->positions + query] : 0;
+  return max_of(start, query - p->window + 1);
+}
+
+static struct block block_at(const struct attention *p, long entry, long first) {
   const long end = min_of(first + p->block, p->positions);
-  const long first_key = max_of(0, first - p->window + 1) / PANEL * PANEL;
+  const long first_key = first_seen(p, entry, first) / PANEL * PANEL;
   const long keys = (p->causal ? end : min_of(p->positions, end - 1 + p->window)) - first_key;
   return (struct block){first, end - first, first_key, keys, padded(keys), padded(keys) + LANES};
 }
@@ -124,7 +131,7 @@ static void fall_with_distance(float *row, long width, long query, float slope) 
 static void compute_logits(const struct attention *p, long entry, struct block b, const float *panels, float *logits) {
   over_features(p, p->q, entry, b, panels, logits);
   for (long i = 0; i < b.queries; i++) { /* mask the keys that a query does not see, and padding */
-    const long query = b.first + i, first = max_of(0, query - p->window + 1) - b.first_key;
+    const long query = b.first + i, first = first_seen(p, entry, query) - b.first_key;
     const long end = (p->causal ? query + 1 : min_of(p->positions, query + p->window)) - b.first_key;
     if (p->slopes) fall_with_distance(logits + i * b.apart, b.width, query - b.first_key, p->slopes[entry % p->heads]);
     for (long j = 0; j < first; j++) logits[i * b.apart + j] = MASKED;
@@ -163,7 +170,7 @@ static void attend_group(const void *what, long task) {
   float *values = pack_for_features(p, p->k, entry, keys);
   float *logits = pack_for_positions(p, p->v, entry, values);
   for (long block = blocks * group / p->groups; block < blocks * (group + 1) / p->groups; block++)
-    attend_block(p, entry, block_at(p, block * p->block), keys, values, logits);
+    attend_block(p, entry, block_at(p, entry, block * p->block), keys, values, logits);
 }
 
 /* The attention weights of a block, and the gradients of its logits. */
@@ -201,7 +208,7 @@ static void differentiate_entry(
   float *gradients = weights + logits_room(p);
   long seen = add ? p->positions : 0; /* keys before this one have gradients already */
   for (long first = 0; first < p->positions; first += p->block) {
-    const struct block b = block_at(p, first);
+    const struct block b = block_at(p, entry, first);
     for (long i = 0; i < b.queries; i += STRIP)
       differentiate_logits(p, entry, strip_of(p, b, i), keys, values, weights + i * b.apart, gradients + i * b.apart);
     for (long from = b.first_key, until; from < b.first_key + b.keys; from = until) {
@@ -254,10 +261,9 @@ static void add_parts(const void *what, long sequence) {
   }
 }
 
-/* Set the sizes and the kind of attention; false if the operands are not queries, keys and values, and at `slopes`
- * (unless negative) a slope for each head. */
-static bool set_up(
-    const XLA_FFI_CallFrame *frame, struct attention *p, long queries, int64_t slopes, atomic_bool *failed) {
+/* Set the sizes and the kind of attention; false if the operands are not queries, keys and values, and from number
+ * `next` on what the attributes promise: the slope of each head, the start of each position's sample. */
+static bool set_up(const XLA_FFI_CallFrame *frame, struct attention *p, long queries, int64_t next, atomic_bool *failed) {
   const XLA_FFI_Buffer *q = operand(frame, 0), *k = operand(frame, 1), *v = operand(frame, 2);
   if (!is_float(q, 4) || !is_float(k, 4) || !is_float(v, 4) || !same_shape(k, v)) return false;
   if (k->dims[0] != q->dims[0] || k->dims[1] != q->dims[1] || k->dims[3] != q->dims[3]) return false;
@@ -266,10 +272,15 @@ static bool set_up(
       .batch = q->dims[0], .positions = q->dims[1], .heads = q->dims[2], .kv_heads = k->dims[2],
       .shared = q->dims[2] / max_of(1, k->dims[2]), .features = q->dims[3],
       .causal = integer(frame, "causal", 0), .failed = failed, .q = q->data, .k = k->data, .v = v->data};
-  if (slopes >= 0) {
-    const XLA_FFI_Buffer *given = operand(frame, slopes);
+  if (integer(frame, "slopes", 0)) {
+    const XLA_FFI_Buffer *given = operand(frame, next++);
     if (!is_float(given, 1) || given->dims[0] != p->heads) return false;
     p->slopes = given->data;
+  }
+  if (integer(frame, "starts", 0)) {
+    const XLA_FFI_Buffer *given = operand(frame, next);
+    if (!is_float(given, 2) || given->dims[0] != p->batch || given->dims[1] != p->positions || !p->causal) return false;
+    p->starts = given->data;
   }
   const long window = integer(frame, "window", 0);
   p->window = window > 0 ? min_of(window, p->positions) : p->positions;
@@ -279,18 +290,23 @@ static bool set_up(
   return true;
 }
 
+/* How many operands the attributes promise beside the others. */
+static int64_t more_operands(const XLA_FFI_CallFrame *frame) {
+  return (integer(frame, "slopes", 0) != 0) + (integer(frame, "starts", 0) != 0);
+}
+
 static bool are_log_sums(const XLA_FFI_Buffer *x, const struct attention *p) {
   return is_float(x, 3) && x->dims[0] == p->batch && x->dims[1] == p->heads && x->dims[2] == p->positions;
 }
 
-/* q, k, v, slopes or nothing -> attended, log_sums. A query sees at most `window` keys, its own included (0: all), in
+/* q, k, v, slopes and starts if any -> attended, log_sums. A query sees at most `window` keys, its own included (0: all), in
  * each direction; with `causal`, only at earlier positions. */
 static XLA_FFI_Error *attend(XLA_FFI_CallFrame *frame) {
   if (asked_for_version(frame)) return NULL;
   struct attention p;
   atomic_bool failed;
-  if (!has(frame, 3, 2) && !has(frame, 4, 2)) return invalid(frame, "unexpected number of tensors");
-  if (!set_up(frame, &p, STRIP, has(frame, 4, 2) ? 3 : -1, &failed) ||
+  if (!has(frame, 3 + more_operands(frame), 2)) return invalid(frame, "unexpected number of tensors");
+  if (!set_up(frame, &p, STRIP, 3, &failed) ||
       !same_shape(result(frame, 0), operand(frame, 0)) || !is_float(result(frame, 0), 4) ||
       !are_log_sums(result(frame, 1), &p))
     return invalid(frame, "expected queries, keys and values in float32");
@@ -302,13 +318,13 @@ static XLA_FFI_Error *attend(XLA_FFI_CallFrame *frame) {
   return atomic_load(&failed) ? out_of_memory(frame) : NULL;
 }
 
-/* q, k, v, attended, log_sums, gradient of attended, slopes or nothing -> dq, dk, dv. */
+/* q, k, v, attended, log_sums, gradient of attended, slopes and starts if any -> dq, dk, dv. */
 static XLA_FFI_Error *gradient(XLA_FFI_CallFrame *frame) {
   if (asked_for_version(frame)) return NULL;
   struct attention p;
   atomic_bool failed;
-  if (!has(frame, 6, 3) && !has(frame, 7, 3)) return invalid(frame, "unexpected number of tensors");
-  bool fits = set_up(frame, &p, QUERIES, has(frame, 7, 3) ? 6 : -1, &failed) && are_log_sums(operand(frame, 4), &p);
+  if (!has(frame, 6 + more_operands(frame), 3)) return invalid(frame, "unexpected number of tensors");
+  bool fits = set_up(frame, &p, QUERIES, 6, &failed) && are_log_sums(operand(frame, 4), &p);
   for (int64_t i = 0; i < 5 && fits; i++) {
     const XLA_FFI_Buffer *x = i < 3 ? result(frame, i) : operand(frame, i == 3 ? 3 : 5);
     fits = is_float(x, 4) && same_shape(x, operand(frame, i == 1 || i == 2));

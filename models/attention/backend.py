@@ -43,6 +43,13 @@ class View:
             return seen if self.window is None else tf.logical_and(seen, distance < self.window)
         return tf.abs(distance) < (tf.int32.max if self.window is None else self.window)
 
+    def sees_inside(self, query: tf.Tensor, key: tf.Tensor, starts: tf.Tensor | None) -> tf.Tensor:
+        """The same, inside samples. `starts`: the first position of each query's sample, broadcast like `query`; None:
+        a row is one sample.
+        """
+        seen = self.sees(query, key)
+        return seen if starts is None else tf.logical_and(seen, key >= starts)
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -76,9 +83,14 @@ class Problem:
         return not self.drops and self.ctx.is_whole(self.ctx.dims.sequence, self.ctx.dims.memory_length)
 
     @property
+    def starts(self) -> list[mtf.Tensor]:
+        """`heads.starts` as a list of operands: empty if there is none."""
+        return [] if self.heads.starts is None else [self.heads.starts]
+
+    @property
     def is_bare(self) -> bool:
-        """Whether logits are nothing but the products of queries and keys: no learned memory, no bias."""
-        return not self.heads.memory and self.heads.bias is None
+        """Whether it is of queries and keys alone, one sample a row: no learned memory, no bias, no packed samples."""
+        return not self.heads.memory and self.heads.bias is None and self.heads.starts is None
 
     def run(
         self,

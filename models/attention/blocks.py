@@ -27,16 +27,21 @@ class Blocks(Backend):
 
     def attend(self, problem: Problem) -> mtf.Tensor:
         ctx, memory, bias = problem.ctx, problem.heads.memory, problem.heads.bias
-        size = _size(problem)
+        size, packed = _size(problem), len(problem.starts)
         assert size is not None
 
         def by_blocks(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, *rest: tf.Tensor) -> tf.Tensor:
+            starts, rest = rest[:packed], rest[packed:]
             learned, operands = rest[: len(memory)], rest[len(memory) :]
             added = None if bias is None else lambda query, key: bias.function(query, key, *operands)
-            return attend(q, k, v, learned, size=size, view=problem.view, dtype=ctx.statistics_dtype, bias=added)
+            return attend(
+                q, k, v, learned, size=size, view=problem.view, dtype=ctx.statistics_dtype, bias=added,
+                starts=starts[0] if starts else None,
+            )  # fmt: skip
 
         keys_met = mtf.Dimension("block_keys", _neighbours(problem.view.causal) * size)
-        return problem.run(by_blocks, [*memory, *([] if bias is None else bias.operands)], keys_met=keys_met)
+        extra = [*problem.starts, *memory, *([] if bias is None else bias.operands)]
+        return problem.run(by_blocks, extra, keys_met=keys_met)
 
 
 def _size(problem: Problem) -> int | None:
@@ -60,6 +65,7 @@ def attend(
     view: View,
     dtype: tf.DType,
     bias: SliceBias | None = None,
+    starts: tf.Tensor | None = None,
 ) -> tf.Tensor:
     """Softmax attention of positions 0 … n-1 to each other.
 
@@ -70,6 +76,7 @@ def attend(
         size: of a block, as `block_size` gives it. The view never reaches beyond the neighbouring blocks.
         dtype: of logits and their softmax.
         bias: of the logits, as `positions.Bias.function` gives it.
+        starts: int32 [batch, n], the first position of each query's sample; None: a row is one sample.
 
     Returns:
         [batch, n, heads, features], in the type of v.
@@ -82,7 +89,13 @@ def attend(
     query = (tf.range(count)[:, None] * size + tf.range(size))[:, :, None]
     key = (tf.range(count)[:, None] * size - size + tf.range(_neighbours(view.causal) * size))[:, None, :]
     exists = tf.logical_and(key >= 0, key < positions)
-    seen = tf.logical_and(view.sees(query, key), exists)[:, None]  # [count, 1, size, 2 or 3 · size]
+    if starts is None:
+        seen = tf.logical_and(view.sees(query, key), exists)[:, None]  # [count, 1, size, 2 or 3 · size]
+    else:
+        filled = tf.pad(starts, [[0, 0], [0, count * size - positions]])
+        first = tf.reshape(filled, [-1, count, 1, size, 1])
+        seen = view.sees_inside(query[:, None], key[:, None], first)  # [batch, count, 1, size, 2 or 3 · size]
+        seen = tf.logical_and(seen, exists[:, None])
     logits = slices.grouped_einsum("bgqhf,bgkhf->bghqk", wide, tf.cast(keys, dtype))
     logits = slices.biased(logits, None if bias is None else bias(query, key))
     logits = tf.where(seen, logits, tf.cast(MASKED, dtype))

@@ -3,12 +3,14 @@
 One model function serves training and decoding; only the cache that it is given differs.
 
 * `FullPass`: every position is in this pass. Training, evaluation, scoring.
-* `Prefill`: the same, and it keeps the state that decoding continues from: a prompt read in one pass.
+* `Packed`: the same, where a row holds several samples. Fine-tuning.
+* `Prefill`: as `FullPass`, and it keeps the state that decoding continues from: a prompt read in one pass.
 * `Decode`: one new position of each row, which changes that state.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from gpt_mesh.meshes.compat import mtf
@@ -29,6 +31,24 @@ class FullPass:
     def attend(self, ctx: Context, kind: Kind, heads: Heads) -> mtf.Tensor:
         """[batch, sequence, heads, features_per_head]."""
         return kind.full(ctx, heads)
+
+
+class Packed(FullPass):
+    """A full pass over rows that hold several samples, each of which attends to itself alone."""
+
+    def __init__(self, starts: mtf.Tensor) -> None:
+        """`starts`: int32 [batch, sequence], the first position of each position's sample."""
+        self.starts = starts
+
+    def positions(self, ctx: Context) -> mtf.Tensor:
+        """int32 [batch, sequence]: the position of each query in its sample."""
+        places = mtf.range(ctx.mesh, ctx.dims.sequence, tf.int32)
+        return mtf.add(places, mtf.negative(self.starts), output_shape=self.starts.shape)
+
+    def attend(self, ctx: Context, kind: Kind, heads: Heads) -> mtf.Tensor:
+        """[batch, sequence, heads, features_per_head]."""
+        places = mtf.range(ctx.mesh, ctx.dims.sequence, tf.int32)
+        return kind.full(ctx, dataclasses.replace(heads, positions=places, starts=self.starts))
 
 
 class Prefill(FullPass):
@@ -69,4 +89,4 @@ class Decode:
         return attended
 
 
-Cache = FullPass | Prefill | Decode
+Cache = FullPass | Packed | Prefill | Decode

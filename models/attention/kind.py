@@ -37,6 +37,8 @@ class Heads:
         positions: int32, of the queries: [sequence], or [batch, sequence] in a step.
         bias: a term of the logits that depends on positions, or None.
         site: name of the layer for dropout; layers that share weights have different sites.
+        starts: int32 [batch, sequence], where rows hold several samples: the first position of each query's sample,
+            before which it sees nothing. None: a row is one sample.
     """
 
     q: mtf.Tensor
@@ -46,6 +48,7 @@ class Heads:
     positions: mtf.Tensor
     bias: Bias | None
     site: str
+    starts: mtf.Tensor | None = None
 
 
 @dataclass(frozen=True)

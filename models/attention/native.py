@@ -24,18 +24,21 @@ class Native(Backend):
         return ctx.cpu_kernels and not heads.memory and known_bias and problem.on_slices and fits(heads.q.dtype)
 
     def attend(self, problem: Problem) -> mtf.Tensor:
-        view, bias = problem.view, problem.heads.bias
+        view, bias, starts = problem.view, problem.heads.bias, len(problem.starts)
 
         def slopes(operands: Sequence[tf.Tensor]) -> tf.Tensor | None:
-            return bias.slopes(*operands, tf.float32) if isinstance(bias, LinearBias) else None
+            return bias.slopes(*operands[starts:], tf.float32) if isinstance(bias, LinearBias) else None
+
+        def given(operands: Sequence[tf.Tensor]) -> tuple[tf.Tensor | None, tf.Tensor | None]:
+            return slopes(operands), operands[0] if starts else None
 
         def differentiate(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, *rest: tf.Tensor) -> tuple[tf.Tensor, ...]:
             *operands, out, log_sums, upstream, _ = rest
-            return gradient(q, k, v, out, log_sums, upstream, view, slopes(operands))
+            return gradient(q, k, v, out, log_sums, upstream, view, *given(operands))
 
         return problem.run(
-            lambda q, k, v, *operands: attend(q, k, v, view, slopes(operands)),
-            [] if bias is None else list(bias.operands),
+            lambda q, k, v, *operands: attend(q, k, v, view, *given(operands)),
+            [*problem.starts, *([] if bias is None else bias.operands)],
             gradient=differentiate,
             log_sums=True,
         )
@@ -47,7 +50,8 @@ def fits(dtype: tf.DType) -> bool:
 
 
 def attend(
-    q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, view: View, slopes: tf.Tensor | None = None
+    q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, view: View, slopes: tf.Tensor | None = None,
+    starts: tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """The weighted sums of values, and the logarithms of the weights' denominators.
 
@@ -55,14 +59,15 @@ def attend(
         q: [batch, n, heads, features]; attention is of positions 0 … n-1 to each other.
         k, v: [batch, n, kv heads, features]; each of these heads is read by a group of consecutive heads of q.
         slopes: [heads], of a `LinearBias`.
+        starts: [batch, n], the first position of each position's sample, for causal attention inside samples.
 
     Returns:
         [batch, n, heads, features], [batch, heads, n].
     """
     batch, positions, heads, _ = q.shape
     results = [tf.TensorSpec(q.shape, q.dtype), tf.TensorSpec([batch, heads, positions], tf.float32)]
-    operands = [q, k, v, *([] if slopes is None else [slopes])]
-    attended, log_sums = native.call("attend", operands, results, _attributes(view))
+    more, attributes = _more(view, slopes, starts)
+    attended, log_sums = native.call("attend", [q, k, v, *more], results, attributes)
     return attended, log_sums
 
 
@@ -75,13 +80,19 @@ def gradient(
     upstream: tf.Tensor,
     view: View,
     slopes: tf.Tensor | None = None,
+    starts: tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """The gradients of q, k and v, from `attend`'s results and the gradient of the first."""
     results = [tf.TensorSpec(x.shape, x.dtype) for x in (q, k, v)]
-    operands = [q, k, v, attended, log_sums, upstream, *([] if slopes is None else [slopes])]
-    dq, dk, dv = native.call("attend_gradient", operands, results, _attributes(view))
+    more, attributes = _more(view, slopes, starts)
+    dq, dk, dv = native.call("attend_gradient", [q, k, v, attended, log_sums, upstream, *more], results, attributes)
     return dq, dk, dv
 
 
-def _attributes(view: View) -> dict[str, int]:
-    return {"causal": view.causal, "window": view.window or 0}
+def _more(
+    view: View, slopes: tf.Tensor | None, starts: tf.Tensor | None
+) -> tuple[list[tf.Tensor], dict[str, int]]:
+    """Operands beside the others, and attributes that announce them."""
+    found = [*([] if slopes is None else [slopes]), *([] if starts is None else [tf.cast(starts, tf.float32)])]
+    given = {"slopes": slopes is not None, "starts": starts is not None}
+    return found, {"causal": view.causal, "window": view.window or 0, **given}

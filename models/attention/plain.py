@@ -20,20 +20,23 @@ class Plain(Backend):
 
     def attend(self, problem: Problem) -> mtf.Tensor:
         dtype, heads, learned = problem.ctx.statistics_dtype, problem.heads, len(problem.heads.memory)
+        packed = len(problem.starts)
 
         def attend(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, positions: tf.Tensor, *rest: tf.Tensor) -> tf.Tensor:
             wide_q = tf.cast(q, dtype)
             logits = slices.grouped_einsum("bqhf,bkhf->bhqk", wide_q, tf.cast(k, dtype))
+            starts, rest = rest[:packed], rest[packed:]
             query, key = positions[:, None], tf.range(k.shape[1])[None, :]
             if heads.bias is not None:
                 logits = slices.biased(logits, heads.bias.function(query, key, *rest[learned:]))
-            logits = tf.where(problem.view.sees(query, key), logits, tf.cast(MASKED, logits.dtype))
+            seen = problem.view.sees_inside(query, key, starts[0][:, None, :, None] if starts else None)
+            logits = tf.where(seen, logits, tf.cast(MASKED, logits.dtype))
             keys = Part(logits, lambda weights: slices.grouped_einsum("bhqk,bkhf->bqhf", weights, v))
             return slices.attend([*slices.learned(wide_q, "bqhf", rest[:learned]), keys], v.dtype)
 
         bias = [] if heads.bias is None else heads.bias.operands
         keys_met = problem.ctx.dims.memory_length
-        return problem.run(attend, [heads.positions, *heads.memory, *bias], keys_met=keys_met)
+        return problem.run(attend, [heads.positions, *problem.starts, *heads.memory, *bias], keys_met=keys_met)
 
 
 class OnMesh(Backend):
@@ -69,17 +72,21 @@ class OnMesh(Backend):
 def _mask(problem: Problem) -> mtf.Tensor:
     """What is added to the logits: a large negative number where a query does not see a key, else 0 or the bias.
 
-    [sequence, memory_length], with a bias [*grouped_heads, sequence, memory_length].
+    [sequence, memory_length], for packed samples with `batch` before it, with a bias with `grouped_heads`.
     """
     dims, dtype, bias = problem.ctx.dims, problem.ctx.statistics_dtype, problem.heads.bias
 
     def mask(positions: tf.Tensor, keys: tf.Tensor, *operands: tf.Tensor) -> tf.Tensor:
-        query, key = positions[:, None], keys[None, :]
+        query, key, starts = positions[:, None], keys[None, :], None
+        if packed:
+            first, operands = operands[0], operands[1:]
+            starts = first[:, None, :, None] if bias is not None else first[:, :, None]
         added = tf.cast(0.0 if bias is None else bias.function(query, key, *operands), dtype)
-        return tf.where(problem.view.sees(query, key), added, tf.cast(MASKED, dtype))
+        return tf.where(problem.view.sees_inside(query, key, starts), added, tf.cast(MASKED, dtype))
 
-    shape = mtf.Shape([*([] if bias is None else [dims.heads]), dims.sequence, dims.memory_length])
+    packed = [dims.batch] if problem.starts else []
+    shape = mtf.Shape([*packed, *([] if bias is None else [dims.heads]), dims.sequence, dims.memory_length])
     key_positions = mtf.range(problem.ctx.mesh, dims.memory_length, tf.int32)
-    operands = [problem.heads.positions, key_positions, *([] if bias is None else bias.operands)]
+    operands = [problem.heads.positions, key_positions, *problem.starts, *([] if bias is None else bias.operands)]
     found = kernel(mask, operands, [(shape, dtype)], shape.dims, "mask")[0]
-    return found if bias is None else mtf.reshape(found, mtf.Shape([*dims.grouped_heads, *shape.dims[1:]]))
+    return found if bias is None else mtf.reshape(found, mtf.Shape([*packed, *dims.grouped_heads, *shape.dims[-2:]]))

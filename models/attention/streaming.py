@@ -33,17 +33,20 @@ class Streaming(Backend):
         return problem.ctx.fused and problem.on_slices and problem.ctx.dims.memory_length.size >= MIN_POSITIONS
 
     def attend(self, problem: Problem) -> mtf.Tensor:
-        heads, memory = problem.heads, len(problem.heads.memory)
+        heads, memory, packed = problem.heads, len(problem.heads.memory), len(problem.starts)
         streams = Streams(problem.view, problem.ctx.statistics_dtype, BLOCK, heads.bias)
 
         def forward(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, *rest: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            return streams.attend(q, k, v, rest[:memory], rest[memory:])
+            starts, rest = rest[:packed], rest[packed:]
+            return streams.attend(q, k, v, rest[:memory], rest[memory:], *starts)
 
         def backward(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, *rest: tf.Tensor) -> tuple[tf.Tensor, ...]:
             *extra, attended, log_sums, upstream, _ = rest
-            return streams.gradient(q, k, v, extra[:memory], extra[memory:], attended, log_sums, upstream)
+            starts, extra = extra[:packed], extra[packed:]
+            results = attended, log_sums, upstream
+            return streams.gradient(q, k, v, extra[:memory], extra[memory:], *results, *starts)
 
-        extra = [*heads.memory, *([] if heads.bias is None else heads.bias.operands)]
+        extra = [*problem.starts, *heads.memory, *([] if heads.bias is None else heads.bias.operands)]
         return problem.run(forward, extra, gradient=backward, log_sums=True)
 
 
@@ -64,20 +67,22 @@ class Streams:
     bias: Bias | None = None
 
     def attend(
-        self, q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, memory: Sequence[tf.Tensor], operands: Sequence[tf.Tensor]
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+        self, q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, memory: Sequence[tf.Tensor], operands: Sequence[tf.Tensor],
+        starts: tf.Tensor | None = None,
+    ) -> tuple[tf.Tensor, tf.Tensor]:  # fmt: skip
         """
         Args:
             q: [batch, n, heads, features].
             k, v: [batch, n, kv heads, features]; a group of consecutive heads of q reads each of them.
             memory: learned keys and values that every query sees, [learned, kv heads, features] each; or nothing.
             operands: of the bias.
+            starts: int32 [batch, n], the first position of each query's sample; None: a row is one sample.
 
         Returns:
             [batch, n, heads, features] in the type of v, and the logarithms of the softmax denominators [batch, heads,
             n].
         """
-        cut = _Cut(q, k, self.block)
+        cut = _Cut(q, k, self.block, starts)
         queries, keys, values = cut.queries(q), cut.keys(k), cut.keys(v)
         rows = queries.shape[:-1]
         peaks, totals = tf.fill(rows, tf.cast(MASKED, self.dtype)), tf.zeros(rows, self.dtype)
@@ -114,11 +119,12 @@ class Streams:
         attended: tf.Tensor,
         log_sums: tf.Tensor,
         upstream: tf.Tensor,
+        starts: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, ...]:
         """Gradients with respect to q, k, v, the memory and the floating operands, from the results of `attend` and
         the gradient of the first.
         """
-        cut, trained = _Cut(q, k, self.block), [x for x in operands if x.dtype.is_floating]
+        cut, trained = _Cut(q, k, self.block, starts), [x for x in operands if x.dtype.is_floating]
         queries, keys, values = cut.queries(q), cut.keys(k), cut.keys(v)
         upstreams = cut.queries(upstream)
         log_sums = cut.queries(tf.transpose(log_sums, [0, 2, 1])[..., None])
@@ -184,10 +190,15 @@ class Streams:
         return tf.einsum("cbhqf,mhf->cbhqm", self._wide(queries), self._wide(keys))
 
     def _seen(self, cut: _Cut, i: tf.Tensor, j: tf.Tensor) -> tf.Tensor:
-        """[rows, keys]: whether the rows of block i see the keys of block j; positions beyond the end see nothing."""
+        """[rows, keys], with packed samples [batch, 1, rows, keys]: whether the rows of block i see the keys of block
+        j; positions beyond the end see nothing.
+        """
         query, key = cut.positions(i)[:, None], cut.positions(j)[None, :]
         exist = tf.logical_and(query < cut.length, key < cut.length)
-        return tf.tile(tf.logical_and(self.view.sees(query, key), exist), [cut.shared, 1])
+        if cut.starts is None:
+            return tf.tile(tf.logical_and(self.view.sees(query, key), exist), [cut.shared, 1])
+        inside = self.view.sees_inside(query, key, cut.starts[i])  # [batch, 1, positions, keys]
+        return tf.tile(tf.logical_and(inside, exist), [1, 1, cut.shared, 1])
 
     def _logits(
         self, cut: _Cut, i: tf.Tensor, j: tf.Tensor, query: tf.Tensor, key: tf.Tensor, operands: Sequence[tf.Tensor]
@@ -225,11 +236,16 @@ class _Cut:
     keys and values. Keys and values are [batch, kv heads, positions, features].
     """
 
-    def __init__(self, q: tf.Tensor, k: tf.Tensor, block: int) -> None:
+    def __init__(self, q: tf.Tensor, k: tf.Tensor, block: int, starts: tf.Tensor | None = None) -> None:
         self.length, self.kv_heads = q.shape[1], k.shape[2]
         self.shared = q.shape[2] // self.kv_heads
         self.size = min(block, self.length)
         self.count = -(-self.length // self.size)
+        self.starts: tf.Tensor | None = None  # of each block: [blocks, batch, 1, positions, 1]
+        if starts is not None:
+            filled = tf.pad(starts, [[0, 0], [0, self.count * self.size - self.length]])
+            blocks = tf.reshape(filled, [-1, self.count, 1, self.size, 1])
+            self.starts = tf.transpose(blocks, [1, 0, 2, 3, 4])
 
     def positions(self, i: tf.Tensor) -> tf.Tensor:
         """int32 [positions of a block]."""

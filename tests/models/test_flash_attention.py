@@ -70,8 +70,8 @@ class StandIn:
     @staticmethod
     def fmhaSoftmax(settings: dict[str, Any], q: tf.Tensor, k: tf.Tensor, v: tf.Tensor) -> list[tf.Tensor]:
         scores = scores_of(settings, q, k)
-        weights = tf.nn.softmax(scores)
-        return [tf.einsum("bhqk,bkhf->bqhf", weights, tf.cast(by_query(v, q), tf.float32)), tf.reduce_logsumexp(scores, -1)]
+        values = tf.cast(by_query(v, q), tf.float32)
+        return [tf.einsum("bhqk,bkhf->bqhf", tf.nn.softmax(scores), values), tf.reduce_logsumexp(scores, -1)]
 
     @staticmethod
     def fmhaSoftmaxBackward(

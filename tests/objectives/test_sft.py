@@ -13,19 +13,19 @@ from tests.support.models import enlarge_weights, make_engine, tiny_config, toke
 
 def test_labels_and_weights_follow_the_marks() -> None:
     tokens = marked([[1, 2, 0, 4]], [[True, False, False, True]])
-    found = {name: x.numpy() for name, x in objective_of(tiny_config(objective="completion")).features(
+    found = {name: x.numpy() for name, x in objective_of(tiny_config(objective="sft")).features(
         tf.constant(tokens)
     ).items()}  # fmt: skip
     assert found["inputs"].tolist() == [[1, 2, 0]] and found["labels"].tolist() == [[2, 0, 4]]
     assert found["weights"].tolist() == [[0, 0, 1]]
-    again = objective_of(tiny_config(objective="completion")).features(
+    again = objective_of(tiny_config(objective="sft")).features(
         tf.constant(tokens), weights=tf.constant([[1.0, 1.0, 0.0]])
     )
     assert not again["weights"].numpy().any()
 
 
 def test_the_loss_is_the_mean_over_learned_tokens() -> None:
-    config = tiny_config(objective="completion", z_loss=0.0)
+    config = tiny_config(objective="sft", z_loss=0.0)
     engine = make_engine(config)
     engine.create_variables(training=True)
     enlarge_weights(engine)
@@ -40,7 +40,7 @@ def test_the_loss_is_the_mean_over_learned_tokens() -> None:
 
 
 def test_text_without_marks_is_next_token_prediction() -> None:
-    plain, ours = tiny_config(), tiny_config(objective="completion")
+    plain, ours = tiny_config(), tiny_config(objective="sft")
     tokens = token_batch(plain)
     losses = []
     for config in (plain, ours):
