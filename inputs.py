@@ -232,7 +232,7 @@ class TrainingData:
         for misfit in tokenizer_misfits(config):
             raise InputError(misfit)
         numbers = range(len(self._uses))
-        self._sources: list[_Samples] = []
+        self._sources: list[_Samples | _WholeSamples] = []
         self._pairs: list[_Pairs] = []
         if config.training.learns_pairs:
             self._pairs = [_training_pairs(config, number, progress) for number in numbers]

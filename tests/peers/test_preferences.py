@@ -24,11 +24,11 @@ pytestmark = pytest.mark.peers
 STEPS = 50
 SHAPES: dict[str, dict[str, Any]] = {
     "gpt_neo": {"embed_dropout": 0},
-    "llama": {**LLAMA, "embed_dropout": 0, "attention_types": [[["global"], 2]], "num_kv_heads": 2},
+    "llama": {**LLAMA, "embed_dropout": 0, "attention_types": [[["global"], 2]], "num_kv_heads": 2, "scale_attn_weights": True},
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["sigmoid", "ipo", "kto", "reward"])
 def test_fifty_steps_have_the_same_losses(workspace: Workspace, tmp_path: Path, case: str) -> None:
     shape = "llama" if case in ("ipo", "kto", "reward") else "gpt_neo"
     keys = {**SHAPES[shape], **CASES[case], "train_batch_size": 4, "train_steps": STEPS}

@@ -114,7 +114,9 @@ def load(folder: str, objective: str) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     kind = AutoModelForSequenceClassification if objective == "reward" else AutoModelForCausalLM
-    return kind.from_pretrained(folder, attn_implementation="eager", dtype=torch.float64).eval()
+    model = kind.from_pretrained(folder, attn_implementation="eager", dtype=torch.float64).eval()
+    model.get_input_embeddings().padding_idx = None  # else the row of this id is not trained
+    return model
 
 
 def main() -> None:
