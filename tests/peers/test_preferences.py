@@ -22,16 +22,14 @@ from tests.support.runs import Workspace
 pytestmark = pytest.mark.peers
 
 STEPS = 50
-SHAPES: dict[str, dict[str, Any]] = {
-    "gpt_neo": {"embed_dropout": 0},
-    "llama": {**LLAMA, "embed_dropout": 0, "attention_types": [[["global"], 2]], "num_kv_heads": 2, "scale_attn_weights": True},
-}
+_LLAMA = {**LLAMA, "attention_types": [[["global"], 2]], "num_kv_heads": 2, "scale_attn_weights": True}
+SHAPES: dict[str, dict[str, Any]] = {"gpt_neo": {}, "llama": _LLAMA}
 
 
 @pytest.mark.parametrize("case", ["sigmoid", "ipo", "kto", "reward"])
 def test_fifty_steps_have_the_same_losses(workspace: Workspace, tmp_path: Path, case: str) -> None:
     shape = "llama" if case in ("ipo", "kto", "reward") else "gpt_neo"
-    keys = {**SHAPES[shape], **CASES[case], "train_batch_size": 4, "train_steps": STEPS}
+    keys = {**SHAPES[shape], **CASES[case], "embed_dropout": 0, "train_batch_size": 4, "train_steps": STEPS}
     config = load_config(str(workspace.config(f"preferences_{case}", **keys)))
     job, engine = job_of(config, tmp_path, STEPS)
     theirs = ask("preferences", job, tmp_path)
