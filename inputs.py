@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from gpt_mesh.config import Config, DatasetUse
 from gpt_mesh.data.bytes import byte_lengths
-from gpt_mesh.data.check import as_sampled, misfits
+from gpt_mesh.data.check import as_sampled, misfits, record_kinds
 from gpt_mesh.data.corpus import Corpus, Ints, Pieces, copy_pieces, data_files, load_corpus
 from gpt_mesh.data.encoders import Encoder
 from gpt_mesh.data.manifest import text_bytes
@@ -197,7 +197,9 @@ def _training_pairs(config: Config, number: int, progress: bool) -> _Pairs:
 def _pair_records(config: Config, use: DatasetUse, key: str, progress: bool) -> PairRecords:
     corpus = _fitting_corpus(config, use, key, progress)
     single = config.training.objective == "kto"
-    found = PairRecords(corpus, config.model.n_ctx + 1, f"{use.dataset.source}: {key}", single=single)
+    known = bool(record_kinds(corpus))
+    name = f"{use.dataset.source}: {key}"
+    found = PairRecords(corpus, config.model.n_ctx + 1, name, single=single, prompts=not known)
     if key == "path" and single and len(found) < 2:
         raise InputError(f"{use.dataset.source}: {key}: holds {len(found)} completions; kto needs more than one")
     return found

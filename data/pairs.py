@@ -62,23 +62,30 @@ def problem_of(chosen: Ids, rejected: Ids) -> str | None:
 class PairRecords:
     """The examples in the records of a corpus, numbered from 0: pairs, or single completions."""
 
-    def __init__(self, corpus: Corpus, width: int, name: str, *, single: bool) -> None:
+    def __init__(self, corpus: Corpus, width: int, name: str, *, single: bool, prompts: bool = True) -> None:
         """
         Args:
             width: of the texts that are read.
             name: of the dataset, for messages.
             single: an example has one completion: each text of a pair is one.
+            prompts: some text must have one; False: it is known that these are preferences.
 
         Raises:
             InputError: there are no pairs.
         """
         self.corpus, self.width = corpus, width
         odd = len(corpus) % 2
-        if odd or not any(least < 0 for least, _ in corpus.id_ranges):
+        if odd or (prompts and not any(least < 0 for least, _ in corpus.id_ranges)):
             what = f"its {len(corpus):,} records do not come in pairs" if odd else "its texts have no prompts"
             raise InputError(
                 f"{name}: holds no preferences: {what}; this objective learns from chosen and rejected texts: write "
                 "the data from rows with prompt, chosen and rejected, or prompt, completion and label"
+            )
+        missing = np.flatnonzero(corpus.lengths <= len(NOTHING))
+        if not single and missing.size:
+            raise InputError(
+                f"{corpus.where(int(missing[0]))}: has no completion; {name} holds completions with labels: train on "
+                "them with objective = kto"
             )
         self._records = np.flatnonzero(corpus.lengths > len(NOTHING)) if single else None
 

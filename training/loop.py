@@ -122,12 +122,12 @@ class Trainer:
         if self.checkpoint is not None:
             check_resumable(config, self.checkpoint)
         self.initial = self._initial_weights(init_from)
+        self.data = TrainingData(config)
         if self.checkpoint is None and self.initial is None and objective_of(config).needs_reference:
             raise InputError(
                 f"{config.source}: objective = {config.training.objective}: its reference is the model that the run "
                 "begins with: name its weights with --init_from"
             )
-        self.data = TrainingData(config)
         self.judge = StepJudge(config, self.data)
         self.tasks = tasks_of(config, validation=config.training.eval_steps > 0)
         self.interval, self.interrupts = Interval(), Interrupts()
