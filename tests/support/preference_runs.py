@@ -49,8 +49,9 @@ def job_of(config: Config, folder: Path, steps: int) -> tuple[dict[str, Any], De
         place = folder / name
         place.mkdir()
         path = checkpoints.save(str(place), 0, {**weights, "global_step": values["global_step"]}, {})
-        job[name] = str(folder / f"{name}_model")
-        export_model(config, path, job[name])
+        exported = str(folder / f"{name}_model")
+        export_model(config, path, exported)
+        job[name] = exported
     return job, engine
 
 

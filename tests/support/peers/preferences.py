@@ -24,8 +24,7 @@ import torch.nn.functional as F
 
 from tests.support.peers.training import step
 
-Batch = torch.Tensor
-Loss = Callable[[Any, Any, Batch, dict[str, Any]], tuple[torch.Tensor, torch.Tensor]]
+Loss = Callable[[Any, Any, torch.Tensor, dict[str, Any]], tuple[torch.Tensor, torch.Tensor]]
 
 
 def log_probabilities(model: Any, texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,7 +34,7 @@ def log_probabilities(model: Any, texts: torch.Tensor) -> tuple[torch.Tensor, to
     return (logp * learned).sum(-1), learned.sum(-1)
 
 
-def dpo(policy: Any, reference: Any, batch: Batch, o: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+def dpo(policy: Any, reference: Any, batch: torch.Tensor, o: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss, and the log-ratios of both texts [batch, 2]."""
     flat = batch.flatten(0, 1)
     sums, counts = log_probabilities(policy, flat)
@@ -54,7 +53,7 @@ def dpo(policy: Any, reference: Any, batch: Batch, o: dict[str, Any]) -> tuple[t
     return loss.mean(), ratios
 
 
-def completions(batch: Batch) -> tuple[list[list[int]], list[list[int]], list[bool]]:
+def completions(batch: torch.Tensor) -> tuple[list[list[int]], list[list[int]], list[bool]]:
     """Prompts, completions and labels of examples with one completion each, from [batch, 2, n + 1]."""
     prompts, answers, labels = [], [], []
     for chosen, rejected in batch.tolist():
@@ -67,7 +66,7 @@ def completions(batch: Batch) -> tuple[list[list[int]], list[list[int]], list[bo
     return prompts, answers, labels
 
 
-def kto(policy: Any, reference: Any, batch: Batch, o: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+def kto(policy: Any, reference: Any, batch: torch.Tensor, o: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss, and the divergence."""
     prompts, answers, labels = completions(batch)
     width = batch.shape[-1]
@@ -96,7 +95,7 @@ def last_places(flat: torch.Tensor) -> torch.Tensor:
     return torch.where(flat[:, :-1] >= 0, torch.arange(n), 0).amax(-1)
 
 
-def reward(policy: Any, reference: Any, batch: Batch, o: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+def reward(policy: Any, reference: Any, batch: torch.Tensor, o: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss, and the rewards [batch, 2]."""
     flat = batch.flatten(0, 1)
     ids = torch.maximum(flat, -1 - flat)[:, :-1]
@@ -145,7 +144,8 @@ def main() -> None:
         found["loss"].append(loss.item())
         found["grad_norm"].append(norm)
         found["told"].append(told.detach().numpy())
-    np.savez(sys.argv[2], **{name: np.array(value) for name, value in found.items()})
+    arrays: Any = {name: np.array(value) for name, value in found.items()}
+    np.savez(sys.argv[2], **arrays)
 
 
 if __name__ == "__main__":
