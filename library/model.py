@@ -27,7 +27,7 @@ from gpt_mesh.library.devices import engine_on
 from gpt_mesh.library.save import save
 from gpt_mesh.meshes.devices import split_cpu_for
 from gpt_mesh.models.shapes import weight_count
-from gpt_mesh.objectives.registry import check_predicts_next
+from gpt_mesh.objectives.registry import check_has_logits, check_predicts_next
 from gpt_mesh.sample import padded_width
 from gpt_mesh.storage.progress import alive
 from gpt_mesh.training import runs
@@ -103,8 +103,9 @@ class Model:
             float32 [batch, n, n_vocab] or [n, n_vocab]. The softmax of [..., i, :] is the distribution of token i + 1.
 
         Raises:
-            InputError: too many tokens, or an id outside the vocabulary.
+            InputError: too many tokens, an id outside the vocabulary, or a reward model.
         """
+        check_has_logits(self.config)
         ids = checked_tokens(tokens, self.config.model)
         logits: NDArray[np.float32] = np.asarray(self.engine.logits(np.atleast_2d(ids)))
         return logits[0] if ids.ndim == 1 else logits
@@ -299,8 +300,9 @@ class Model:
             The names of its signatures: "logits", and for models that predict the next token "generate" and "greedy".
 
         Raises:
-            InputError: the directory is in use or cannot be written, or the tokenizer is missing.
+            InputError: the directory is in use or cannot be written, the tokenizer is missing, or it is a reward model.
         """
+        check_has_logits(self.config)
         dataset = self.config.data.datasets[0].dataset
         encoder = None if dataset.tokenizer_path is None else self.encoder
         special = special_tokens(dataset, encoder)

@@ -86,6 +86,9 @@ def test_preferences_are_learned(base: Path, tmp_path: Path, objective: str) -> 
         for generate in (lambda: model.generate("4927>"), lambda: model.score("4927>")):
             with pytest.raises(InputError, match="reward models give each text a number; they do not generate"):
                 generate()
+        for ask in (lambda: model.logits([1, 2]), lambda: model.export(str(tmp_path / "exported"))):
+            with pytest.raises(InputError, match="and no logits; use its rewards"):
+                ask()
     else:
         ascending, descending = model.score(["4927>2479", "4927>9742"])
         assert ascending.sum > descending.sum
