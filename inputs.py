@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 
 from gpt_mesh.config import Config, DatasetUse
 from gpt_mesh.data.bytes import byte_lengths
-from gpt_mesh.data.check import as_sampled, misfits
+from gpt_mesh.data.check import as_sampled, misfits, record_kinds
 from gpt_mesh.data.corpus import Corpus, Ints, Pieces, copy_pieces, data_files, load_corpus
 from gpt_mesh.data.encoders import Encoder
 from gpt_mesh.data.manifest import text_bytes
 from gpt_mesh.data.marks import beginning
 from gpt_mesh.data.mixture import Mixture
 from gpt_mesh.data.packing import Packing, one_each, packed
+from gpt_mesh.data.pairs import PairRecords
 from gpt_mesh.data.permutation import derive_key, keyed_uint64, permute
 from gpt_mesh.data.prefetch import Prefetcher
 from gpt_mesh.data.special_tokens import end_of_text
@@ -162,8 +163,51 @@ def _training_samples(config: Config, number: int, progress: bool) -> _Samples |
     )
 
 
+@dataclass(frozen=True)
+class _Pairs:
+    """One dataset of preferences as an endless sequence of examples. An example's number, from 0, is its rank."""
+
+    records: PairRecords
+    name: str  # seeds this dataset's random numbers
+    seed: int
+
+    @property
+    def corpus(self) -> Corpus:
+        return self.records.corpus
+
+    @property
+    def per_epoch(self) -> int:
+        """Examples in one pass over the records."""
+        return len(self.records)
+
+    def read(self, ranks: Ints) -> Tokens:
+        """The examples of these ranks: int32 [n, 2, width]."""
+        epochs, numbers = np.divmod(ranks, self.per_epoch)
+        keys = keyed_uint64(derive_key("order", self.seed, self.name), epochs)
+        return self.records.read(permute(numbers, self.per_epoch, keys))
+
+
+def _training_pairs(config: Config, number: int, progress: bool) -> _Pairs:
+    """The examples of entry `number` of `datasets`; raises InputError if it has no preferences."""
+    use = config.data.datasets[number]
+    listed_before = sum(other.id == use.id for other in config.data.datasets[:number])
+    return _Pairs(_pair_records(config, use, "path", progress), f"{use.id} {listed_before}", config.training.seed)
+
+
+def _pair_records(config: Config, use: DatasetUse, key: str, progress: bool) -> PairRecords:
+    corpus = _fitting_corpus(config, use, key, progress)
+    single = config.training.objective == "kto"
+    known = bool(record_kinds(corpus))
+    name = f"{use.dataset.source}: {key}"
+    found = PairRecords(corpus, config.model.n_ctx + 1, name, single=single, prompts=not known)
+    if key == "path" and single and len(found) < 2:
+        raise InputError(f"{use.dataset.source}: {key}: holds {len(found)} completions; kto needs more than one")
+    return found
+
+
 def _fitting_corpus(config: Config, use: DatasetUse, key: str, progress: bool) -> Corpus:
-    corpus = as_sampled(use, load_corpus(data_files(use.dataset, key), progress=progress))
+    corpus = load_corpus(data_files(use.dataset, key), progress=progress)
+    corpus = corpus if config.training.learns_pairs else as_sampled(use, corpus)
     for misfit in misfits(config, use, corpus, held_out=key == "eval_path"):
         raise InputError(misfit)
     return corpus
@@ -189,25 +233,34 @@ class TrainingData:
         self._uses = config.data.datasets
         for misfit in tokenizer_misfits(config):
             raise InputError(misfit)
-        self._sources = [_training_samples(config, number, progress) for number in range(len(self._uses))]
+        numbers = range(len(self._uses))
+        self._sources: list[_Samples | _WholeSamples] = []
+        self._pairs: list[_Pairs] = []
+        if config.training.learns_pairs:
+            self._pairs = [_training_pairs(config, number, progress) for number in numbers]
+        else:
+            self._sources = [_training_samples(config, number, progress) for number in numbers]
         self._mixture = Mixture([use.weight for use in self._uses], config.training.seed)
         self.fingerprint = self._fingerprint(config.training.seed)
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of all datasets."""
-        return sum(source.corpus.n_tokens for source in self._sources)
+        """Tokens of all datasets; those of preferences as windows are counted, with padding."""
+        pairs = sum(source.per_epoch for source in self._pairs)
+        return sum(source.corpus.n_tokens for source in self._sources) + pairs * (self.width - 1)
 
     def sample(self, position: int) -> Tokens:
-        """The window at `position`: int32 [n_ctx + 1]."""
+        """The window at `position`: int32 [n_ctx + 1]; or the pair, [2, n_ctx + 1]."""
         row: Tokens = self.batch(position, 1)[0]
         return row
 
     def batch(self, position: int, size: int) -> Tokens:
-        """The windows at position … position + size - 1: int32 [size, n_ctx + 1]."""
+        """The windows at position … position + size - 1: int32 [size, n_ctx + 1]; or pairs, [size, 2, n_ctx + 1]."""
         if position < 0 or size < 1:
             raise ValueError(f"position {position}, size {size}: a batch has at least one sample, from position 0 on")
         datasets, ranks = self._mixture.locate(np.arange(position, position + size, dtype=np.int64))
+        if self._pairs:
+            return self._pairs_of(datasets, ranks)
         tokens = np.empty((size, self.width), np.int32)
         parts, whole = [], []
         for number in np.unique(datasets):
@@ -230,6 +283,14 @@ class TrainingData:
             inside = columns < self.width
             place = rows[inside], columns[inside]
             tokens[place] = beginning(tokens[place])
+        return tokens
+
+    def _pairs_of(self, datasets: Ints, ranks: Ints) -> Tokens:
+        """The examples of these datasets and ranks: int32 [n, 2, n_ctx + 1]."""
+        tokens = np.empty((len(ranks), 2, self.width), np.int32)
+        for number in np.unique(datasets):
+            rows = np.flatnonzero(datasets == number)
+            tokens[rows] = self._pairs[number].read(ranks[rows])
         return tokens
 
     def batches(self, position: int, size: int, *, prefetch: int = 4) -> Prefetcher[Tokens]:
@@ -258,6 +319,12 @@ class TrainingData:
     def describe(self) -> list[str]:
         """One line per dataset: its size and how it is sampled."""
         shares = self._mixture.quotas / self._mixture.block
+        if self._pairs:
+            return [
+                f"{use.id}: {len(source.corpus.paths):,} files, {source.per_epoch:,} examples, "
+                f"{source.records.n_cut:,} texts cut to {self.width} tokens, {share:.2%} of the samples"
+                for use, source, share in zip(self._uses, self._pairs, shares, strict=True)
+            ]
         return [
             f"{use.id}: {len(source.corpus.paths):,} files, {len(source.corpus):,} "
             f"{'chunks' if source.mode == 'chunks' else 'documents'}, {source.corpus.n_tokens:,} tokens, "
@@ -285,7 +352,50 @@ class TrainingData:
                 for source in self._sources
             ],
         }
+        if self._pairs:
+            facts["preferences"] = [
+                {
+                    "name": source.name,
+                    "examples": source.per_epoch,
+                    "lengths": hashlib.sha256(source.corpus.lengths.data).hexdigest(),
+                }
+                for source in self._pairs
+            ]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+class PairEvaluationData:
+    """The held-out preferences (`eval_path`) of every dataset, in the order of the files."""
+
+    def __init__(self, config: Config, *, progress: bool = True) -> None:
+        """
+        Raises:
+            InputError: there are none, or they cannot be used.
+        """
+        self._sources = [_pair_records(config, use, "eval_path", progress) for use in config.data.datasets]
+        self._first = np.cumsum([0] + [len(source) for source in self._sources])
+        self.n_examples = int(self._first[-1])
+        if not self.n_examples:
+            raise InputError(f"{config.source}: eval_path of its datasets holds no preferences")
+
+    def batches(self, size: int, *, limit: int | None = None) -> Iterator[Tokens]:
+        """Batches int32 [size, 2, n_ctx + 1]. The last one is filled with examples from the beginning.
+
+        `limit`: the largest number of examples; the first ones are taken.
+        """
+        count = min(self.n_examples, limit or self.n_examples)
+        starts = range(0, count, size)
+        with Prefetcher((self._batch(np.arange(start, start + size) % count) for start in starts), 4) as ready:
+            yield from ready
+
+    def _batch(self, numbers: Ints) -> Tokens:
+        sources = np.searchsorted(self._first, numbers, side="right") - 1
+        width = self._sources[0].width
+        tokens = np.empty((len(numbers), 2, width), np.int32)
+        for number in np.unique(sources):
+            rows = np.flatnonzero(sources == number)
+            tokens[rows] = self._sources[number].read(numbers[rows] - self._first[number])
+        return tokens
 
 
 class EvaluationData:

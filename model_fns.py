@@ -160,8 +160,8 @@ def loss_and_gradients(
     if the config says so.
     """
     objective = objective_of(config)
-    total = objective.total(ctx, tensors)
-    count = microbatches.count(config, mesh_impl, ctx.dims.batch)
+    count = microbatches.count(config, mesh_impl, ctx.dims.batch, objective.texts)
+    total = objective.total(ctx, tensors, count)
 
     def microbatch(ctx: Context, tensors: dict[str, mtf.Tensor]) -> tuple[dict[str, mtf.Tensor], list[mtf.Tensor]]:
         outputs = _outputs(objective.loss(ctx, tensors, total), count)
@@ -201,6 +201,29 @@ def build_eval(
     found = objective_of(config).evaluate(ctx, tensors)
     lowering = _lower(ctx.mesh, mesh_impl)
     return EvalTensors(*[lowering.export_to_tf_tensor(x) for x in (found.nll, found.correct, found.weight)])
+
+
+def build_comparison(
+    features: Mapping[str, tf.Tensor], config: Config, mesh_impl: Any, dtype: tf.DType | None = None
+) -> list[tf.Tensor]:
+    """`objectives.objective.Comparison` of a batch of pairs, lowered: [batch] each.
+
+    `features`: as for `build_train`.
+    """
+    ctx, tensors = import_features(features, config, mesh_impl, dtype)
+    found = objective_of(config).compare(ctx, tensors)
+    lowering = _lower(ctx.mesh, mesh_impl)
+    parts = found.loss, found.nll, found.chosen, found.rejected, found.correct
+    return [lowering.export_to_tf_tensor(x) for x in parts]
+
+
+def build_rewards(
+    tokens: tf.Tensor, config: Config, mesh_impl: Any, dtype: tf.DType | None = None
+) -> tf.Tensor:
+    """The reward of the text up to each position, float32 [batch, sequence], for int32 tokens [batch, sequence]."""
+    ctx, tensors = import_features({"inputs": tokens}, config, mesh_impl, dtype)
+    rewards = gpt.rewards(ctx, gpt.forward(ctx, tensors["inputs"]).features)
+    return _lower(ctx.mesh, mesh_impl).export_to_tf_tensor(rewards)
 
 
 def build_logits(tokens: tf.Tensor, config: Config, mesh_impl: Any, dtype: tf.DType | None = None) -> tf.Tensor:
@@ -300,18 +323,22 @@ def import_features(
     dtype: tf.DType | None,
     train_step: tf.Tensor | None = None,
 ) -> tuple[Context, dict[str, mtf.Tensor]]:
-    """A new mesh graph with the features, [batch, sequence] or [batch] each, imported into it."""
-    batch, sequence = features["inputs"].shape.as_list()
+    """A new mesh graph with the features (`Objective.features`) imported into it."""
+    batch, *_, sequence = features["inputs"].shape.as_list()
     ctx = make_context(config, mesh_impl, batch, sequence, dtype)
-    dims = [ctx.dims.batch, ctx.dims.sequence]
     tensors = {
-        name: mtf.import_tf_tensor(ctx.mesh, x, mtf.Shape(dims[: x.shape.rank]), name=name)
-        for name, x in features.items()
+        name: mtf.import_tf_tensor(ctx.mesh, x, feature_shape(ctx.dims, x), name=name) for name, x in features.items()
     }
     if train_step is not None:
         seed = mtf.import_tf_tensor(ctx.mesh, step_seed(config.training.seed, train_step))
         ctx = dataclasses.replace(ctx, seed=seed)
     return ctx, tensors
+
+
+def feature_shape(dims: Dims, x: tf.Tensor) -> mtf.Shape:
+    """The dimensions of a feature by its rank: [batch], [batch, sequence] or [batch, pair, sequence]."""
+    names = {1: [dims.batch], 2: [dims.batch, dims.sequence], 3: [dims.batch, dims.pair, dims.sequence]}
+    return mtf.Shape(names[x.shape.rank])
 
 
 def _lower(mesh: mtf.Mesh, mesh_impl: Any) -> mtf.Lowering:

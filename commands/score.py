@@ -19,8 +19,11 @@ class ScoreFile(Mode):
     """Scores the documents of a file: a table on a terminal, JSON lines elsewhere."""
 
     switches = (
-        flag("--score", metavar="FILE", help="log-likelihood of each document of a .txt or .jsonl file, then exit"),
-    )
+        flag(
+            "--score", metavar="FILE",
+            help="log-likelihood (or reward) of each document of a .txt or .jsonl file, then exit",
+        ),
+    )  # fmt: skip
     flags = (
         flag(
             "--json", action="store_true", heading="--score",
@@ -35,6 +38,8 @@ class ScoreFile(Mode):
 
     def run(self, config: Config, arguments: argparse.Namespace) -> int:
         documents = _documents(Path(arguments.score))
+        if config.model.reward_head:
+            return _rewards(config, arguments, documents)
         from gpt_mesh.evaluation.scoring import table
         from gpt_mesh.evaluation.surprise import page
         from gpt_mesh.storage import files
@@ -57,6 +62,16 @@ class ScoreFile(Mode):
             if shown:
                 print("\n".join(table(found, model.encoder)))
         return 0
+
+
+def _rewards(config: Config, arguments: argparse.Namespace, documents: list[str]) -> int:
+    """Print the reward of each document, a JSON line each."""
+    if arguments.html is not None:
+        raise InputError(f"--html: {config.source} is a reward model, which gives a text one number; leave it out")
+    with load(config, arguments, rewards=True) as model:
+        for document in documents:
+            print(json.dumps({"reward": model.reward(document), "bytes": len(document.encode())}), flush=True)
+    return 0
 
 
 def _documents(path: Path) -> list[str]:

@@ -14,8 +14,11 @@ if TYPE_CHECKING:  # TensorFlow takes seconds
 P = ParamSpec("P")
 
 
-def load(config: Config, arguments: argparse.Namespace) -> api.Model:
+def load(config: Config, arguments: argparse.Namespace, *, rewards: bool = False) -> api.Model:
     """The trained model. That it predicts text and has its tokenizer is checked first: building it takes longer.
+
+    Args:
+        rewards: whether it may also be a reward model.
 
     Raises:
         InputError: it cannot be loaded, or does not predict text.
@@ -24,7 +27,8 @@ def load(config: Config, arguments: argparse.Namespace) -> api.Model:
     from gpt_mesh.evaluation.validation import required_encoder
     from gpt_mesh.objectives.registry import check_predicts_next
 
-    check_predicts_next(config)
+    if not (rewards and config.model.reward_head):
+        check_predicts_next(config)
     required_encoder(config)
     return api.Model(
         config,

@@ -24,16 +24,18 @@ from gpt_mesh.config.parsing import (
     replace,
     with_settings,
 )
+from gpt_mesh.config.preferences import DPO_LOSSES, PreferenceConfig
 from gpt_mesh.config.rope import ROPE_TYPES, RopeScaling
 from gpt_mesh.config.source import file_of
 from gpt_mesh.config.training import EVAL_TASKS, OBJECTIVES, TrainingConfig
 
 __all__ = [
-    "ACTIVATIONS", "ALIASES", "ATTENTION_TYPES", "CONFIG_DIRECTORY", "EVAL_TASKS", "GROUPS", "NORMS", "OBJECTIVES",
-    "OPTIMIZERS", "POSITION_EMBEDDINGS", "RETIRED_KEYS", "ROPE_TYPES", "SCHEDULES", "SUFFIXES", "TENSOR_DIMENSIONS",
-    "Change", "Config", "DataConfig", "DatasetConfig", "DatasetUse", "GenerationSettings", "Group", "Layer",
-    "MeshConfig", "MlmConfig", "ModelConfig", "MoeParams", "OptimizerConfig", "RopeScaling", "TrainingConfig",
-    "changes", "file_of", "generation_settings", "keys", "layers_of", "load_config", "merged", "origins_line",
-    "parse_config", "parse_groups", "parse_json", "parse_layers", "parse_model", "parse_settings", "replace",
-    "shipped_configs", "values_of_causal_model", "values_of_config", "values_of_file", "with_settings",
+    "ACTIVATIONS", "ALIASES", "ATTENTION_TYPES", "CONFIG_DIRECTORY", "DPO_LOSSES", "EVAL_TASKS", "GROUPS", "NORMS",
+    "OBJECTIVES", "OPTIMIZERS", "POSITION_EMBEDDINGS", "RETIRED_KEYS", "ROPE_TYPES", "SCHEDULES", "SUFFIXES",
+    "TENSOR_DIMENSIONS", "Change", "Config", "DataConfig", "DatasetConfig", "DatasetUse", "GenerationSettings",
+    "Group", "Layer", "MeshConfig", "MlmConfig", "ModelConfig", "MoeParams", "OptimizerConfig", "PreferenceConfig",
+    "RopeScaling", "TrainingConfig", "changes", "file_of", "generation_settings", "keys", "layers_of", "load_config",
+    "merged", "origins_line", "parse_config", "parse_groups", "parse_json", "parse_layers", "parse_model",
+    "parse_settings", "replace", "shipped_configs", "values_of_causal_model", "values_of_config", "values_of_file",
+    "with_settings",
 ]  # fmt: skip

@@ -24,6 +24,7 @@ def check(config: Config) -> None:
         problem = f"with mlm_training = {show(config.mlm.mlm_training)}; leave objective out, or change one of the two"
         refuse(config.source, "objective", config.training.objective, problem)
     _check_mlm(config.source, config.mlm, config.model.n_vocab)
+    _check_preferences(config)
     _check_mesh(config.source, config.mesh)
     _check_datasets(config)
     steps = config.training.predict_max_steps
@@ -195,6 +196,22 @@ def _check_mlm(source: str, mlm: MlmConfig, n_vocab: int) -> None:
     if share > 1:
         problem = f"with mlm_same_token_prob = {mlm.mlm_same_token_prob} the sum exceeds 1; lower one of the two"
         refuse(source, "mlm_random_token_prob", mlm.mlm_random_token_prob, problem)
+
+
+def _check_preferences(config: Config) -> None:
+    """Settings that belong to another loss keep their defaults, and what an objective needs is there."""
+    refused, settings, training = functools.partial(refuse, config.source), config.preferences, config.training
+    if config.model.reward_head != (training.objective == "reward"):
+        problem = f"with objective = {training.objective}; leave it out, for it follows from the objective"
+        refused("reward_head", config.model.reward_head, problem)
+    if settings.dpo_label_smoothing and settings.dpo_loss != "sigmoid":
+        problem = f"no effect with dpo_loss = {settings.dpo_loss}; remove it, or use sigmoid"
+        refused("dpo_label_smoothing", settings.dpo_label_smoothing, problem)
+    if training.objective == "kto":
+        sizes = [("train_batch_size", training.train_batch_size), ("eval_batch_size", training.eval_batch_size)]
+        for name, size in (*sizes, *(("batch_ramp", size) for size, _ in training.batch_ramp)):
+            if size < 2:
+                refused(name, size, "kto compares each prompt with the completion of another; use at least 2")
 
 
 def _check_mesh(source: str, mesh: MeshConfig) -> None:

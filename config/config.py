@@ -14,6 +14,7 @@ from gpt_mesh.config.mesh import MeshConfig
 from gpt_mesh.config.mlm import MlmConfig
 from gpt_mesh.config.model import ModelConfig
 from gpt_mesh.config.optimizer import OptimizerConfig
+from gpt_mesh.config.preferences import PreferenceConfig
 from gpt_mesh.config.training import TrainingConfig
 
 
@@ -33,6 +34,7 @@ class Config:
     training: TrainingConfig
     data: DataConfig
     mlm: MlmConfig
+    preferences: PreferenceConfig
     mesh: MeshConfig
     directory: Path | None = dataclasses.field(default=None, compare=False, repr=False)
     given: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
@@ -52,5 +54,6 @@ GROUPS: dict[str, type[Group]] = {
     "training": TrainingConfig,
     "data": DataConfig,
     "mlm": MlmConfig,
+    "preferences": PreferenceConfig,
     "mesh": MeshConfig,
 }

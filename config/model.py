@@ -350,6 +350,14 @@ class ModelConfig(Group):
         "Multiply token embeddings by this number; Gemma and PaLM: sqrt(`n_embd`).", default=None, touches="function"
     )
     lm_head_bias: Flag = key("A bias of the logits, as GPT-J has it.", default=False, touches="shapes")
+    reward_head: Flag = key(
+        "One number for each position, a text's reward, in place of logits over the vocabulary.",
+        touches="shapes",
+        adaptable=True,  # a new head begins at random
+        derive=lambda values: values.get("objective") == "reward",
+        default_text="with `objective` `reward`",
+        null_is_default=True,
+    )
     final_logit_softcapping: Positive | None = key(
         "Bound logits smoothly to this number c: c x tanh(logits / c), as Gemma 2 does.",
         default=None,

@@ -16,6 +16,7 @@ from gpt_mesh.config.mlm import MlmConfig
 from gpt_mesh.config.model import ACTIVATIONS, ModelConfig
 from gpt_mesh.config.moe import MoeParams
 from gpt_mesh.config.optimizer import OptimizerConfig
+from gpt_mesh.config.preferences import PreferenceConfig
 from gpt_mesh.config.reading import bounds, choices, is_nullable
 from gpt_mesh.config.rope import RopeScaling
 from gpt_mesh.config.training import TrainingConfig
@@ -29,6 +30,7 @@ _TITLES: dict[str, type[Group]] = {
     "Generation (`generation`)": GenerationSettings,
     "Data": DataConfig,
     "Masked language modelling": MlmConfig,
+    "Preferences": PreferenceConfig,
     "Mesh": MeshConfig,
     "Dataset config (`dataset_configs/<id>.json`)": DatasetConfig,
 }

@@ -17,7 +17,7 @@ from gpt_mesh.storage.files import SCHEMES, path_problem
 EvalTask = Literal["lambada", "wikitext"]
 EVAL_TASKS: tuple[EvalTask, ...] = get_args(EvalTask)
 # Objectives by the names that a config gives them: files of objectives/.
-Objective = Literal["next_token", "sft", "masked"]
+Objective = Literal["next_token", "sft", "masked", "dpo", "kto", "reward"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
 # A local path, or a URL with one of the schemes that files.py knows.
@@ -64,7 +64,8 @@ class TrainingConfig(Group):
     )
     objective: Objective = key(
         "What the model learns: the next token; `sft`: the next token where the data says that it is learned "
-        "(its other ids have inverted bits); or, with `mlm_training`, masked tokens.",
+        "(its other ids have inverted bits); with `mlm_training`, masked tokens; or preferences: `dpo`, `kto`, or a "
+        "`reward` for each text.",
         touches="function",
         adaptable=True,  # `mlm_training` tells models that fill masks from others
         derive=lambda values: "masked" if values["mlm_training"] else "next_token",
@@ -136,3 +137,8 @@ class TrainingConfig(Group):
     )
     log_grads: Flag = key("Log gradient norms by variable.", default=False)
     remove_partial_sequences: Flag = key("Leave the prompt out of generated text.", default=False)
+
+    @property
+    def learns_pairs(self) -> bool:
+        """Whether the objective learns from preferences, and examples are pairs of texts."""
+        return self.objective in ("dpo", "kto", "reward")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from gpt_mesh.config import Config, DatasetConfig, DatasetUse
 from gpt_mesh.data.corpus import Corpus, data_files, load_indexes
 from gpt_mesh.data.encoders import Encoder, load_encoder
-from gpt_mesh.data.manifest import unlike_manifests
+from gpt_mesh.data.manifest import manifests_of, unlike_manifests
 from gpt_mesh.data.marks import unmarked
 from gpt_mesh.data.special_tokens import end_of_text
 from gpt_mesh.data.tfrecords import RecordIndex
@@ -49,7 +49,10 @@ def misfits(config: Config, use: DatasetUse, corpus: Corpus, *, held_out: bool =
         yield f"{corpus.paths[0]}: holds no record, nor does any other file of dataset {use.id}; write the data again"
         return
     yield from unlike_manifests(corpus.sizes_of_files())
+    yield from _kind_misfits(config, use, corpus)
     yield from _id_misfits(config, use, corpus)
+    if config.training.learns_pairs:
+        return
     if use.sampling_mode == "chunks":
         yield from _chunk_misfits(config, use, corpus)
         return
@@ -62,9 +65,32 @@ def misfits(config: Config, use: DatasetUse, corpus: Corpus, *, held_out: bool =
         yield from _separator_misfits(config, use, required=not held_out)
 
 
+def record_kinds(corpus: Corpus) -> set[str]:
+    """What the records of a corpus are, as far as their manifests tell (`--records`)."""
+    return {str(manifest.settings.get("records", "text")) for manifest in manifests_of(corpus.paths)}
+
+
+def _kind_misfits(config: Config, use: DatasetUse, corpus: Corpus) -> Iterator[str]:
+    """Preferences are for objectives that learn from them, and those for nothing else."""
+    objective, source = config.training.objective, config.source
+    for kind in sorted(record_kinds(corpus)):
+        wanted = {"preference": ("dpo", "kto", "reward"), "kto": ("kto",)}.get(kind)
+        if wanted is not None and objective not in wanted:
+            yield (
+                f"{use.dataset.source}: holds records of kind {kind}, which objective = {objective} ({source}) does "
+                f"not learn from; set objective to {' or '.join(wanted)}"
+            )
+        elif wanted is None and config.training.learns_pairs:
+            yield (
+                f"{use.dataset.source}: holds records of kind {kind}, and objective = {objective} ({source}) learns "
+                "from preferences; write the data with --records preference or kto"
+            )
+
+
 def _id_misfits(config: Config, use: DatasetUse, corpus: Corpus) -> Iterator[str]:
     n_vocab = config.model.n_vocab
-    lowest = -n_vocab if config.training.objective == "sft" else 0
+    marked = config.training.objective == "sft" or config.training.learns_pairs
+    lowest = -n_vocab if marked else 0
     for path, (least, greatest) in zip(corpus.paths, corpus.id_ranges, strict=True):
         if least < lowest:
             yield f"{shown(path)}: holds token id {least}; ids are {lowest} to n_vocab - 1: write the file again"
@@ -236,7 +262,7 @@ def _facts(config: Config, use: DatasetUse, corpus: Corpus, held_out: bool) -> I
     yield f"token ids {least} to {greatest}; n_vocab of the model is {config.model.n_vocab}"
     for word, record in (("shortest", int(corpus.lengths.argmin())), ("longest", int(corpus.lengths.argmax()))):
         yield f"{word} {corpus.lengths[record]:,} tokens ({corpus.where(record)})"
-    if unit == "documents" and not held_out and not use.whole_documents:
+    if unit == "documents" and not held_out and not use.whole_documents and not config.training.learns_pairs:
         enough = sufficient_stitch(corpus, width)
         need = "no stitch suffices" if enough is None else f"{enough} is the least that suffices"
         yield f"stitch {use.stitch}; for n_ctx + 1 = {width} tokens, {need}"

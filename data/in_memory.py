@@ -22,6 +22,7 @@ Document: TypeAlias = str | Sequence[int] | NDArray[np.integer] | tuple[Any, Any
 # Documents, or a single one: texts or rows in any iterable, ids [documents, n] or [n].
 Data: TypeAlias = Iterable[Document] | Document
 
+_PREFERENCES = "give rows with prompt, chosen and rejected, or with prompt, completion and label (true or false)"
 _ROWS = "a row has `text`, `prompt` and `completion`, or `input_ids` (or `tokens`), with `loss_mask` or `labels` if any"
 
 
@@ -58,6 +59,44 @@ def documents_of(data: Data, name: str, limit: int) -> list[list[Part]]:
     if not size:
         raise InputError(f"{name}: holds no token; give it text or token ids")
     return found
+
+
+def preferences_of(data: Data, name: str) -> list[list[Part]]:
+    """The preferences in rows as documents in parts, two for each row: the chosen text and the rejected one.
+
+    Args:
+        data: rows with `prompt`, `chosen` and `rejected`, or with `prompt`, `completion` and `label`; the text that
+            such a row does not have is one token that is not learned.
+        name: of the argument, for messages.
+
+    Raises:
+        InputError: something in it is no preference.
+    """
+    if isinstance(data, (str, bytes, Mapping)) or not isinstance(data, Iterable):
+        raise InputError(f"{name} = {show(type(data).__name__)}: is no list of preferences: {_PREFERENCES}")
+    found: list[list[Part]] = []
+    for number, row in enumerate(data):
+        found += _preference(row, f"{name}[{number}]")
+    if not found:
+        raise InputError(f"{name}: holds no preference; {_PREFERENCES}")
+    return found
+
+
+def _preference(row: Any, name: str) -> tuple[list[Part], list[Part]]:
+    """The chosen text and the rejected one of a row."""
+    if not isinstance(row, Mapping) or not isinstance(row.get("prompt"), str):
+        has = ", ".join(itertools.islice(map(str, row), 8)) if isinstance(row, Mapping) else show(type(row).__name__)
+        raise InputError(f"{name}: has {has or 'no keys'}, and is no preference: {_PREFERENCES}")
+    prompt = Part(row["prompt"], False)
+    if isinstance(row.get("chosen"), str) and isinstance(row.get("rejected"), str):
+        if row["chosen"] == row["rejected"]:
+            raise InputError(f"{name}: chosen and rejected are equal; remove the row")
+        return [prompt, Part(row["chosen"])], [prompt, Part(row["rejected"])]
+    label = row.get("label")
+    if not isinstance(row.get("completion"), str) or not isinstance(label, (bool, np.bool_)):
+        raise InputError(f"{name}: has {', '.join(itertools.islice(map(str, row), 8))}; {_PREFERENCES}")
+    text, nothing = [prompt, Part(row["completion"])], [Part(np.array([0]), False)]
+    return (text, nothing) if label else (nothing, text)
 
 
 def texts_of(documents: Iterable[list[Part]]) -> list[str]:
@@ -157,6 +196,8 @@ def _row_parts(row: Mapping[str, Any], name: str) -> list[Part]:
     if isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str):
         return [Part(row["prompt"], False), Part(row["completion"])]
     ids = next((row[key] for key in ("input_ids", "tokens") if key in row), None)
+    if ids is None and {"chosen", "rejected"} <= row.keys():
+        raise InputError(f"{name}: is a preference: learn from it with objective = dpo, kto or reward")
     if ids is None:
         raise InputError(f"{name}: has {', '.join(itertools.islice(map(str, row), 8)) or 'no keys'}; {_ROWS}")
     if "loss_mask" in row:

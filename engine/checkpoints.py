@@ -22,6 +22,7 @@ import tensorflow as tf
 from google.protobuf import text_format
 
 from gpt_mesh.errors import InputError, shown
+from gpt_mesh.models.context import is_reference
 from gpt_mesh.optimizers.registry import is_slot
 from gpt_mesh.storage import checksums, files, strict_json
 from gpt_mesh.storage.progress import log
@@ -263,7 +264,7 @@ def contents(path: str, wanted: Mapping[str, list[int]], source: str) -> tuple[d
                 f"{shown(path)}: variable {name} has shape {list(shapes[name])}, but {source} makes it "
                 f"{shape}; use the config that the checkpoint was trained with, or another model_path"
             )
-    if unused := sorted(name for name in {*shapes} - {*wanted} if not is_slot(name)):
+    if unused := sorted(name for name in {*shapes} - {*wanted} if not is_slot(name) and not is_reference(name)):
         more = ", …" if len(unused) > 3 else ""
         log.warning("%s: %s does not use %s%s", path, source, ", ".join(unused[:3]), more)
     return {name: dtypes[name] for name in wanted if name not in missing}, missing

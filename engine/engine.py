@@ -114,7 +114,10 @@ class DeviceEngine:
         self._eval = self.function(self._eval_step)
         self._score = self.function(self._score_step)
         self._logits = self.function(self._logits_step)
+        self._compare = self.function(self._compare_step)
+        self._rewards = self.function(self._rewards_step)
         self._keyed: dict[tuple[Any, ...], MeshFunction] = {}
+        self._restored: str | None = None  # the checkpoint that the weights are of
 
     def _is_faster_uncompiled(self) -> bool:
         """Whether the training step is: on a CPU with fast bfloat16, which XLA makes no use of."""
@@ -171,6 +174,20 @@ class DeviceEngine:
         float32 [batch, n].
         """
         return self._eval(tokens, weights)
+
+    def compare(self, tokens: np.ndarray) -> list[tf.Tensor]:
+        """The loss, the nll, the rewards of the chosen and of the rejected text, and whether they are in the right
+        order (1.0 or 0.0), of each of the pairs int32 [batch, 2, n + 1]: float32 [batch] each.
+        """
+        known = set(self.store.masters)
+        self._compare.traced(tf.TensorSpec(tokens.shape, tf.int32))
+        if self._restored is not None and self.store.masters.keys() - known:  # the reference's weights are new
+            self.restore(self._restored, finite=True)
+        return list(self._compare(tokens))
+
+    def rewards(self, tokens: np.ndarray) -> tf.Tensor:
+        """The reward of the text up to each position, by a reward model: float32 [batch, n], for int32 [batch, n]."""
+        return self._rewards(tokens)
 
     def score(self, tokens: np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
         """The log-probability of each token but the first, and 1.0 where it is the likeliest one, else 0.0: float32
@@ -294,6 +311,14 @@ class DeviceEngine:
         features = self.objective.features(tokens)
         return model_fns.build_score(features, self.config, self.mesh_for(*features["inputs"].shape.as_list()))
 
+    def _compare_step(self, tokens: tf.Tensor) -> list[tf.Tensor]:
+        features = self.objective.features(tokens)
+        batch, _, width = tokens.shape.as_list()
+        return model_fns.build_comparison(features, self.config, self.mesh_for(batch, width - 1))
+
+    def _rewards_step(self, tokens: tf.Tensor) -> tf.Tensor:
+        return model_fns.build_rewards(tokens, self.config, self.mesh_for(*tokens.shape.as_list()))
+
     def _logits_step(self, tokens: tf.Tensor) -> tf.Tensor:
         return model_fns.build_logits(tokens, self.config, self.mesh_for(*tokens.shape.as_list()))
 
@@ -302,6 +327,7 @@ class DeviceEngine:
 
         `finite`: refuse one with weights that are not finite numbers.
         """
+        self._restored = checkpoint
         missing = checkpoints.restore(checkpoint, self.store.masters, self.config.source, finite=finite)
         self.store.scatter()
         return missing
@@ -327,6 +353,9 @@ class DeviceEngine:
         """Create every variable with its initial value: what a restore fills. `training`: the optimizer's too."""
         settings, width = self.config.training, self.config.model.n_ctx + 1
         if training:
-            self._train.traced(tf.TensorSpec((settings.train_batch_size, width), self.staged_type))
+            shape = self.objective.batch_shape(settings.train_batch_size, width)
+            self._train.traced(tf.TensorSpec(shape, self.staged_type))
+        elif self.config.model.reward_head:
+            self._rewards.traced(tf.TensorSpec((1, width - 1), tf.int32))
         else:
             self._score.traced(tf.TensorSpec((1, width), tf.int32))

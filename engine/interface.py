@@ -28,6 +28,14 @@ class Engine(Protocol):
         float32 [batch, n].
         """
 
+    def compare(self, tokens: np.ndarray) -> Sequence[Any]:
+        """The loss, the nll, the rewards of the chosen and of the rejected text, and whether they are in the right
+        order (1.0 or 0.0), of each of the pairs int32 [batch, 2, n + 1]: float32 [batch] each.
+        """
+
+    def rewards(self, tokens: np.ndarray) -> Any:
+        """The reward of the text up to each position, by a reward model: float32 [batch, n], for int32 [batch, n]."""
+
     def score(self, tokens: np.ndarray) -> tuple[Any, Any]:
         """The log-probability of each token but the first, and 1.0 where it is the likeliest one, else 0.0: float32
         [batch, n] both, for int32 [batch, n + 1].

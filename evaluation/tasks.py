@@ -8,6 +8,7 @@ from gpt_mesh.config import Config
 from gpt_mesh.engine.interface import Engine
 from gpt_mesh.errors import InputError
 from gpt_mesh.evaluation.lambada import Lambada
+from gpt_mesh.evaluation.preferences import HeldOutPreferences
 from gpt_mesh.evaluation.statistics import Metrics
 from gpt_mesh.evaluation.validation import Validation
 from gpt_mesh.evaluation.wikitext import WikiText
@@ -62,6 +63,8 @@ def make_task(
     """
     if name not in TASKS:
         raise InputError(f"task {name}: there is no such task; there are {', '.join(TASKS)}")
+    if name == Validation.name and config.training.learns_pairs:
+        return HeldOutPreferences.make(config, file, stride=stride)
     return TASKS[name].make(config, file, stride=stride, download=download)
 
 

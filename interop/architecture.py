@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 
 from gpt_mesh.config import Config, ModelConfig, changes, parse_model, values_of_causal_model, values_of_config
 from gpt_mesh.errors import InputError
-from gpt_mesh.interop.exchange import Exchange
+from gpt_mesh.interop.exchange import Exchange, same
 from gpt_mesh.objectives.registry import objective_of
 
 # Weights with a row or a column for each token, by name, and the axis of tokens.
+OUTPUT = "gpt2/linear_out/"  # before the names of the weights of the output layer
 TOKEN_WEIGHTS = {"gpt2/wte": 0, "gpt2/linear_out/kernel": 1, "gpt2/linear_out/bias": 0}
 
 # Activations by their names there. "gelu" is the exact one there, and the tanh form here.
@@ -88,6 +89,18 @@ class Architecture(ABC):
     def exchanges(self, model: ModelConfig) -> list[Exchange]:
         """Every tensor of the state dict once, and every weight once."""
 
+    @property
+    def reward_class(self) -> str:
+        """The class that gives a text one number, which exports of reward models use."""
+        return f"{self.base_class.removesuffix('Model')}ForSequenceClassification"
+
+    def tensors(self, model: ModelConfig) -> list[Exchange]:
+        """`exchanges`, of a reward model too: its head takes the place of the output layer."""
+        found = self.exchanges(model)
+        if not model.reward_head:
+            return found
+        return [one for one in found if not one.ours[0].startswith(OUTPUT)] + [same("score.weight", "gpt2/reward")]
+
     def is_buffer(self, name: str) -> bool:
         """Whether a tensor of a state dict is not a weight."""
         return name.endswith(".rotary_emb.inv_freq")
@@ -103,7 +116,9 @@ class Architecture(ABC):
             InputError: another class, quantized weights, or an unsupported setting.
         """
         classes = values.get("architectures") or [self.causal_class]
-        if not isinstance(classes, list) or not {self.causal_class, self.base_class} & {*map(str, classes)}:
+        gives_reward = classes == [self.reward_class] and _labels(values) == 1
+        known = {self.causal_class, self.base_class}
+        if not gives_reward and (not isinstance(classes, list) or not known & {*map(str, classes)}):
             raise InputError(f"{source}: architectures = {classes}: only {self.causal_class} can be read")
         if values.get("quantization_config"):
             raise InputError(f"{source}: quantization_config: the weights are quantized; use the original model")
@@ -115,6 +130,7 @@ class Architecture(ABC):
         return {
             "n_vocab": found["vocab_size"],
             "no_weight_tie": not found["tie_word_embeddings"],
+            **({"reward_head": True} if gives_reward else {}),
             **{ours: found[theirs] for theirs, ours in self.same_keys.items()},
             **self.model_keys(found, source),
         }
@@ -122,7 +138,8 @@ class Architecture(ABC):
     def described(self, model: ModelConfig) -> dict[str, Any]:
         """The keys of `config.json` that describe a model, if this architecture can express it."""
         return {
-            "architectures": [self.causal_class],
+            "architectures": [self.reward_class if model.reward_head else self.causal_class],
+            **({"id2label": {"0": "reward"}, "label2id": {"reward": 0}} if model.reward_head else {}),
             "model_type": self.model_type,
             "vocab_size": model.n_vocab,
             **{theirs: getattr(model, ours) for theirs, ours in self.same_keys.items()},
@@ -147,6 +164,12 @@ class Architecture(ABC):
             for change in changes(values_of_causal_model(again), values_of_config(config))
             if change.touches is not None and change.key not in self.ignored
         ]
+
+
+def _labels(values: Mapping[str, Any]) -> int:
+    """The outputs of a classifier, by its `config.json`."""
+    labels = values.get("id2label")
+    return len(labels) if isinstance(labels, dict) else 2
 
 
 def activation(values: Mapping[str, Any], name: str, source: str) -> str:

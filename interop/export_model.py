@@ -137,7 +137,7 @@ def _tensors(kind: Architecture, config: Config, vocab_size: int) -> list[_Outpu
     """The tensors to write, in order, with the vocabulary truncated."""
     sizes = weight_sizes(config.model)
     found = []
-    for exchange in kind.exchanges(config.model):
+    for exchange in kind.tensors(config.model):
         for i, shape in enumerate(exchange.shapes(sizes)):
             size = (vocab_size, *shape[1:]) if exchange.ours[0] in TOKEN_WEIGHTS else shape
             found.append(_OutputTensor(exchange, i, size))
@@ -230,6 +230,13 @@ def _write_descriptions(
         "torch_dtype": dtype,
     }
     write_json(os.path.join(folder, "config.json"), values)
+    if not config.model.reward_head:
+        _write_generation(folder, config, ids)
+    tokenizer_files.write(encoder, folder, ids=ids, n_ctx=config.model.n_ctx)
+
+
+def _write_generation(folder: str, config: Config, ids: tokenizer_files.TokenIds) -> None:
+    """Write generation_config.json."""
     sampling = config.training.generation
     generation = {
         **ids.values(),
@@ -241,4 +248,3 @@ def _write_descriptions(
         "max_length": config.model.n_ctx,
     }
     write_json(os.path.join(folder, "generation_config.json"), generation)
-    tokenizer_files.write(encoder, folder, ids=ids, n_ctx=config.model.n_ctx)

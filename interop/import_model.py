@@ -173,6 +173,7 @@ def _config(weights: HuggingFaceWeights, name: str, model_path: str) -> dict[str
     return {
         **{name: value for name, value in weights.keys.items() if value is not None},  # null is each one's default
         **_TRAINING,
+        **({"objective": "reward"} if model.reward_head else {}),
         "tokens_per_mb_per_replica": model.n_ctx,
         "datasets": [[name, 10, "documents_random", 1.0]],
         "model_path": model_path,

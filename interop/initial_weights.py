@@ -14,10 +14,15 @@ from gpt_mesh.data.encoders import Encoder
 from gpt_mesh.errors import InputError, shown
 from gpt_mesh.interop.architecture import TOKEN_WEIGHTS
 from gpt_mesh.interop.weights import Weights, local_tokenizer, open_weights, weight_sizes
+from gpt_mesh.models.context import is_reference
 from gpt_mesh.optimizers.registry import is_slot
 from gpt_mesh.storage.progress import log
 
-EMBEDDING, POSITIONS = "gpt2/wte", "gpt2/wpe"
+EMBEDDING, POSITIONS, REWARD = "gpt2/wte", "gpt2/wpe", "gpt2/reward"
+# What a reward model has no use for: the output layer of logits.
+_HEADS = ("gpt2/linear_out/kernel", "gpt2/linear_out/bias", *(
+    f"gpt2/wte_final_linear/conv1d_main/linear_out/{part}" for part in ("kernel", "bias")
+))  # fmt: skip
 # Shapes that flags allow to change.
 _RESIZABLE = ("n_vocab", "n_ctx", "n_positions")
 
@@ -76,6 +81,8 @@ class InitialWeights:
             if name == "global_step" or (is_slot(name) and not self.init.keep_optimizer):
                 continue
             shape = tuple(variable.shape.as_list())
+            if self._begins_at_random(name.rpartition("/")[0] if is_slot(name) else name):
+                continue
             if is_slot(name) and not self._slot_fits(name, shape):
                 fresh.append(name.rpartition("/")[0])
                 continue
@@ -86,6 +93,10 @@ class InitialWeights:
         if fresh:
             log.info("%s has no optimizer state of the right form for %d weights: it starts at zero",
                      self.weights.source, len(set(fresh)))  # fmt: skip
+
+    def _begins_at_random(self, weight: str) -> bool:
+        """Whether a weight is a reward's, which a language model does not have."""
+        return weight == REWARD and weight not in self.weights.shapes
 
     def changes(self) -> list[str]:
         """Descriptions of all changes."""
@@ -101,6 +112,8 @@ class InitialWeights:
         if POSITIONS in self.weights.shapes and (old := self._size(POSITIONS)) != new.n_ctx:
             more = f"; positions from {old} on begin as those before them, repeated" if new.n_ctx > old else ""
             lines.append(f"context of {new.n_ctx} for {old}{more}")
+        if self.config.model.reward_head and self._begins_at_random(REWARD):
+            lines.append("the head of rewards begins at random")
         for change in self._changed_keys():
             was, now = _short(change.was), _short(change.now)
             lines.append(f"{change.key} was {was} and is {now} now: the same weights in another model")
@@ -130,6 +143,8 @@ class InitialWeights:
                 f"{self.config.model.n_layer}; make them equal"
             )
         for name, shape in wanted.items():
+            if self._begins_at_random(name):
+                continue
             if name not in found:
                 raise InputError(
                     f"--init_from {shown(self.init.path)}: has no variable {name}, which {source} asks for; is it "
@@ -138,7 +153,8 @@ class InitialWeights:
                 )
             if found[name] != shape:
                 self._check_change(name, found[name], shape)
-        if unused := sorted(name for name in {*found} - {*wanted, "global_step"} if not is_slot(name)):
+        apart = {"global_step", *(filter(is_reference, found)), *(_HEADS if self.config.model.reward_head else ())}
+        if unused := sorted(name for name in {*found} - {*wanted} - apart if not is_slot(name)):
             raise InputError(
                 f"--init_from {shown(self.init.path)}: has {unused[0]}{' and others' if len(unused) > 1 else ''}, "
                 "which "

@@ -19,7 +19,8 @@ def text(config: Config, kind: Architecture, checkpoint: str, name: str, n_vocab
         licence: an identifier such as "mit"; None leaves the choice open.
     """
     model, step = config.model.model_copy(update={"n_vocab": n_vocab}), checkpoints.step_of(checkpoint)
-    header = ["library_name: transformers", "pipeline_tag: text-generation", "tags:", f"- {kind.model_type}"]
+    task = "classification" if model.reward_head else "generation"
+    header = ["library_name: transformers", f"pipeline_tag: text-{task}", "tags:", f"- {kind.model_type}"]
     if licence is not None:
         header.insert(0, f"license: {licence}")
     kinds = {kind: model.attention_types.count(kind) for kind in dict.fromkeys(model.attention_types)}
@@ -43,7 +44,7 @@ def text(config: Config, kind: Architecture, checkpoint: str, name: str, n_vocab
 
 # {name}
 
-A language model trained with mesh-tensorflow.
+A {"reward" if model.reward_head else "language"} model trained with mesh-tensorflow.
 
 | | |
 |---|---|
@@ -51,7 +52,10 @@ A language model trained with mesh-tensorflow.
 
 ## Use
 
-```python
+{(_REWARD_USE if model.reward_head else _LANGUAGE_USE).format(name=name)}"""
+
+
+_LANGUAGE_USE = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("{name}")
@@ -64,6 +68,20 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))
 
 It continues text as its training data would. What it says may be false, biased or offensive, and may repeat passages of
 the data. It was not trained to follow instructions.
+"""
+
+_REWARD_USE = """```python
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoModelForSequenceClassification.from_pretrained("{name}")
+print(model(**tokenizer("A prompt, and an answer to it", return_tensors="pt")).logits.item())
+```
+
+## Limits
+
+A reward says which of two answers to a prompt the people behind the data would have preferred. It is not a measure of
+truth or quality.
 """
 
 

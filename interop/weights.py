@@ -91,7 +91,7 @@ class HuggingFaceWeights:
         self.config: Mapping[str, Any] = values_of_causal_model(self.architecture)
         self.tokenizer = tokenizer_files.find(opened.tokenizers)
         self._shards = opened.tensors
-        exchanges = self.kind.exchanges(self.architecture)
+        exchanges = self.kind.tensors(self.architecture)
         self._exchanges = {name: exchange for exchange in exchanges for name in exchange.ours}
         self._is_bare = exchanges[0].theirs[0].removeprefix(self.kind.prefix) in self._shards.shapes
         self.shapes: Mapping[str, tuple[int, ...]] = weight_sizes(self.architecture)

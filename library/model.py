@@ -28,7 +28,8 @@ from gpt_mesh.library.devices import engine_on
 from gpt_mesh.library.save import save
 from gpt_mesh.meshes.devices import split_cpu_for
 from gpt_mesh.models.shapes import weight_count
-from gpt_mesh.objectives.registry import check_predicts_next
+from gpt_mesh.objectives.registry import check_has_logits, check_predicts_next
+from gpt_mesh.sample import padded_width
 from gpt_mesh.storage.progress import alive
 from gpt_mesh.training import runs
 
@@ -113,8 +114,9 @@ class Model:
             float32 [batch, n, n_vocab] or [n, n_vocab]. The softmax of [..., i, :] is the distribution of token i + 1.
 
         Raises:
-            InputError: too many tokens, or an id outside the vocabulary.
+            InputError: too many tokens, an id outside the vocabulary, or a reward model.
         """
+        check_has_logits(self.config)
         ids = checked_tokens(tokens, self.config.model)
         logits: NDArray[np.float32] = np.asarray(self.engine.logits(np.atleast_2d(ids)))
         return logits[0] if ids.ndim == 1 else logits
@@ -147,6 +149,44 @@ class Model:
         documents = zip(self.encoder.encode_documents(list(texts)), texts, strict=True)
         bos_id = self.special_tokens.bos_id
         return [score_document(self.engine, tokens, text, bos_id) for tokens, text in documents]
+
+    @overload
+    def reward(self, texts: str) -> float: ...  # type: ignore[overload-overlap]  # a str is a Sequence[str]
+
+    @overload
+    def reward(self, texts: Sequence[str]) -> list[float]: ...
+
+    def reward(self, texts: str | Sequence[str]) -> float | list[float]:
+        """The reward of each text, read at its last token, by a reward model (`objective` `reward`).
+
+        Args:
+            texts: a list of texts, or one text: a prompt and an answer, as the model was trained with. The token
+                `bos_id` of the dataset config is put before it, and the end of text after it, where they are known.
+
+        Returns:
+            A number for each text; for one text, that number.
+
+        Raises:
+            InputError: it is no reward model, or a text has no token, or too many.
+        """
+        if not self.config.model.reward_head:
+            raise InputError(
+                f"{self.config.source}: objective = {self.config.training.objective}: gives no rewards; use a model "
+                "trained with objective = reward"
+            )
+        if isinstance(texts, str):
+            return self.reward([texts])[0]
+        special, n_ctx, found = self.special_tokens, self.config.model.n_ctx, []
+        for text, ids in zip(texts, self.encoder.encode_documents(list(texts)), strict=True):
+            tokens = [*([] if special.bos_id is None else [special.bos_id]), *ids]
+            tokens += [] if special.eos_id is None else [special.eos_id]
+            if not 0 < len(tokens) <= n_ctx:
+                size = len(tokens)
+                raise InputError(f"reward: {text[:40]!r}: has {size} tokens, and must have 1 to n_ctx = {n_ctx}")
+            row = np.zeros((1, padded_width(len(tokens), n_ctx)), np.int32)
+            row[0, : len(tokens)] = tokens
+            found.append(float(np.asarray(self.engine.rewards(row))[0, len(tokens) - 1]))
+        return found
 
     @overload
     def generate(
@@ -271,8 +311,9 @@ class Model:
             The names of its signatures: "logits", and for models that predict the next token "generate" and "greedy".
 
         Raises:
-            InputError: the directory is in use or cannot be written, or the tokenizer is missing.
+            InputError: the directory is in use or cannot be written, the tokenizer is missing, or it is a reward model.
         """
+        check_has_logits(self.config)
         dataset = self.config.data.datasets[0].dataset
         encoder = None if dataset.tokenizer_path is None else self.encoder
         special = special_tokens(dataset, encoder)

@@ -73,7 +73,7 @@ def dry_run(config: Config, devices: Sequence[str] | None = None, *, fit_mesh: b
             loss = float(engine.train_step(batch)["loss"])
         yield f"first step {time.perf_counter() - begin:.1f} s, with its compilation; loss {loss:.4f}"
         rate = _rate(engine, data, config.training.train_batch_size)
-        tokens = rate * config.training.train_batch_size * config.model.n_ctx
+        tokens = rate * config.training.train_batch_size * engine.objective.texts * config.model.n_ctx
         left = max(0, config.training.train_steps - done)
         yield f"a step {1 / rate:.4g} s, {tokens:,.0f} tokens/s"
         yield from _peak_memory(engine)
@@ -98,7 +98,7 @@ def _check_writable(config: Config) -> None:
 
 def _first_batch(config: Config, data: TrainingData) -> Iterator[str]:
     """The first windows of the first batch, as text if there is a tokenizer."""
-    batch = data.batch(0, min(_ROWS, config.training.train_batch_size))
+    batch = data.batch(0, min(_ROWS, config.training.train_batch_size)).reshape(-1, data.width)
     try:
         encoder = common_encoder(config)
         texts = [encoder.decode(unmarked(row).tolist()) for row in batch]

@@ -15,6 +15,7 @@ from gpt_mesh.errors import InputError
 from gpt_mesh.interop.initial_weights import InitFrom
 from gpt_mesh.library.devices import as_cluster
 from gpt_mesh.library.model import Model
+from gpt_mesh.objectives.registry import objective_of
 from gpt_mesh.storage.progress import set_up_logging
 from gpt_mesh.tpu.devices import find as find_tpu
 from gpt_mesh.tpu.loop import TpuTrainer
@@ -68,6 +69,11 @@ def run(
     if tpu is not None:
         if init_from is not None:
             raise InputError("init_from does not go with a TPU: begin the run elsewhere, and go on there")
+        if objective_of(config).pairs:
+            raise InputError(
+                f"{config.source}: objective = {config.training.objective}: does not go with a TPU; train on CPUs or "
+                "GPUs"
+            )
         if watch is not None:
             raise InputError("watch does not go with a TPU, whose steps run in a loop of their own: read metrics.jsonl")
         for key in ("batch_ramp", "eval_interval", "keep_every_n_steps"):

@@ -16,6 +16,12 @@ from gpt_mesh.models.dims import Dims
 from gpt_mesh.models.dropout import dropout
 
 Initializer = Callable[..., tf.Tensor]
+REFERENCE = "reference/"  # before the names of the weights of a frozen reference model
+
+
+def is_reference(variable: str) -> bool:
+    """Whether a variable is a weight of the frozen reference model, by its name."""
+    return variable.startswith(REFERENCE)
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,7 @@ class Context:
             reading and writing memory, and XLA calls kernels of cuDNN.
         cpu_kernels: whether this is compiled for CPUs, and products of a few rows go to `meshes.cpu_matmul`.
         observe: is called with the name of each layer and its output.
+        reference: whether weights are those of the reference model, a second set that is not trained.
     """
 
     mesh: mtf.Mesh
@@ -51,6 +58,7 @@ class Context:
     tensor_cores: bool = False
     cpu_kernels: bool = False
     observe: Callable[[str, mtf.Tensor], object] = lambda name, x: None
+    reference: bool = False
 
     @property
     def train(self) -> bool:
@@ -65,12 +73,17 @@ class Context:
     def variable(self, name: str, dims: Sequence[mtf.Dimension], initializer: Initializer) -> mtf.Tensor:
         """The weight `gpt2/<name>`, created on first use, as a tensor of the activation type."""
         dtype = mtf.VariableDType(self.statistics_dtype, self.statistics_dtype, self.dtype)
-        return mtf.get_variable(self.mesh, f"gpt2/{name}", mtf.Shape(list(dims)), dtype=dtype, initializer=initializer)
+        return self._variable(name, mtf.Shape(list(dims)), dtype, initializer)
 
     def scalar(self, name: str, value: float) -> mtf.Tensor:
         """The learned scalar `gpt2/<name>`, at first `value`, never narrowed: its rounding would show everywhere."""
         dtype = mtf.VariableDType(self.statistics_dtype, self.statistics_dtype, self.statistics_dtype)
-        return mtf.get_variable(self.mesh, f"gpt2/{name}", mtf.Shape([]), dtype=dtype, initializer=constant(value))
+        return self._variable(name, mtf.Shape([]), dtype, constant(value))
+
+    def _variable(self, name: str, shape: mtf.Shape, dtype: mtf.VariableDType, initializer: Initializer) -> mtf.Tensor:
+        full = f"{REFERENCE if self.reference else ''}gpt2/{name}"
+        trained = not self.reference
+        return mtf.get_variable(self.mesh, full, shape, dtype=dtype, initializer=initializer, trainable=trained)
 
     def normal(self, name: str, stddev: float) -> Initializer:
         """Normally distributed initial values, a function of the seed and the weight's name alone."""

@@ -33,6 +33,8 @@ Those below are never split: no layout can name them.
 | groups, group_tokens | of a sequence | tokens that compete for experts |
 | expert_capacity | tokens of a group | slots of an expert |
 | expert_choices | moe_top_k | the experts of a token |
+| pair | 2 | a preference: the chosen text and the rejected one |
+| rewards | 1 | the output of a reward model |
 | optimizer_part | of a weight's dimension | optimizer state that `split_optimizer_state` cuts as the batch is cut |
 """
 
@@ -75,6 +77,8 @@ class Dims:
     expert_hidden: mtf.Dimension
     shared_expert_hidden: mtf.Dimension
     expert_choices: mtf.Dimension
+    pair: mtf.Dimension
+    rewards: mtf.Dimension
 
     @classmethod
     def of(
@@ -119,6 +123,8 @@ class Dims:
             expert_hidden=mtf.Dimension("expert_hidden", model.moe_params.moe_hidden_size or 4 * model.n_embd),
             shared_expert_hidden=mtf.Dimension("expert_hidden", model.moe_params.moe_shared_expert_size),
             expert_choices=mtf.Dimension("expert_choices", model.moe_params.moe_top_k),
+            pair=mtf.Dimension("pair", 2),
+            rewards=mtf.Dimension("rewards", 1),
         )
 
     @property

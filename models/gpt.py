@@ -43,6 +43,11 @@ def logits(ctx: Context, tokens: mtf.Tensor, cache: Cache | None = None) -> mtf.
     return score(ctx, forward(ctx, tokens, cache).features)
 
 
+def outputs(ctx: Context, tokens: mtf.Tensor) -> mtf.Tensor:
+    """What the model computes for each position: logits or, with `reward_head`, rewards."""
+    return (rewards if ctx.model.reward_head else score)(ctx, forward(ctx, tokens).features)
+
+
 def next_logits(ctx: Context, tokens: mtf.Tensor, cache: Cache, places: mtf.Tensor | None = None) -> mtf.Tensor:
     """Logits [batch, vocab] of the token after one position of each row, `places` int32 [batch]; None: the only one."""
     if places is not None:
@@ -185,6 +190,16 @@ def score(ctx: Context, x: mtf.Tensor) -> mtf.Tensor:
     bias, cap = output_bias(ctx), ctx.model.final_logit_softcapping
     logits = logits if bias is None else logits + bias
     return logits if cap is None else _capped(ctx, logits, cap)
+
+
+def rewards(ctx: Context, x: mtf.Tensor) -> mtf.Tensor:
+    """The reward of the text up to each position, [batch, sequence] in float32, from features [batch, sequence, embd].
+
+    With `reward_head`, in place of `score`.
+    """
+    weight = ctx.variable("reward", [ctx.dims.rewards, ctx.dims.embd], ctx.normal("reward", 0.02))
+    found = mtf.einsum([x, weight], output_shape=[*x.shape.dims[:-1], ctx.dims.rewards])
+    return mtf.cast(mtf.reshape(found, mtf.Shape(x.shape.dims[:-1])), ctx.statistics_dtype)
 
 
 def _capped(ctx: Context, logits: mtf.Tensor, cap: float) -> mtf.Tensor:

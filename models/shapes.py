@@ -24,7 +24,7 @@ def weight_shapes(model: ModelConfig) -> dict[str, mtf.Shape]:
         mesh = mtf.Mesh(mtf.Graph(), "mesh")
         dims = Dims.of(model, 1, model.n_ctx)
         ctx = Context(mesh=mesh, dims=dims, model=model, dtype=tf.float32, axes={}, init_seed=0)
-        gpt.logits(ctx, mtf.zeros(mesh, [dims.batch, dims.sequence], tf.int32))
+        gpt.outputs(ctx, mtf.zeros(mesh, [dims.batch, dims.sequence], tf.int32))
     return {weight.name: weight.shape for weight in mesh.graph.trainable_variables}
 
 

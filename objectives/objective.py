@@ -21,6 +21,9 @@ from gpt_mesh.objectives import token_loss
 Tensors = Mapping[str, mtf.Tensor]  # features of a batch, on the mesh: [batch, sequence], or [batch]
 
 
+PARTS = "/examples"  # after the name of a metric that is a sum over some examples: their number
+
+
 @dataclass(frozen=True)
 class Loss:
     """The loss of a batch, or a microbatch's share of it.
@@ -29,7 +32,8 @@ class Loss:
         loss: what is minimised: a scalar.
         nll: mean negative log-likelihood of the labels, in nats: a scalar without gradient.
         balance: of each mixture of experts in the pass, by its layer.
-        metrics: more scalars to log, by name, as shares like the loss.
+        metrics: more scalars to log, by name, as shares like the loss. One with another beside it, whose name ends with
+            `PARTS`, is logged as the ratio of the two.
     """
 
     loss: mtf.Tensor
@@ -47,6 +51,24 @@ class Scores:
     weight: mtf.Tensor
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """What an objective makes of each preference in a batch: [batch] each.
+
+    Attributes:
+        loss: what is minimised is its mean.
+        nll: negative log-likelihood of the preference, in nats.
+        chosen, rejected: the rewards of the two texts; 0 for one that is not there.
+        correct: 1.0 where the rewards agree with the preference, else 0.0.
+    """
+
+    loss: mtf.Tensor
+    nll: mtf.Tensor
+    chosen: mtf.Tensor
+    rejected: mtf.Tensor
+    correct: mtf.Tensor
+
+
 class Objective(abc.ABC):
     """What a model is trained on and evaluated by.
 
@@ -57,6 +79,7 @@ class Objective(abc.ABC):
 
     Attributes:
         name: what `objective` says in a config.
+        pairs: whether an example is two texts, int32 [2, n + 1], of which one is preferred, and not a window [n + 1].
         causal: whether a position attends only to itself and earlier positions.
         predicts_next: whether such a model generates text and scores it, token by token.
         setting: what in a config chooses this objective, for messages.
@@ -65,6 +88,7 @@ class Objective(abc.ABC):
     """
 
     name: ClassVar[str]
+    pairs: ClassVar[bool] = False
     causal: ClassVar[bool] = True
     predicts_next: ClassVar[bool] = True
     setting: ClassVar[str]
@@ -77,10 +101,11 @@ class Objective(abc.ABC):
     def features(
         self, tokens: tf.Tensor, seed: tf.Tensor | int | None = None, weights: tf.Tensor | None = None
     ) -> dict[str, tf.Tensor]:
-        """The features of a batch: tensors [batch, sequence] or [batch], among them `inputs`.
+        """The features of a batch: tensors [batch, sequence], [batch] or, of `pairs`, [batch, 2, sequence]; among them
+        `inputs`.
 
         Args:
-            tokens: int32 [batch, n + 1], windows.
+            tokens: int32 [batch, n + 1], windows; or examples of `pairs`.
             seed: int32 scalar for random draws, the step's in training; None: evaluation, the same every time.
             weights: float32 [batch, n]: 0 where the token after this position is padding.
         """
@@ -93,6 +118,21 @@ class Objective(abc.ABC):
         return None
 
     @property
+    def needs_reference(self) -> bool:
+        """Whether the loss compares the model with its initial weights, which are then kept (`objectives.reference`).
+        """
+        return False
+
+    @property
+    def texts(self) -> int:
+        """Texts of an example."""
+        return 2 if self.pairs else 1
+
+    def batch_shape(self, size: int, width: int) -> tuple[int, ...]:
+        """The shape of a batch of `size` examples with texts of `width` tokens."""
+        return (size, 2, width) if self.pairs else (size, width)
+
+    @property
     def nothing_chosen(self) -> str:
         """Why held-out text may have no label at all: key, value, problem and remedy."""
         raise AssertionError(f"{self.name}: every window has labels")
@@ -102,8 +142,13 @@ class Objective(abc.ABC):
         del features
         return None
 
-    def total(self, ctx: Context, features: Tensors) -> mtf.Tensor:
-        """The divisor of sums over a whole batch: the number of its labels, a scalar."""
+    def total(self, ctx: Context, features: Tensors, count: int = 1) -> mtf.Tensor:
+        """The divisor of sums over a whole batch: the number of its labels, a scalar. An objective may return more that
+        its `loss` must know of the whole batch.
+
+        Args:
+            count: of microbatches, for what takes a pass through the model.
+        """
         weights = features.get("weights")
         if weights is None:
             tokens = ctx.dims.batch.size * ctx.dims.sequence.size
@@ -124,6 +169,10 @@ class Objective(abc.ABC):
         shares = mtf.cast(shares, ctx.statistics_dtype) / total
         loss, nll = token_loss.sums(ctx, self.config.optimizer, out.features, labels, shares)
         return Loss(loss, nll, out.balance)
+
+    def compare(self, ctx: Context, features: Tensors) -> Comparison:
+        """The comparison of each example in a batch of `pairs`."""
+        raise AssertionError(f"{self.name}: has no pairs")
 
     def evaluate(self, ctx: Context, features: Tensors) -> Scores:
         """The scores of a batch; `features` include `weights`."""

@@ -31,3 +31,13 @@ def check_predicts_next(config: Config) -> None:
             f"{config.source}: {objective.setting}: {objective.task}; they do not generate or score text; use a model "
             "trained without it"
         )
+
+
+def check_has_logits(config: Config) -> None:
+    """
+    Raises:
+        InputError: it is a reward model, which gives no logits.
+    """
+    if config.model.reward_head:
+        objective = objective_of(config)
+        raise InputError(f"{config.source}: {objective.setting}: {objective.task}, and no logits; use its rewards")

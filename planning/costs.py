@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from gpt_mesh.config import Config
 from gpt_mesh.meshes.devices import MeshPlan
+from gpt_mesh.objectives.registry import objective_of
 from gpt_mesh.planning.graph import (
     AllReduce,
     Collective,
@@ -92,7 +93,7 @@ def _weight_sums(config: Config, description: Description, plan: MeshPlan) -> tu
 
 def _microbatches(config: Config, plan: MeshPlan) -> int:
     sequences = config.training.train_batch_size // plan.splits.get("batch", 1)
-    return sequences // microbatch_size(config, sequences)
+    return sequences // microbatch_size(config, sequences, objective_of(config).texts)
 
 
 def _sent(collective: Collective, plan: MeshPlan) -> float:

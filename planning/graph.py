@@ -215,9 +215,9 @@ def _describe(config: Config, layout: Mapping[str, int], kind: str) -> Descripti
     return Description(_ends(config, layout, kind), layers)
 
 
-def _context(config: Config, layout: Mapping[str, int], kind: str) -> Context:
-    """A new mesh graph for training."""
-    dims = Dims.of(config.model, config.training.train_batch_size, config.model.n_ctx)
+def _context(config: Config, layout: Mapping[str, int], kind: str, texts: int = 1) -> Context:
+    """A new mesh graph for training. `texts`: of an example."""
+    dims = Dims.of(config.model, config.training.train_batch_size * texts, config.model.n_ctx)
     mesh = mtf.Mesh(mtf.Graph(), "mesh")
     on_cpu = config.training.fused_ops and kind == "CPU"
     ctx = model_fns.context_on(config, mesh, dims, layout, tensor_cores=kind == "tensor cores", cpu_kernels=on_cpu)
@@ -227,7 +227,7 @@ def _context(config: Config, layout: Mapping[str, int], kind: str) -> Context:
 def _layer(config: Config, layout: Mapping[str, int], kind: str, number: int, count: int) -> Section:
     """One layer, which occurs `count` times."""
     with unallocated():
-        ctx = _context(config, layout, kind)
+        ctx = _context(config, layout, kind, objective_of(config).texts)
         x = mtf.zeros(ctx.mesh, mtf.Shape([ctx.dims.batch, ctx.dims.sequence, ctx.dims.embd]), ctx.dtype)
         found = gpt.Block(ctx, number, FullPass())(x)
         # A mixture's third output, the logged load, has no gradient.
@@ -240,11 +240,11 @@ def _ends(config: Config, layout: Mapping[str, int], kind: str) -> Section:
     with unallocated():
         ctx = _context(config, layout, kind)
         ctx = dataclasses.replace(ctx, model=ctx.model.model_copy(update={"n_layer": 0}))
-        objective, dims = objective_of(config), [ctx.dims.batch, ctx.dims.sequence]
-        windows = tf.compat.v1.placeholder(tf.int32, [ctx.dims.batch.size, ctx.dims.sequence.size + 1])
+        objective = objective_of(config)
+        shape = objective.batch_shape(ctx.dims.batch.size, ctx.dims.sequence.size + 1)
         features = {
-            name: mtf.zeros(ctx.mesh, mtf.Shape(dims[: x.shape.rank]), x.dtype)
-            for name, x in objective.features(windows, 0).items()
+            name: mtf.zeros(ctx.mesh, model_fns.feature_shape(ctx.dims, x), x.dtype)
+            for name, x in objective.features(tf.compat.v1.placeholder(tf.int32, shape), 0).items()
         }
         loss = objective.loss(ctx, features, objective.total(ctx, features)).loss
         return _section(ctx, 1, None, [loss])

@@ -18,6 +18,7 @@ from gpt_mesh.meshes.compat import mtf
 from gpt_mesh.config import Config
 from gpt_mesh.errors import InputError
 from gpt_mesh.meshes.devices import OPTIMIZER_PART, MeshPlan
+from gpt_mesh.objectives.registry import objective_of
 from gpt_mesh.optimizers.registry import find
 from gpt_mesh.planning.graph import Description, Names, Section, describe, divided, names_of, weights_of
 from gpt_mesh.planning.metrics import human_bytes
@@ -38,10 +39,12 @@ def training_memory(config: Config, plan: MeshPlan | None = None) -> dict[str, i
     settings, splits = config.training, plan.splits
     weights = _cut(_weights(config), plan)
     sequences = settings.train_batch_size // splits.get("batch", 1)
-    microbatch = microbatch_size(config, sequences)
+    objective = objective_of(config)
+    microbatch = microbatch_size(config, sequences, objective.texts)
     narrow = 2 if settings.precision == "bfloat16" else 4
     return {
         "weights": int(4 * weights),
+        **({"reference": int(4 * weights)} if objective.needs_reference else {}),
         # Gradients of microbatches are added to sums in float32.
         "gradients": int(weights * (narrow + 4 if microbatch < sequences else narrow)),
         "optimizer": int(4 * _held_state(config, plan)),
@@ -84,7 +87,7 @@ def _activations(config: Config, plan: MeshPlan, description: Description, micro
     else:
         held = sum(section.count * size for section, size in layers)
     held += _cut(description.ends.kept, plan) + _largest_gradient(description.ends, plan)
-    tokens = microbatch * config.model.n_ctx / plan.splits.get("sequence", 1)
+    tokens = microbatch * objective_of(config).texts * config.model.n_ctx / plan.splits.get("sequence", 1)
     on_cpu = all("CPU" in name for name in plan.devices)
     workspaces = sum(workspace(tokens, on_cpu) for workspace in description.ends.workspaces)
     return held * microbatch / sequences + workspaces

@@ -7,6 +7,7 @@ import re
 import tensorflow as tf
 
 from gpt_mesh.config import Config
+from gpt_mesh.objectives.registry import objective_of
 from gpt_mesh.planning.graph import model_flops
 
 # Dense matmul peaks in FLOP/s from data sheets, by a part of the device's name and by precision. float32 is TF32 if the
@@ -31,7 +32,8 @@ def flops_per_token(config: Config) -> float:
     Recomputation is not counted, and masked positions are not subtracted. A mixture of experts counts for its training
     capacity; the matmuls that dispatch tokens do not count.
     """
-    return model_flops(config) / (config.training.train_batch_size * config.model.n_ctx)
+    texts = config.training.train_batch_size * objective_of(config).texts
+    return model_flops(config) / (texts * config.model.n_ctx)
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:

@@ -52,7 +52,7 @@ def tree(model: ModelConfig) -> Node:
         mesh = mtf.Mesh(mtf.Graph(), "mesh")
         dims = Dims.of(model, 1, model.n_ctx)
         ctx = Context(mesh=mesh, dims=dims, model=model, dtype=tf.float32, axes={}, init_seed=0)
-        gpt.logits(ctx, mtf.zeros(mesh, [dims.batch, dims.sequence], tf.int32))
+        gpt.outputs(ctx, mtf.zeros(mesh, [dims.batch, dims.sequence], tf.int32))
     flops: defaultdict[str, float] = defaultdict(float)
     part = ""
     for operation in mesh.graph.operations:

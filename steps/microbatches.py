@@ -18,23 +18,26 @@ from gpt_mesh.models.kernels import cast_sum, kernel
 Outputs = tuple[dict[str, mtf.Tensor], list[mtf.Tensor]]
 
 
-def count(config: Config, mesh_impl: Any, batch: mtf.Dimension) -> int:
-    """The number of microbatches in a batch.
+def count(config: Config, mesh_impl: Any, batch: mtf.Dimension, texts: int = 1) -> int:
+    """The number of microbatches in a batch of examples.
 
     Each replica (each part of the batch in the layout) has microbatches of at most `tokens_per_mb_per_replica` tokens,
-    or of one sequence if that is longer.
+    or of one example if that is longer.
+
+    Args:
+        texts: sequences of an example.
     """
     axis = mesh_impl.tensor_dimension_to_mesh_axis(batch)
     sequences: int = batch.size // (1 if axis is None else mesh_impl.shape.dims[axis].size)
-    return sequences // microbatch_size(config, sequences)
+    return sequences // microbatch_size(config, sequences, texts)
 
 
-def microbatch_size(config: Config, sequences: int) -> int:
-    """The number of sequences in a microbatch, of a replica's `sequences`."""
+def microbatch_size(config: Config, sequences: int, texts: int = 1) -> int:
+    """The number of examples in a microbatch, of a replica's `sequences`, each of so many texts."""
     limit = config.training.tokens_per_mb_per_replica
     if limit is None:
         return sequences
-    target = max(1, limit // config.model.n_ctx)
+    target = max(1, limit // (texts * config.model.n_ctx))
     return max(n for n in range(1, sequences + 1) if sequences % n == 0 and n <= target)
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from gpt_mesh import model_fns, sample
 from gpt_mesh.config import Config
 from gpt_mesh.engine import checkpoints
+from gpt_mesh.errors import InputError
 from gpt_mesh.inputs import TrainingData
 from gpt_mesh.meshes.devices import MeshPlan
 from gpt_mesh.objectives.registry import objective_of
@@ -72,6 +73,14 @@ class TpuEngine:
 
         nll, correct, weight = self._call("eval_step", build, [tokens, weights], tokens.shape[1] - 1)
         return nll, correct, weight
+
+    def compare(self, tokens: np.ndarray) -> Sequence[Any]:
+        """Not on a TPU."""
+        raise InputError(f"{self.config.source}: preferences are not evaluated on a TPU; use CPUs or GPUs")
+
+    def rewards(self, tokens: np.ndarray) -> Any:
+        """Not on a TPU."""
+        raise InputError(f"{self.config.source}: rewards are not computed on a TPU; use CPUs or GPUs")
 
     def score(self, tokens: np.ndarray) -> tuple[Any, Any]:
         """See `Engine`."""

@@ -91,8 +91,14 @@ def config_with_data(model: AnyModel | None, settings: Mapping[str, Any], given:
     groups: Any = parse_groups(outline, source)
     n_ctx, training = groups["model"].n_ctx, groups["training"]
     limit = training.train_steps * training.train_batch_size * n_ctx
-    documents = in_memory.documents_of(given.data, "data", limit)
-    held_out = [] if given.held_out is None else in_memory.documents_of(given.held_out, "eval_data", limit)
+
+    def documents_of(data: Data, name: str) -> list[list[in_memory.Part]]:
+        if training.learns_pairs:
+            return in_memory.preferences_of(data, name)
+        return in_memory.documents_of(data, name, limit)
+
+    documents = documents_of(given.data, "data")
+    held_out = [] if given.held_out is None else documents_of(given.held_out, "eval_data")
     texts = in_memory.texts_of([*documents, *held_out])
     encoder = _encoder(given.tokenizer, layers, folder, texts, new=new)
     eos_id: int | None = groups["data"].eos_id
@@ -105,10 +111,10 @@ def config_with_data(model: AnyModel | None, settings: Mapping[str, Any], given:
     for key, ids, name in (("path", train, "data"), ("eval_path", evaluated, "eval_data")):
         if ids:
             tokens = sum(map(len, ids))
-            if tokens <= n_ctx and (key == "path" or as_samples):
+            if not training.learns_pairs and tokens <= n_ctx and (key == "path" or as_samples):
                 raise InputError(f"{name}: {tokens} tokens do not fill a window of n_ctx + 1 = {n_ctx + 1}; give more")
             dataset[key] = os.path.join(folder, "data", f"{name}.bin")
-            joined = ids if as_samples else [in_memory.joined(ids, eos_id)]
+            joined = ids if as_samples or training.learns_pairs else [in_memory.joined(ids, eos_id)]
             in_memory.write(dataset[key], joined, n_vocab)
     if encoder is not None:
         dataset["tokenizer_path"] = write_tokenizer(folder, encoder)
@@ -118,12 +124,16 @@ def config_with_data(model: AnyModel | None, settings: Mapping[str, Any], given:
         "model_path": folder, "n_vocab": n_vocab,
         "datasets": [[DATASET, 1, "chunks" if as_samples else "documents_random", 1.0]],
     }  # fmt: skip
-    if in_memory.is_marked([*documents, *held_out]):
+    if training.learns_pairs:
+        found["datasets"] = [[DATASET, 1, "documents_random", 1.0]]
+    elif in_memory.is_marked([*documents, *held_out]):
         found["objective"] = "sft"
     if not evaluated and "eval_steps" not in settings:
         found["eval_steps"] = 0
     elif "eval_steps" not in values:
         windows = len(evaluated) if as_samples else -(-sum(map(len, evaluated)) // n_ctx)
+        if training.learns_pairs:
+            windows = len(evaluated) // 2 + training.eval_batch_size - 1
         found["eval_steps"] = max(1, min(windows, _MOST_EVALUATED) // training.eval_batch_size)
     return parse_layers([lowest, *layers, Layer("data", found)], directory=Path(folder))
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from gpt_mesh.objectives.objective import PARTS
+
 
 @dataclass
 class Interval:
@@ -56,8 +58,16 @@ class Interval:
             self.sums[name] = self.sums.get(name, 0.0) + sums[name]
 
     def values(self) -> dict[str, float]:
-        """The means of losses and expert loads; for everything else, the value of the last step."""
-        return self.newest | {name: total / self.steps for name, total in self.sums.items() if self.steps}
+        """The means of losses, expert loads and rewards; for everything else, the value of the last step."""
+        found = self.newest | {name: total / self.steps for name, total in self.sums.items() if self.steps}
+        for name in [name for name in found if name.endswith(PARTS)]:
+            of, count = name.removesuffix(PARTS), found.pop(name)
+            total = found.pop(of)
+            if count:  # else there was no such example
+                found[of] = total / count
+        if {"rewards/chosen", "rewards/rejected"} <= found.keys() and "rewards/margin" not in found:
+            found["rewards/margin"] = found["rewards/chosen"] - found["rewards/rejected"]
+        return found
 
     def state(self) -> dict[str, Any]:
         """A copy of the state, for `of`."""
@@ -72,4 +82,4 @@ def is_finite(values: Mapping[str, float]) -> bool:
 
 def is_averaged(name: str) -> bool:
     """Whether the mean over the interval is logged instead of the last step's value."""
-    return name in ("loss", "nll", "balance_loss") or name.startswith("load/")
+    return name in ("loss", "nll", "balance_loss", "kl") or name.startswith(("load/", "rewards/", "logps/"))

@@ -24,6 +24,8 @@ from gpt_mesh.evaluation.validation import Validation
 from gpt_mesh.generation.decoder import Decoder
 from gpt_mesh.inputs import TrainingData
 from gpt_mesh.meshes.devices import MeshPlan
+from gpt_mesh.models.context import REFERENCE, is_reference
+from gpt_mesh.objectives.registry import objective_of
 from gpt_mesh.planning.metrics import device_peak, flops_per_token
 from gpt_mesh.storage.json_lines import JsonLines
 from gpt_mesh.storage.lease import Lease
@@ -121,6 +123,11 @@ class Trainer:
             check_resumable(config, self.checkpoint)
         self.initial = self._initial_weights(init_from)
         self.data = TrainingData(config)
+        if self.checkpoint is None and self.initial is None and objective_of(config).needs_reference:
+            raise InputError(
+                f"{config.source}: objective = {config.training.objective}: its reference is the model that the run "
+                "begins with: name its weights with --init_from"
+            )
         self.judge = StepJudge(config, self.data)
         self.tasks = tasks_of(config, validation=config.training.eval_steps > 0)
         self.interval, self.interrupts = Interval(), Interrupts()
@@ -157,7 +164,7 @@ class Trainer:
         if self.checkpoint is None:
             if self.initial is not None:
                 with alive("reading the initial weights"):
-                    self.initial.fill(self.engine.store.masters)
+                    self._fill(self.initial)
                 self.engine.store.scatter()
             return
         missing = self.engine.restore(self.checkpoint)
@@ -175,6 +182,13 @@ class Trainer:
                 self.checkpoint,
                 self.position,
             )
+
+    def _fill(self, initial: InitialValues) -> None:
+        """Give all weights their initial values, those of the reference model the same as the trained ones."""
+        masters = self.engine.store.masters
+        initial.fill({name: variable for name, variable in masters.items() if not is_reference(name)})
+        for name in filter(is_reference, masters):
+            masters[name].assign(masters[name.removeprefix(REFERENCE)])
 
     def run(self) -> TrainResult:
         """Train until `train_steps`, SIGINT or SIGTERM, and save a checkpoint.
@@ -331,7 +345,8 @@ class Trainer:
         if self.config.training.on_nonfinite == "skip":
             values["skipped_steps"] = self.interval.skipped
         steps, samples = self.step - self.logged[0], self.position - self.logged[1]
-        tokens_per_second = rate * samples / steps * self.config.model.n_ctx if rate else None
+        tokens = self.config.model.n_ctx * self.engine.objective.texts
+        tokens_per_second = rate * samples / steps * tokens if rate else None
         self.logged = (self.step, self.position)
         row = report.metrics_row(self.step, values, tokens_per_second, self._mfu(tokens_per_second))
         self.metrics.append(row)

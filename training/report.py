@@ -182,16 +182,20 @@ def metrics_row(
     }
 
 
+_REWARDS = ("rewards/margin", "rewards/accuracy", "kl")
+
+
 def log_line(row: dict[str, Any], total: int, rate: float | None) -> str:
     """The log line of a training step."""
     speed = f", {row['tokens_per_second']:,.0f} tokens/s" if row["tokens_per_second"] else ""
     mfu = f", MFU {row['mfu']:.1%}" if row["mfu"] else ""
     loads = [value for name, value in row.items() if name.startswith("load/")]
+    rewards = [f", {name.removeprefix('rewards/')} {row[name]:.4f}" for name in _REWARDS if name in row]
     experts = f", expert load {min(loads):.3f} to {max(loads):.3f}" if loads else ""
     left = f", {tqdm.format_interval((total - row['step']) / rate)} left" if rate else ""
     return (
         f"step {row['step']}/{total}: loss {row['loss']:.4f}, nll {row['nll']:.4f}, lr {row['lr']:.2e}, "
-        f"gradient norm {row['grad_norm']:.3f}{experts}{speed}{mfu}{left}"
+        f"gradient norm {row['grad_norm']:.3f}{experts}{''.join(rewards)}{speed}{mfu}{left}"
     )
 
 
@@ -201,6 +205,12 @@ def evaluation_line(row: Mapping[str, Any]) -> str:
         shown = [name for name in row if f"{name}_stderr" in row and row[name] is not None]
         found = ", ".join(f"{name} {row[name]:,.6g}{_error(row, name)}" for name in shown)
         return f"step {row['step']}: {row['task']} {found} over {row['tokens']:,} tokens"
+    if "margin" in row:
+        margin = "" if row["margin"] is None else f", margin {row['margin']:.4f}"
+        return (
+            f"step {row['step']}: validation loss {row['loss']:.4f}, accuracy {row['accuracy']:.2%}{margin} over "
+            f"{row['examples']:,} examples"
+        )
     bits = f", {row['bits_per_byte']:.4f} bits per byte" if row["bits_per_byte"] is not None else ""
     return (
         f"step {row['step']}: validation nll {row['nll']:.4f}, perplexity {row['perplexity']:.2f}{bits}, "
