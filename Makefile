@@ -36,7 +36,7 @@ LINK = mkdir -p $(1)/src && ln -sfn "$(CURDIR)" $(1)/src/gpt_mesh && $(1)/bin/py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-slow test-all test-tpu test-peers test-beam test-browser test-loggers test-notebooks test-wheel tpu-env peers-env beam-env audit lint types docs docs-check lock clean
+.PHONY: help venv demo demo-chat test test-slow test-all test-tpu test-peers test-beam test-browser test-loggers test-notebooks test-wheel tpu-env peers-env beam-env audit lint types docs docs-check lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -46,6 +46,9 @@ venv: $(RUNTIME)  ## make .venv with the locked versions
 
 demo: $(RUNTIME)  ## train and sample a small model on this machine
 	$(BIN)/python -m examples.demo
+
+demo-chat: $(RUNTIME)  ## after make demo: tune its model to answer questions
+	$(BIN)/python -m examples.demo_chat
 
 test: $(DEV)  ## quick tests
 	$(PYTEST) -m "not slow and not peers and not beam and not browser and not loggers and not notebooks and not wheel"

@@ -36,15 +36,17 @@ def short(path: Path | str) -> str:
     return str(path) if inside.startswith("..") else inside
 
 
-def run(script: str, *arguments: str | Path) -> None:
-    """Show a command, run it in the repository, and end the program with its status if that is not 0.
+def run(script: str, *arguments: str | Path, output: Path | None = None) -> None:
+    """Show a command, run it in the repository, and end the program with its status if that is not 0. `output`: the
+    file that its standard output goes to.
 
     Ctrl-C and SIGTERM reach the command, which may have something to save; then the program ends too.
     """
     words = [short(sys.executable), script, *(short(a) if isinstance(a, Path) else a for a in arguments)]
-    say(f"$ {_wrapped(words)}")
+    say(f"$ {_wrapped(words)}" + (f" > {short(output)}" if output else ""))
     before = signal.signal(signal.SIGTERM, _raise_exit)
-    child = subprocess.Popen(words, cwd=REPOSITORY)
+    stdout = None if output is None else output.open("w")
+    child = subprocess.Popen(words, cwd=REPOSITORY, stdout=stdout)
     try:
         status = child.wait()
     except (KeyboardInterrupt, SystemExit) as stop:
@@ -54,6 +56,8 @@ def run(script: str, *arguments: str | Path) -> None:
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
+        if stdout is not None:
+            stdout.close()
     if status:
         sys.exit(status if status > 0 else 128 - status)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import lzma
 import math
+import re
 import subprocess
 import sys
 import sysconfig
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from examples import baselines, demo
+from examples import baselines, demo, demo_chat
 from examples.layout import Demo, set_up
 from examples.screen import REPOSITORY, run, table
 from examples.standard_library import HELD_OUT_SHARE, Source, find_sources, repeated_share, split, write
@@ -154,6 +155,31 @@ class TestTraining:
         assert commands == [("main.py", "--model", it.config, "--eval")]
 
 
+class TestPairs:
+    def test_questions_and_answers_come_from_docstrings(self):
+        text = b'''
+def first(x):
+    """Return the first item,
+    whatever it is. Then more.
+
+    A paragraph."""
+
+def _hidden():
+    """This one is nobody's business."""
+
+def without(): pass
+
+def terse():
+    """Short."""
+'''
+        found = list(demo_chat.pairs([Source("json/tool.py", text), Source("bad.py", b"def (")]))
+        assert found == [("What does json.tool.first do?", "Return the first item, whatever it is.")]
+
+    def test_without_a_trained_model_it_says_what_to_do(self, tmp_path, capsys):
+        assert demo_chat.main(["--smoke", "--output", str(tmp_path)]) == 1
+        assert "holds no trained model; run `make demo` first" in capsys.readouterr().err
+
+
 class TestScreen:
     def test_a_failed_command_ends_the_program_with_its_status(self, capfd):
         with pytest.raises(SystemExit) as stop:
@@ -207,6 +233,14 @@ def test_from_text_to_curves_and_again_from_what_is_there(tmp_path):
     for command in ("data/train_tokenizer.py", "data/create_tfrecords.py", "main.py"):
         assert command in first
     assert "import os\n\n\nclass" in first  # the prompt, and on from there
+
+    chat = subprocess.run(
+        [sys.executable, "-m", "examples.demo_chat", "--smoke", "--output", str(folder)], cwd=REPOSITORY,
+        capture_output=True, text=True, timeout=500, check=False,
+    )  # fmt: skip
+    assert chat.returncode == 0, chat.stderr
+    before, after = map(float, re.findall(r"^(?:before|after) +(\d+\.\d+)$", chat.stdout, re.MULTILINE))
+    assert after < before and "  docstring: " in chat.stdout
 
     for path in folder.glob("model.ckpt-40*"):  # as if interrupted before the end
         path.unlink()
