@@ -86,6 +86,8 @@ def train(
             with `loss_mask` or `labels`, as a Hugging Face dataset yields them. Of an iterator only as much is read as
             the steps take. Rows of n_ctx + 1 ids are samples as they are; other documents are joined, with an
             end-of-text token between them, and windows are drawn from that.
+            With `objective="dpo"`, "kto" or "reward": preferences, as rows with `prompt`, `chosen` and `rejected`, or
+            `prompt`, `completion` and `label`.
         eval_data: the same, held out: it is evaluated after each checkpoint.
         tokenizer: of the texts: a path, a name on the Hugging Face hub, or an object of tokenizers or transformers.
             Default: the config's, or else one of the texts' characters.
@@ -172,7 +174,8 @@ def evaluate(
 
     Returns:
         `step`, and the task's metrics with their standard errors. For "validation": `nll` (nats per token),
-        `nll_stderr`, `perplexity`, `bits_per_byte` (None without a tokenizer), `accuracy`, `tokens`, `bytes`.
+        `nll_stderr`, `perplexity`, `bits_per_byte` (None without a tokenizer), `accuracy`, `tokens`, `bytes`; of
+        preferences `loss`, `nll`, `accuracy`, `margin`, `examples`.
 
     Raises:
         InputError: there is no checkpoint, no held-out text, or the task's file is missing.

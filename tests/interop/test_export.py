@@ -24,8 +24,9 @@ from gpt_mesh.errors import InputError
 from gpt_mesh.interop import export_model as exporting
 from gpt_mesh.interop.export_model import export_model
 from gpt_mesh.interop.huggingface import main
+from gpt_mesh.interop.weights import HuggingFaceWeights
 from gpt_mesh.training import report
-from tests.support.models import tiny_config
+from tests.support.models import LLAMA, tiny_config
 from tests.support.runs import Workspace, random_checkpoint, weights
 
 Command = Callable[..., tuple[int, str]]
@@ -156,6 +157,25 @@ def test_files_are_no_larger_than_asked(tmp_path: Path, command: Command) -> Non
     assert joined.keys() == whole.keys() and all((joined[name] == whole[name]).all() for name in whole)
 
 
+@pytest.mark.parametrize("family", ["gpt_neo", "llama"])
+def test_a_reward_model_goes_and_comes_back(workspace: Workspace, tmp_path: Path, family: str) -> None:
+    shape = {} if family == "gpt_neo" else {**LLAMA, "attention_types": [[["global"], 2]], "scale_attn_weights": True}
+    path = workspace.config(f"reward_{family}", **shape, objective="reward", n_embd=16, n_vocab=320)
+    config = load_config(str(path))
+    checkpoint = random_checkpoint(tmp_path / "run", config)
+    export_model(config, checkpoint, str(tmp_path / "out"))
+    values = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert values["architectures"] == [{"gpt_neo": "GPTNeo", "llama": "Llama"}[family] + "ForSequenceClassification"]
+    assert values["id2label"] == {"0": "reward"}
+    found, ours = load_file(tmp_path / "out" / "model.safetensors"), weights(Path(checkpoint))
+    np.testing.assert_array_equal(found["score.weight"], ours["gpt2/reward"])
+    assert "lm_head.weight" not in found
+    back = HuggingFaceWeights(str(tmp_path / "out"))
+    assert back.architecture.reward_head
+    assert all(np.array_equal(back.read(name), ours[name]) for name in back.shapes)
+    assert {*back.shapes} == {*ours} - {"global_step"}
+
+
 BEYOND: list[tuple[str, dict[str, Any]]] = [
     ("axial_pos_emb", {"axial_pos_emb": [4, 4]}),
     ("pos_emb", {"rotary_emb": True}),
@@ -196,7 +216,7 @@ BEYOND: list[tuple[str, dict[str, Any]]] = [
 # What it can be, by the names of the keys.
 EXPRESSED = {
     "n_layer", "n_head", "n_embd", "n_ctx", "n_vocab", "n_positions", "local_attention_radius", "no_weight_tie",
-    "norm_epsilon", "intermediate_size",
+    "norm_epsilon", "intermediate_size", "reward_head",
 }  # fmt: skip
 
 

@@ -136,8 +136,7 @@ def test_a_reward_is_read_at_the_last_learned_token() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["sigmoid", "reward"])
-def test_layouts_and_microbatches_change_nothing(case: str) -> None:
+def test_layouts_and_microbatches_change_nothing() -> None:
     variants: dict[str, dict[str, Any]] = {
         "plain": {},
         "microbatches": {"tokens_per_mb_per_replica": 32, "recompute_grad": True},
@@ -146,7 +145,7 @@ def test_layouts_and_microbatches_change_nothing(case: str) -> None:
     }
     told = {}
     for variant, keys in variants.items():
-        engine = engine_of(**CASES[case], **keys)
+        engine = engine_of(**CASES["sigmoid"], **keys)
         pairs = [random_pairs(engine.config, seed) for seed in range(2)]
         told[variant] = [{name: float(x) for name, x in engine.train_step(batch).items()} for batch in pairs][1]
     for variant, found in told.items():

@@ -99,9 +99,9 @@ def test_preferences_are_learned(base: Path, tmp_path: Path, objective: str) -> 
 @pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_bits(base: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    learn(base, "dpo", whole, train_steps=6, lr_decay_end=6)
-    learn(base, "dpo", parts, train_steps=3, lr_decay_end=6)
-    learn(base, "dpo", parts, train_steps=6, lr_decay_end=6)
+    learn(base, "dpo", whole, train_steps=6, lr_decay_end=6, eval_steps=0)
+    learn(base, "dpo", parts, train_steps=3, lr_decay_end=6, eval_steps=0)
+    learn(base, "dpo", parts, train_steps=6, lr_decay_end=6, eval_steps=0)
     found, wanted = (dict(checkpoints.values(f"{folder}/model.ckpt-6")) for folder in (parts, whole))
     assert any(name.startswith("reference/gpt2/") for name in wanted)
     assert found.keys() == wanted.keys()
