@@ -181,7 +181,7 @@ def compare_trained(
     for number, ((family, shape), model) in enumerate(zip(rows, models, strict=True)):
         ours, wanted = model.logits(np.array(TOKENS)), answers[f"{number}/logits"]
         np.testing.assert_allclose(ours, wanted, rtol=0, atol=TRAINED_TOLERANCE, err_msg=f"{family} {shape}")
-        assert ours.std() > 1, f"{family} {shape} learned nothing"
+        assert ours.std() > 0.8, f"{family} {shape} learned nothing"
     return answers
 
 
