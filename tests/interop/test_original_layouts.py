@@ -215,7 +215,7 @@ def test_a_tied_gpt_neox(tmp_path: Path) -> None:
     [
         {"pos_emb": "learned", "activation": "relu"},
         {"pos_emb": "alibi", "activation": "swiglu", "norm": "rmsnorm", "use_bias_in_mlp": False},
-        {"pos_emb": "rotary", "mlp_type": "llama", "activation": "silu", "norm": "rmsnorm", "rms_norm_epsilon": 1e-6},
+        {"pos_emb": "rotary", "mlp_type": "llama", "activation": "silu", "norm": "rmsnorm", "rms_norm_epsilon": 1e-7},
         {"pos_emb": "none", "activation": "swiglu", "num_kv_heads": 2, "norm": "scalenorm"},
         {"pos_emb": "rotary", "rotary_pct": 0.5, "activation": "swiglu", "gpt_j_residual": True, "gpt_j_tied": True},
     ],

@@ -30,7 +30,9 @@ OPTIMIZER = {"lr": 0.003, "warmup_steps": 10, "weight_decay": 0.1, "gradient_cli
 TOLERANCES = {"lr": 1e-6, "loss": 1e-5, "nll": 1e-5, "grad_norm": 1e-4}  # relative, at each step
 # Padding has no gradient in the embeddings of transformers, and its balance loss is one over all layers.
 SHORT = {"max_position_embeddings": 32, "pad_token_id": None, "router_aux_loss_coef": 0.0}
-FAMILY_TOLERANCES = {"lr": 1e-6, "loss": 1e-4, "nll": 1e-4}
+FAMILIES_COMPARED = [  # relative; rounding may give a token of a mixture another expert
+    ("llama", "grouped", 1e-5), ("gpt_neox", "parallel", 1e-5), ("mixtral", "plain", 1e-4),
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,14 @@ def assert_same(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], tole
     assert theirs["nll"][-10:].mean() < theirs["nll"][0] - 1
 
 
-@pytest.mark.parametrize(("family", "shape"), [("llama", "grouped"), ("gpt_neox", "parallel"), ("mixtral", "plain")])
-def test_a_family_has_the_same_losses(workspace: Workspace, tmp_path: Path, family: str, shape: str) -> None:
+@pytest.mark.parametrize(("family", "shape", "tolerance"), FAMILIES_COMPARED)
+def test_a_family_has_the_same_losses(
+    workspace: Workspace, tmp_path: Path, family: str, shape: str, tolerance: float
+) -> None:
     keys = ARCHITECTURES[family].read(FAMILIES[family][shape] | SHORT, family)
-    training = {"train_batch_size": 8, "train_steps": STEPS, **OPTIMIZER}
+    training = {"train_batch_size": 8, "train_steps": STEPS, **OPTIMIZER, "lr": 0.002}
     others = {"embed_dropout": 0, "attention_types": None}
     start = Start.of(workspace.config(f"torch_{family}", **{**others, **keys, **training}), tmp_path)
     export_model(start.config, start.checkpoint, str(tmp_path / "model"), architecture=family)
-    assert_same(start.ours(), start.theirs(tmp_path, folder=str(tmp_path / "model")), FAMILY_TOLERANCES)
+    tolerances = {"lr": 1e-6, "loss": tolerance, "nll": tolerance}
+    assert_same(start.ours(), start.theirs(tmp_path, folder=str(tmp_path / "model")), tolerances)
