@@ -28,7 +28,7 @@ class Account:
     dropped_tokens: Counter[str] = field(default_factory=Counter)
 
     def read(self, tokens: int, size: int) -> None:
-        """Count a document of so many tokens, of `size` bytes of text."""
+        """Count a document: the number of its tokens, and of its bytes of text."""
         self.documents_read += 1
         self.tokens_read += tokens
         self.bytes_read += size

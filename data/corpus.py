@@ -109,9 +109,8 @@ class Corpus:
         return [next(raw if alone else parsed) for alone in of_ids]
 
     def without_final(self, token: int) -> Corpus:
-        """The same documents, but for `token` at the end of those of a file of ids alone where it ends all of them, as
-        Megatron's --append-eod makes it: what joins documents puts one between them itself. Up to _ENDS_READ of a
-        file's documents tell.
+        """Documents with a trailing `token` removed, if every document of an ids-only file ends with it, as after
+        Megatron's --append-eod: joining documents puts one between them. Up to _ENDS_READ documents of a file are read.
         """
         lengths = self.lengths.copy()
         for file in (number for number, dtype in enumerate(self.dtypes) if dtype):
@@ -126,8 +125,7 @@ class Corpus:
         return dataclasses.replace(self, lengths=lengths)
 
     def without_empty(self) -> Corpus:
-        """The same documents, but for those of files of ids alone that hold no token: Megatron's preprocessing writes
-        them where there was no text, and none of its data can be written again here."""
+        """Documents without the empty ones of ids-only files, which Megatron's preprocessing writes for empty texts."""
         kept = (self.lengths > 0) | ~self.of_ids(np.arange(len(self)))
         return dataclasses.replace(
             self,
@@ -150,7 +148,7 @@ def _by_file(files: Ints) -> list[tuple[int, Ints]]:
 
 
 def _read_all(requests: Sequence[tuple[str, Ints, NDArray]]) -> list[bytes]:
-    """Bytes of files: for each path, at these offsets so many."""
+    """Bytes of files, for each path at these offsets, of these sizes."""
     if not any(storage.is_url(path) for path, _, _ in requests):
         return [record for request in requests for record in read_records(*request)]
     # A read from a bucket waits tens of milliseconds on the network; many at once hide that.

@@ -42,7 +42,7 @@ class Mixture:
         self.block = block
         self.quotas = block_quotas(weights, block)
         self._seed = seed
-        # Consecutive batches lie in one block or two; more only matters to a reader that jumps about.
+        # Consecutive batches touch one or two blocks; more are only needed for random access.
         self._order = functools.lru_cache(maxsize=4)(self._compute_order)
 
     def locate(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -119,7 +119,7 @@ class PackedWindows:
 
 
 def _covered(rows: Ints, columns: Ints, lengths: Ints, shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Which places of an array of that shape lie in one of the pieces."""
+    """Boolean mask of that shape: True inside the pieces."""
     steps = np.zeros((shape[0], shape[1] + 1), np.int64)
     np.add.at(steps, (rows, columns), 1)
     np.add.at(steps, (rows, columns + lengths), -1)

@@ -70,7 +70,7 @@ def suggestion(points: Sequence[Point]) -> float | None:
 
 
 def table(points: Sequence[Point], rows: int = 25) -> list[str]:
-    """Rates and losses, at most so many rows."""
+    """Rates and losses as rows, at most that many."""
     every = max(1, -(-len(points) // rows))
     return ["      lr      loss  smoothed", *(
         f"{point.lr:8.1e}  {point.loss:8.4f}  {point.smoothed:8.4f}" for point in points[::every]

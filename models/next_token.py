@@ -1,4 +1,4 @@
-"""Which token comes next: drawn from the scores, by each row's own settings.
+"""Sampling the next token from its logits, with settings for each row.
 
 The order is that of the transformers library: repetition penalty, minimum length, temperature, top-k, top-p.
 """
@@ -21,7 +21,7 @@ class Controls(NamedTuple):
 
     Attributes:
         seeds: int32. A row's draw depends on its own seed and the position alone.
-        temperature: float32; 0: the largest score.
+        temperature: float32; 0: the argmax.
         top_k: int32; 0: all.
         top_p: float32 in (0, 1].
         penalty: float32, of tokens that the row has already; 1: none.
@@ -55,14 +55,14 @@ def choose(
     """
     penalty = controls.penalty[:, None]
     penalised = tf.where(logits > 0, logits / penalty, logits * penalty)
-    scores = tf.where(tf.logical_and(seen, tf.not_equal(penalty, 1.0)), penalised, logits)
+    logits = tf.where(tf.logical_and(seen, tf.not_equal(penalty, 1.0)), penalised, logits)
     if eos_ids:
         early = (position + 1 < controls.min_length)[:, None]
         is_end = is_any(tf.range(logits.shape[-1]), eos_ids)[None, :]
-        scores = tf.where(tf.logical_and(early, is_end), tf.constant(-float("inf"), scores.dtype), scores)
+        logits = tf.where(tf.logical_and(early, is_end), tf.constant(-float("inf"), logits.dtype), logits)
     draws = controls.temperature > 0
-    drawn = _if_any(draws, lambda: _draw(scores, position, controls), lambda: scores)
-    return tf.argmax(tf.where(draws[:, None], drawn, scores), -1, output_type=tf.int32)
+    drawn = _if_any(draws, lambda: _draw(logits, position, controls), lambda: logits)
+    return tf.argmax(tf.where(draws[:, None], drawn, logits), -1, output_type=tf.int32)
 
 
 def is_any(tokens: tf.Tensor, ids: tuple[int, ...]) -> tf.Tensor:
@@ -70,54 +70,54 @@ def is_any(tokens: tf.Tensor, ids: tuple[int, ...]) -> tf.Tensor:
     return functools.reduce(tf.logical_or, [tf.equal(tokens, one) for one in ids])
 
 
-def _draw(scores: tf.Tensor, position: tf.Tensor, controls: Controls) -> tf.Tensor:
-    """Scores [batch, vocab] with temperature, filters and noise: the largest of a row is a draw from it."""
-    heat = tf.where(controls.temperature > 0, controls.temperature, 1.0)[:, None]
-    # Less the maximum, which changes nothing but that a very small temperature gives no infinity less infinity. What
-    # may not be drawn stays so at any temperature.
-    heated = (scores - tf.reduce_max(scores, -1, keepdims=True)) / heat
-    scores = tf.where(tf.equal(scores, -float("inf")), scores, heated)
+def _draw(logits: tf.Tensor, position: tf.Tensor, controls: Controls) -> tf.Tensor:
+    """Logits [batch, vocab] with temperature, filters and Gumbel noise: the argmax of a row is a sample."""
+    temperature = tf.where(controls.temperature > 0, controls.temperature, 1.0)[:, None]
+    # Subtracting the maximum avoids infinity minus infinity at very small temperatures. Tokens that may not be drawn
+    # keep their -inf.
+    scaled = (logits - tf.reduce_max(logits, -1, keepdims=True)) / temperature
+    logits = tf.where(tf.equal(logits, -float("inf")), logits, scaled)
     filters = tf.logical_or(controls.top_k > 0, controls.top_p < 1)
-    scores = _if_any(filters, lambda: keep_likeliest(scores, controls.top_k, controls.top_p), lambda: scores)
+    logits = _if_any(filters, lambda: keep_likeliest(logits, controls.top_k, controls.top_p), lambda: logits)
     sparse = controls.sparse > 0
-    # -inf, which never wins, where the probability is 0
-    scores = _if_any(
-        sparse, lambda: tf.where(sparse[:, None], tf.math.log(entmax.probabilities(scores)), scores), lambda: scores
+    # -inf, which is never drawn, where the probability is 0
+    logits = _if_any(
+        sparse, lambda: tf.where(sparse[:, None], tf.math.log(entmax.probabilities(logits)), logits), lambda: logits
     )
-    u = uniform([1, scores.shape[-1]], (0, 0), [0, 1], mixed_key(controls.seeds, position)[:, None])
+    u = uniform([1, logits.shape[-1]], (0, 0), [0, 1], mixed_key(controls.seeds, position)[:, None])
     # Gumbel noise is the negative log of an exponential draw, which log1p makes exactly where it is small; in (0, inf).
     exponential = -tf.math.log1p(-tf.minimum(u + 2.0**-25, 1.0 - 2.0**-24))
-    return scores - tf.cast(tf.math.log(exponential), scores.dtype)
+    return logits - tf.cast(tf.math.log(exponential), logits.dtype)
 
 
-def keep_likeliest(scores: tf.Tensor, top_k: tf.Tensor, top_p: tf.Tensor) -> tf.Tensor:
-    """`scores` [batch, vocab], -inf where a token is not among the `top_k` largest (0: all), or not among the fewest of
-    those that together have probability `top_p`. Tokens that tie with the last that is kept are kept too.
+def keep_likeliest(logits: tf.Tensor, top_k: tf.Tensor, top_p: tf.Tensor) -> tf.Tensor:
+    """`logits` [batch, vocab], -inf for tokens outside the `top_k` largest (0: all) or outside the smallest set of them
+    with total probability `top_p`. Tokens that tie with the last one kept are kept too.
     """
-    order = _ordered(scores)
-    most = tf.where(top_k > 0, tf.minimum(top_k, scores.shape[-1]), scores.shape[-1])
-    kept = order >= _threshold(order, tf.ones_like(scores), tf.cast(most, scores.dtype))[:, None]
-    shares = tf.nn.softmax(tf.where(kept, scores, -float("inf")))
-    mass = tf.maximum(tf.cast(top_p, scores.dtype), LEAST_MASS)
+    order = _ordered(logits)
+    most = tf.where(top_k > 0, tf.minimum(top_k, logits.shape[-1]), logits.shape[-1])
+    kept = order >= _threshold(order, tf.ones_like(logits), tf.cast(most, logits.dtype))[:, None]
+    shares = tf.nn.softmax(tf.where(kept, logits, -float("inf")))
+    mass = tf.maximum(tf.cast(top_p, logits.dtype), LEAST_MASS)
     in_mass = order >= _threshold(order, shares, mass)[:, None]
     kept = tf.logical_and(kept, tf.logical_or(in_mass, (top_p >= 1)[:, None]))
-    return tf.where(kept, scores, tf.constant(-float("inf"), scores.dtype))
+    return tf.where(kept, logits, tf.constant(-float("inf"), logits.dtype))
 
 
-def _ordered(scores: tf.Tensor) -> tf.Tensor:
-    """int32 that compare as the float32 scores do."""
-    bits = tf.bitcast(tf.cast(scores, tf.float32) + 0.0, tf.int32)  # -0.0 + 0.0 is 0.0
+def _ordered(logits: tf.Tensor) -> tf.Tensor:
+    """int32 that compare like the float32 logits."""
+    bits = tf.bitcast(tf.cast(logits, tf.float32) + 0.0, tf.int32)  # -0.0 + 0.0 is 0.0
     return tf.where(bits < 0, tf.bitwise.bitwise_xor(bits, tf.int32.max), bits)
 
 
 def _threshold(order: tf.Tensor, weights: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
-    """The largest number [batch] such that the weights of the entries from it on reach `target`.
+    """The largest number [batch] such that the weights of entries at or above it sum to at least `target`.
 
-    Bit by bit: 32 sums over the row, where sorting 50,257 scores would take longer than the model does.
+    Bit by bit: 32 sums over the row, while sorting 50,257 logits would take longer than the model.
     """
 
     def step(i: tf.Tensor, found: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        more = found + tf.bitwise.left_shift(1, 31 - i)  # wraps around from the least number, at first to 0
+        more = found + tf.bitwise.left_shift(1, 31 - i)  # wraps around from the smallest number, at first to 0
         mass = tf.reduce_sum(tf.where(order >= more[:, None], weights, tf.zeros_like(weights)), -1)
         return i + 1, tf.where(mass >= target, more, found)
 

@@ -100,7 +100,7 @@ class Text:
 
 
 class Answer:
-    """A response in the form of completions: the fields that all of its parts share, and how a text is told."""
+    """A response in the form of completions: the fields shared by all of its parts, and the form of a choice."""
 
     prefix, whole_object, part_object = "cmpl", "text_completion", "text_completion"
 

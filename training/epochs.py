@@ -11,7 +11,7 @@ from gpt_mesh.training.ramp import stages
 
 
 def with_epochs(config: Config, epochs: float, setter: str = "--epochs") -> Config:
-    """`config` with as many `train_steps` as read all tokens of its data so many times.
+    """`config` with `train_steps` set to the number of steps in that many epochs of its data.
 
     Where windows are drawn at random, that many tokens are read, some of them more often than others.
 
@@ -26,7 +26,7 @@ def with_epochs(config: Config, epochs: float, setter: str = "--epochs") -> Conf
 
 
 def steps_of(config: Config, samples: int) -> int:
-    """The number of steps that take at least so many samples, and at least 1."""
+    """The number of steps that read at least that many samples, at least 1."""
     step = 0
     for size, end in stages(config):
         wanted = step + math.ceil(samples / size)

@@ -1,4 +1,4 @@
-"""What a program that trains is told while training runs."""
+"""Events that training reports to the program that called it."""
 
 from __future__ import annotations
 
