@@ -103,7 +103,9 @@ def _downloaded(folder: Path) -> None:
     if not (folder / "gpt-neo-125m").exists():
         tokenizer = folder / "my_data" / "byte-level-bpe.tokenizer.json"
         n_vocab = json.loads((folder / "configs" / "my_model.json").read_text())["n_vocab"]
-        hugging_face.write_folder(folder / "gpt-neo-125m", tokenizer, vocab_size=n_vocab)
+        hugging_face.write_folder(
+            folder / "gpt-neo-125m", tokenizer, vocab_size=n_vocab, max_position_embeddings=64
+        )
 
 
 def _tuned(folder: Path) -> None:
@@ -244,6 +246,8 @@ def guided(checkout: Path) -> Path:
     return checkout
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_guide_and_the_example(guided: Path) -> None:
     rows = (guided / "runs" / "my_model" / "eval.jsonl").read_text().splitlines()
     assert json.loads(rows[0])["step"] == 4

@@ -67,6 +67,7 @@ def test_every_pair_of_features_trains_restores_and_decodes(number):
 
 @settings(always_the_same, max_examples=300)
 @given(values=random_configs.configs())
+@pytest.mark.slow
 def test_no_combination_of_features_is_refused(values):
     found = accepted(values)
     if isinstance(found, InputError):  # but for sizes that a layout does not divide

@@ -61,6 +61,7 @@ def test_a_damaged_library_is_compiled_again(tmp_path: Path, monkeypatch: pytest
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_another_compiler_header_or_owner_is_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPT_MESH_CACHE", str(tmp_path))
     header = tmp_path / "c_api.h"
