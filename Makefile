@@ -62,7 +62,7 @@ test-all: $(DEV) $(PEERS) $(BEAM)  ## every test but the browser's, the loggers'
 test-tpu: $(TPU)  ## the tests marked tpu_env, under TensorFlow 2.15 (TPUEstimator)
 	$(TPU_VENV)/bin/python $(PIP_INSTALL) -r requirements-dev.lock
 	$(TPU_VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile -m "tpu_env and not exhaustive" \
-	    --ignore=tests/serving --ignore=tests/data
+	    $$(grep -rl tpu_env tests --include='test_*.py')
 
 test-peers: $(DEV) $(PEERS)  ## the tests marked peers, against Hugging Face and PyTorch
 	PEERS_VENV=$(PEERS_VENV) $(PYTEST) -m peers
