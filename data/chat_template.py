@@ -17,14 +17,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gpt_mesh.config import DatasetConfig
 from gpt_mesh.data.encoders import Encoder
 from gpt_mesh.data.tokenizer_errors import library_errors
 from gpt_mesh.data.tokenizer_folders import read_object, read_text
 from gpt_mesh.errors import InputError, shown
 from gpt_mesh.storage import files as storage
+
+if TYPE_CHECKING:  # encoding, also on machines that have nothing else of this project, does without configs
+    from gpt_mesh.config import DatasetConfig
 
 Message = Mapping[str, Any]
 """`role`, such as "user" or "assistant", and `content`."""

@@ -106,7 +106,7 @@ def user(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Environment:
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_text("raise AssertionError('a module of the user was imported')\n")
     (home / "texts").mkdir()
-    for name in ("argparse", "textwrap", "shlex", "heapq", "random", "tarfile", "zipfile", "inspect", "ast", "typing"):
+    for name in ("argparse", "textwrap", "shlex", "heapq", "random", "tarfile", "shutil", "inspect", "ast", "typing"):
         shutil.copy(Path(sysconfig.get_paths()["stdlib"]) / f"{name}.py", home / "texts" / f"{name}.txt")
     (home / "configs").mkdir()
     (home / "configs" / "tiny.json").write_text(json.dumps(TINY))
